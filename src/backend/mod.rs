@@ -1,0 +1,1 @@
+//! The operations a forward pass needs, as one trait.

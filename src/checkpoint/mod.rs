@@ -1,0 +1,1 @@
+//! Hugging Face checkpoint folders: config.json, safetensors, tokenizer files.

@@ -1,0 +1,1 @@
+//! Sequences, batches, the prefill/decode loop and its stop rules.

@@ -1,0 +1,1 @@
+//! Matmul tiles, attention, norm, RoPE, activation: each algorithm once, generic over ISA and format.

@@ -1,0 +1,1 @@
+//! Hyper-parameters, bound weights, KV cache and the forward pass.

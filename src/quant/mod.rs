@@ -1,0 +1,1 @@
+//! Block formats: one file a family, with layout, encoding, scalar decoding and SIMD unpacking; and the recipes.

@@ -1,0 +1,1 @@
+//! GGUF (or checkpoint) to a quantized GGUF.

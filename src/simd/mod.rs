@@ -1,0 +1,1 @@
+//! ISA tokens and the operations they offer; imports nothing.

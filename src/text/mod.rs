@@ -1,0 +1,1 @@
+//! Tokenizer, chat template, sampler: pure, no I/O.
