@@ -22,3 +22,5 @@ pub mod error;
 pub mod gguf;
 
 pub use error::{Error, Result};
+
+pub mod fs;

@@ -5,3 +5,6 @@
 mod tensor_type;
 
 pub use tensor_type::TensorType;
+
+/// An opened GGUF model.
+pub struct Gguf {}
