@@ -12,6 +12,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::Error;
 
 mod argv;
+mod input;
 mod logits;
 mod model;
 mod run;

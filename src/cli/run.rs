@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::Instant;
 
-use crate::cli::model;
+use crate::cli::{input, model};
 use crate::engine::generate::Live;
 use crate::engine::{Engine, EngineOptions};
 use crate::text::{ChatTemplate, Message, Special, Tokenizer};
@@ -21,19 +21,19 @@ use session::Session;
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let start = Instant::now();
-    let input = Input::read(&args.prompt)?;
+    let texts = Texts::read(&args.prompt)?;
     let kv_type = args.machine.kv_type()?;
     let terminal = std::io::stdin().is_terminal();
     // Nothing in the model can change this verdict, so it need not be loaded first.
-    input.circumstances(&args.prompt, terminal, true, false).mode()?;
+    texts.circumstances(&args.prompt, terminal, true, false).mode()?;
 
     let gguf = model::open(&args.model)?;
     let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
     let template = ChatTemplate::from_gguf(gguf.metadata())?;
-    let plain = input.prompt.as_deref().unwrap_or_default();
+    let plain = texts.prompt.as_deref().unwrap_or_default();
     let ids = tokenizer.encode(plain, Special::Parse);
     let controlled = ids.iter().any(|&id| tokenizer.is_control(id));
-    let mode = input.circumstances(&args.prompt, terminal, template.is_some(), controlled).mode()?;
+    let mode = texts.circumstances(&args.prompt, terminal, template.is_some(), controlled).mode()?;
 
     if args.machine.gpu_layers.is_some_and(|layers| layers != args::GpuLayers::Count(0)) {
         eprintln!("phi: there is no GPU backend in this version; the CPU does all the work");
@@ -51,7 +51,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         session.describe(mode, &args.model);
     }
 
-    let system = input.system;
+    let system = texts.system;
     match (mode, template) {
         (Mode::Raw, _) | (_, None) => {
             if system.is_some() {
@@ -60,7 +60,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             session.once(plain, &with_bos(ids, &tokenizer))
         }
         (Mode::Once, Some(template)) => {
-            let question = match input.prompt {
+            let question = match texts.prompt {
                 Some(prompt) => prompt,
                 None => match conversation::ask_once()? {
                     Some(line) => line,
@@ -72,33 +72,33 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             session.once(&question, &ids)
         }
         (Mode::Conversation, Some(template)) => {
-            conversation::hold(&mut session, &template, system, input.prompt, terminal)
+            conversation::hold(&mut session, &template, system, texts.prompt, terminal)
         }
     }
 }
 
 /// The texts that the command line, files and stdin give.
-struct Input {
+struct Texts {
     prompt: Option<String>,
     system: Option<String>,
 }
 
-impl Input {
+impl Texts {
     fn read(args: &args::PromptArgs) -> anyhow::Result<Self> {
         let here = !args.no_escape;
         let prompt = match (&args.prompt, &args.file) {
-            (Some(text), _) => Some(prompt::escaped(text, here)?.into_owned()),
-            (None, Some(path)) => Some(prompt::escaped(&prompt::read_file(path)?, args.escape)?.into_owned()),
+            (Some(text), _) => Some(input::escaped(text, here)?.into_owned()),
+            (None, Some(path)) => Some(input::escaped(&input::read_file(path)?, args.escape)?.into_owned()),
             // In a conversation the lines of stdin are the questions.
             (None, None) if args.conversation && !args.single_turn => None,
-            (None, None) => match prompt::read_stdin()? {
-                Some(text) => Some(prompt::escaped(&text, args.escape)?.into_owned()),
+            (None, None) => match input::read_stdin()? {
+                Some(text) => Some(input::escaped(&text, args.escape)?.into_owned()),
                 None => None,
             },
         };
         let system = match (&args.system_prompt, &args.system_prompt_file) {
-            (Some(text), _) => Some(prompt::escaped(text, here)?.into_owned()),
-            (None, Some(path)) => Some(prompt::escaped(&prompt::read_file(path)?, args.escape)?.into_owned()),
+            (Some(text), _) => Some(input::escaped(text, here)?.into_owned()),
+            (None, Some(path)) => Some(input::escaped(&input::read_file(path)?, args.escape)?.into_owned()),
             (None, None) => None,
         };
         Ok(Self { prompt: prompt.filter(|text| !text.is_empty()), system })

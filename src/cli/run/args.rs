@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, ValueEnum};
 
-use crate::cli::model::ModelArgs;
+use crate::cli::model::{CacheType, ModelArgs};
 use crate::gguf::TensorType;
 use crate::text::SamplerOptions;
 use crate::{Error, Result};
@@ -185,22 +185,6 @@ pub enum When {
     On,
     Off,
     Auto,
-}
-
-/// Element type of the KV cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CacheType {
-    F16,
-    F32,
-}
-
-impl From<CacheType> for TensorType {
-    fn from(kind: CacheType) -> Self {
-        match kind {
-            CacheType::F16 => Self::F16,
-            CacheType::F32 => Self::F32,
-        }
-    }
 }
 
 /// How many layers to put on a GPU.

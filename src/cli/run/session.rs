@@ -7,8 +7,9 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::args::{Args, When};
-use super::prompt::{self, Mode};
+use super::prompt::Mode;
 use super::timings::Timings;
+use crate::cli::input;
 use crate::cli::model::ModelArgs;
 use crate::cli::signal::Watch;
 use crate::engine::generate::{Answer, Decoder, Event, Live, Request, Spelling, Stop, generate};
@@ -44,7 +45,7 @@ impl<'a> Session<'a> {
         let ends = (0..tokenizer.vocab_size() as u32).filter(|&id| tokenizer.is_eog(id));
         let unescape = !args.prompt.no_escape;
         let stops = args.sampling.reverse_prompt.iter();
-        let stops = stops.map(|text| Ok(prompt::escaped(text, unescape)?.into_owned())).collect::<Result<_>>()?;
+        let stops = stops.map(|text| Ok(input::escaped(text, unescape)?.into_owned())).collect::<Result<_>>()?;
         Ok(Self {
             sampler: Sampler::new(args.sampling.options(ends, context), vocabulary)?,
             live,
