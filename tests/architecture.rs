@@ -287,5 +287,9 @@ fn the_checker_sees_what_it_should() {
     let found: Vec<_> = found.iter().map(String::as_str).collect();
     assert_eq!(found, ["engine", "error", "gguf", "kernel", "quant", "text"]);
     assert!(check("model", "kernel").is_ok() && check("model", "gguf").is_ok());
-    assert!(check("model", "engine").is_err() && check("gguf", "quant").is_err() && check("simd", "error").is_err());
+    assert!(
+        check("model", "engine").is_err()
+            && check("gguf", "quant").is_err()
+            && check("simd", "error").is_err()
+    );
 }

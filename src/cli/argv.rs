@@ -109,7 +109,9 @@ mod tests {
         let cli = Cli::command();
         let run = cli.find_subcommand("run").unwrap();
         for (dash, long) in SINGLE_DASH {
-            let known = run.get_arguments().any(|arg| arg.get_long().is_some_and(|name| *long == format!("--{name}")));
+            let known = run
+                .get_arguments()
+                .any(|arg| arg.get_long().is_some_and(|name| *long == format!("--{name}")));
             assert!(known, "{dash} leads to {long}, which `phi run` does not have");
         }
     }

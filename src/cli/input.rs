@@ -33,7 +33,9 @@ pub fn unescape(text: &str) -> Result<String> {
         bytes = &rest[length..];
     }
     String::from_utf8(out).map_err(|_| {
-        Error::Usage(format!("the \\x escapes in {text:?} do not make UTF-8 text (--no-escape takes them literally)"))
+        Error::Usage(format!(
+            "the \\x escapes in {text:?} do not make UTF-8 text (--no-escape takes them literally)"
+        ))
     })
 }
 

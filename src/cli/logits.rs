@@ -67,10 +67,11 @@ struct Input {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let gguf = model::open(&args.model)?;
-    let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
+    let tokenizer = model::tokenizer(&gguf)?;
     let ids = args.input.ids(&tokenizer, !args.no_escape)?;
     let kv_type = TensorType::from(args.cache_type_k);
-    let engine = Engine::new(gguf, EngineOptions { threads: args.threads, kv_type, batch: args.batch_size.max(1) })?;
+    let engine =
+        Engine::new(gguf, EngineOptions { threads: args.threads, kv_type, batch: args.batch_size.max(1) })?;
     check(&ids, &args, &engine)?;
     let positions = positions(&engine, &ids, &args, &tokenizer)?;
     let mut out = BufWriter::new(io::stdout().lock());
@@ -99,7 +100,10 @@ impl Input {
         let path = self.ids_file.as_deref().expect("clap asks for one of the three");
         let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, error))?;
         parse_ids(&text).map_err(|word| {
-            Error::invalid(path, format!("{word:?} is no token id; expected numbers with commas or white space between"))
+            Error::invalid(
+                path,
+                format!("{word:?} is no token id; expected numbers with commas or white space between"),
+            )
         })
     }
 }
@@ -118,11 +122,17 @@ fn check(ids: &[u32], args: &Args, engine: &Engine) -> Result<()> {
         return Err(Error::Usage("there are no tokens to compute: the text or list of ids is empty".into()));
     }
     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
-        return Err(Error::Usage(format!("there is no token {id}: the model has the tokens 0 to {}", vocabulary - 1)));
+        return Err(Error::Usage(format!(
+            "there is no token {id}: the model has the tokens 0 to {}",
+            vocabulary - 1
+        )));
     }
     if args.last == 0 || args.last > ids.len() {
         let count = ids.len();
-        return Err(Error::Usage(format!("--last {} is not between 1 and the {count} tokens there are", args.last)));
+        return Err(Error::Usage(format!(
+            "--last {} is not between 1 and the {count} tokens there are",
+            args.last
+        )));
     }
     Ok(())
 }
@@ -131,7 +141,10 @@ fn check(ids: &[u32], args: &Args, engine: &Engine) -> Result<()> {
 fn positions(engine: &Engine, ids: &[u32], args: &Args, tokenizer: &Tokenizer) -> Result<Vec<Position>> {
     let context = if args.ctx_size == 0 { engine.model_context().max(ids.len()) } else { args.ctx_size };
     if ids.len() > context {
-        return Err(Error::Usage(format!("{} tokens do not fit a context of {context}: give a larger -c", ids.len())));
+        return Err(Error::Usage(format!(
+            "{} tokens do not fit a context of {context}: give a larger -c",
+            ids.len()
+        )));
     }
     let mut sequence = engine.sequence(context)?;
     let watch = Watch::start();
@@ -140,10 +153,12 @@ fn positions(engine: &Engine, ids: &[u32], args: &Args, tokenizer: &Tokenizer) -
     while fed < ids.len() {
         let wanted = (args.last - positions.len()).min(POSITIONS_AT_ONCE);
         let end = ids.len() - args.last + positions.len() + wanted;
-        let mut progress = |_| if watch.stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        let mut progress =
+            |_| if watch.stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let logits = engine.feed(&mut sequence, &ids[fed..end], wanted, &mut progress)?;
         let rows = logits.chunks_exact(engine.vocab_size()).enumerate();
-        positions.extend(rows.map(|(row, logits)| Position::new(end - wanted + row, logits, args.top, tokenizer)));
+        positions
+            .extend(rows.map(|(row, logits)| Position::new(end - wanted + row, logits, args.top, tokenizer)));
         fed = end;
     }
     Ok(positions)
@@ -171,7 +186,7 @@ impl Position {
         let summary = Summary::of(logits, top);
         let candidate = |&id: &u32| {
             let logit = logits[id as usize];
-            let piece = tokenizer.piece(id).unwrap_or_default().to_owned();
+            let piece = tokenizer.piece(id).to_owned();
             Candidate { id, piece, logit, logprob: f64::from(logit) - summary.log_sum }
         };
         let top = summary.top.iter().map(candidate).collect();

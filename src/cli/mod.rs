@@ -77,9 +77,8 @@ pub fn main() -> ExitCode {
 fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut command = Cli::command();
     let arguments = argv::normalize(arguments, &command);
-    let parsed = command
-        .try_get_matches_from_mut(arguments)
-        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed =
+        command.try_get_matches_from_mut(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {

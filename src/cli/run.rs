@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::cli::{input, model};
 use crate::engine::generate::Live;
 use crate::engine::{Engine, EngineOptions};
-use crate::text::{ChatTemplate, Message, Special, Tokenizer};
+use crate::text::{Message, Special, Tokenizer};
 
 mod args;
 mod conversation;
@@ -28,21 +28,23 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     texts.circumstances(&args.prompt, terminal, true, false).mode()?;
 
     let gguf = model::open(&args.model)?;
-    let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
-    let template = ChatTemplate::from_gguf(gguf.metadata())?;
+    let tokenizer = model::tokenizer(&gguf)?;
+    let template = model::chat_template(&gguf)?;
     let plain = texts.prompt.as_deref().unwrap_or_default();
-    let ids = tokenizer.encode(plain, Special::Parse);
-    let controlled = ids.iter().any(|&id| tokenizer.is_control(id));
+    let controlled = tokenizer.holds_control_tokens(plain);
     let mode = texts.circumstances(&args.prompt, terminal, template.is_some(), controlled).mode()?;
 
     if args.machine.gpu_layers.is_some_and(|layers| layers != args::GpuLayers::Count(0)) {
         eprintln!("phi: there is no GPU backend in this version; the CPU does all the work");
     }
-    let engine = Engine::new(gguf, EngineOptions {
-        threads: args.machine.threads(),
-        kv_type,
-        batch: args.machine.batch_size.min(args.machine.ubatch_size),
-    })?;
+    let engine = Engine::new(
+        gguf,
+        EngineOptions {
+            threads: args.machine.threads(),
+            kv_type,
+            batch: args.machine.batch_size.min(args.machine.ubatch_size),
+        },
+    )?;
     let context = context(args.machine.ctx_size, engine.model_context());
     let sequence = engine.sequence(context)?;
     let live = Live { engine: &engine, sequence };
@@ -57,7 +59,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             if system.is_some() {
                 eprintln!("phi: the prompt runs as it is, so the system prompt is not used");
             }
-            session.once(plain, &with_bos(ids, &tokenizer))
+            session.once(plain, &raw_tokens(plain, &tokenizer))
         }
         (Mode::Once, Some(template)) => {
             let question = match texts.prompt {
@@ -129,20 +131,19 @@ fn opening(system: Option<&str>, question: &str) -> Vec<Message> {
     system.into_iter().chain([Message::new("user", question)]).collect()
 }
 
-/// Puts the beginning-of-sequence token first where the model wants one.
-fn with_bos(mut ids: Vec<u32>, tokenizer: &Tokenizer) -> Vec<u32> {
-    if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos())
-        && ids.first() != Some(&bos)
-    {
-        ids.insert(0, bos);
-    }
-    ids
+/// The tokens of a prompt that is run as it is, after the beginning-of-sequence token where the model wants one.
+fn raw_tokens(prompt: &str, tokenizer: &Tokenizer) -> Vec<u32> {
+    let ids = tokenizer.encode(prompt, Special::Parse);
+    let bos = tokenizer.bos_to_add().filter(|bos| ids.first() != Some(bos));
+    bos.into_iter().chain(ids).collect()
 }
 
 /// The context's size in tokens: as wanted, or as the model was made for.
 fn context(wanted: usize, made_for: usize) -> usize {
     if wanted > made_for {
-        eprintln!("phi: the model was made for {made_for} tokens of context; {wanted} is beyond what it can follow");
+        eprintln!(
+            "phi: the model was made for {made_for} tokens of context; {wanted} is beyond what it can follow"
+        );
     }
     if wanted == 0 { made_for } else { wanted }
 }

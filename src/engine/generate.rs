@@ -92,8 +92,14 @@ pub(crate) struct Spelling<'a> {
 }
 
 impl<'a> Spelling<'a> {
-    pub(crate) fn new(tokenizer: &'a Tokenizer, show_special: bool) -> Self {
-        Self { tokenizer, detokenizer: tokenizer.detokenizer(show_special) }
+    /// For an answer: a text of its own, whose leading space is dropped.
+    pub(crate) fn answer(tokenizer: &'a Tokenizer, show_special: bool) -> Self {
+        Self { tokenizer, detokenizer: Detokenizer::new(tokenizer, show_special) }
+    }
+
+    /// For what goes on where the prompt ends.
+    pub(crate) fn continuation(tokenizer: &'a Tokenizer, show_special: bool) -> Self {
+        Self { tokenizer, detokenizer: Detokenizer::continuing(tokenizer, show_special) }
     }
 }
 
@@ -314,7 +320,8 @@ impl<'a> StopGate<'a> {
     fn push(&mut self, text: &str) -> Released {
         self.held.push_str(text);
         let stops = self.stops.iter().filter(|stop| !stop.is_empty());
-        let hit = stops.filter_map(|stop| Some((self.held.find(stop.as_str())?, stop))).min_by_key(|hit| hit.0);
+        let hit =
+            stops.filter_map(|stop| Some((self.held.find(stop.as_str())?, stop))).min_by_key(|hit| hit.0);
         if let Some((at, stop)) = hit {
             let text = self.held[..at].to_owned();
             self.held.clear();

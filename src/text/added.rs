@@ -106,7 +106,12 @@ impl Matcher {
     }
 
     /// The longest permitted token that starts at `start`, and where it ends.
-    fn longest_at(&self, text: &str, start: usize, permitted: &impl Fn(&AddedToken, Range<usize>) -> bool) -> Option<(&AddedToken, usize)> {
+    fn longest_at(
+        &self,
+        text: &str,
+        start: usize,
+        permitted: &impl Fn(&AddedToken, Range<usize>) -> bool,
+    ) -> Option<(&AddedToken, usize)> {
         let (mut node, mut found) = (0, None);
         for (at, byte) in text.bytes().enumerate().skip(start) {
             node = match self.child(node, byte) {
@@ -128,7 +133,9 @@ impl Matcher {
         let mut splits = Vec::new();
         let mut covered = 0;
         let mut at = 0;
-        while let Some(skipped) = text.as_bytes()[at..].iter().position(|byte| self.starts.get(usize::from(*byte)) == Some(&true)) {
+        while let Some(skipped) =
+            text.as_bytes()[at..].iter().position(|byte| self.starts.get(usize::from(*byte)) == Some(&true))
+        {
             let start = at + skipped;
             let Some((token, stop)) = self.longest_at(text, start, &permitted) else {
                 at = start + 1;
@@ -181,43 +188,51 @@ mod tests {
     #[test]
     fn the_longest_token_at_the_leftmost_place_wins() {
         let tokens = [token(1, "<a", 0), token(2, "<a>", 0), token(3, "a>b", 0)];
-        assert_eq!(split(&tokens, "x<a>b<ay"), [
-            (None, "x".into()),
-            (Some(2), "<a>".into()),
-            (None, "b".into()),
-            (Some(1), "<a".into()),
-            (None, "y".into())
-        ]);
+        assert_eq!(
+            split(&tokens, "x<a>b<ay"),
+            [
+                (None, "x".into()),
+                (Some(2), "<a>".into()),
+                (None, "b".into()),
+                (Some(1), "<a".into()),
+                (None, "y".into())
+            ]
+        );
     }
 
     #[test]
     fn stripping_swallows_whitespace_on_its_side_only() {
         let tokens = [token(1, "<l>", AddedFlags::LSTRIP), token(2, "<r>", AddedFlags::RSTRIP)];
-        assert_eq!(split(&tokens, "a \n<l> b <r>\u{a0}\t<l>c"), [
-            (None, "a".into()),
-            (Some(1), " \n<l>".into()),
-            (None, " b ".into()),
-            (Some(2), "<r>\u{a0}\t".into()),
-            (Some(1), "<l>".into()),
-            (None, "c".into())
-        ]);
+        assert_eq!(
+            split(&tokens, "a \n<l> b <r>\u{a0}\t<l>c"),
+            [
+                (None, "a".into()),
+                (Some(1), " \n<l>".into()),
+                (None, " b ".into()),
+                (Some(2), "<r>\u{a0}\t".into()),
+                (Some(1), "<l>".into()),
+                (None, "c".into())
+            ]
+        );
     }
 
     #[test]
     fn a_token_inside_swallowed_whitespace_is_still_found() {
         // The package looks for tokens first and strips afterwards, so both come out.
         let tokens = [token(1, "<r>", AddedFlags::RSTRIP), token(2, "\n\n", 0)];
-        assert_eq!(split(&tokens, "<r> \n\n x"), [(Some(1), "<r> \n\n ".into()), (Some(2), "\n\n".into()), (None, " x".into())]);
+        assert_eq!(
+            split(&tokens, "<r> \n\n x"),
+            [(Some(1), "<r> \n\n ".into()), (Some(2), "\n\n".into()), (None, " x".into())]
+        );
     }
 
     #[test]
     fn single_words_do_not_touch_word_characters() {
         let tokens = [token(1, "up", AddedFlags::SINGLE_WORD)];
-        assert_eq!(split(&tokens, "up, cup up_ \u{301}up -up"), [
-            (Some(1), "up".into()),
-            (None, ", cup up_ \u{301}up -".into()),
-            (Some(1), "up".into())
-        ]);
+        assert_eq!(
+            split(&tokens, "up, cup up_ \u{301}up -up"),
+            [(Some(1), "up".into()), (None, ", cup up_ \u{301}up -".into()), (Some(1), "up".into())]
+        );
     }
 
     #[test]

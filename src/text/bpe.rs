@@ -75,7 +75,8 @@ impl Bpe {
         }
         let all_bytes = rules.bytes.len() == 256 && !rules.bytes.contains(&NONE);
         // A byte or unknown token inside a merge could touch any character: then nothing is cut.
-        let mut is_raw = rules.bytes.iter().chain(&rules.unknown).copied().filter(|id| *id != NONE).collect::<Vec<_>>();
+        let mut is_raw =
+            rules.bytes.iter().chain(&rules.unknown).copied().filter(|id| *id != NONE).collect::<Vec<_>>();
         is_raw.sort_unstable();
         let raw = |id: u32| is_raw.binary_search(&id).is_ok();
         let mut cuts = all_bytes;
@@ -84,11 +85,22 @@ impl Bpe {
             cuts &= !(raw(merge.left) || raw(merge.right) || raw(merge.product));
             pairs.insert(merge.left, merge.right, Pair { rank: rank as u32, product: merge.product });
             let (left, right) = (text(merge.left).chars().next_back(), text(merge.right).chars().next());
-            if let (Some(left), Some(right)) = (left.and_then(|c| chars.get(&c)), right.and_then(|c| chars.get(&c))) {
+            if let (Some(left), Some(right)) =
+                (left.and_then(|c| chars.get(&c)), right.and_then(|c| chars.get(&c)))
+            {
                 pairs.insert_if_absent(*left, *right, Pair { rank: NEVER, product: NONE });
             }
         }
-        Self { ascii, chars, bytes: rules.bytes.clone(), all_bytes, unknown: rules.unknown, fuse_unknown: rules.fuse_unknown, pairs, cuts }
+        Self {
+            ascii,
+            chars,
+            bytes: rules.bytes.clone(),
+            all_bytes,
+            unknown: rules.unknown,
+            fuse_unknown: rules.fuse_unknown,
+            pairs,
+            cuts,
+        }
     }
 
     #[inline]
@@ -134,7 +146,12 @@ impl Bpe {
     ///
     /// As in the `tokenizers` package, a pending unknown token is emitted when the next known character comes, after any
     /// byte tokens in between.
-    fn encode_with_unknown(&self, text: impl Iterator<Item = char>, scratch: &mut Scratch, out: &mut Vec<u32>) {
+    fn encode_with_unknown(
+        &self,
+        text: impl Iterator<Item = char>,
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+    ) {
         let mut pending = None;
         for c in text {
             let id = self.char_token(c);
@@ -212,7 +229,9 @@ impl Bpe {
         let entry = |pair: &Pair, at: usize| Reverse(u64::from(pair.rank) << 32 | at as u64);
         let mut entries = std::mem::take(heap).into_vec();
         entries.clear();
-        entries.extend(pairs.iter().enumerate().filter(|(_, pair)| pair.rank != NEVER).map(|(at, pair)| entry(pair, at)));
+        entries.extend(
+            pairs.iter().enumerate().filter(|(_, pair)| pair.rank != NEVER).map(|(at, pair)| entry(pair, at)),
+        );
         *heap = BinaryHeap::from(entries);
         while let Some(Reverse(top)) = heap.pop() {
             let (rank, at) = ((top >> 32) as u32, (top & 0xFFFF_FFFF) as usize);
@@ -270,7 +289,12 @@ const FREE: u64 = u64::MAX;
 impl PairTable {
     fn with_capacity(pairs: usize) -> Self {
         let size = (pairs.max(8) * 4 / 3).next_power_of_two();
-        Self { slots: vec![(FREE, Pair::NONE); size], shift: 64 - size.trailing_zeros(), used: 0, key: process_key() }
+        Self {
+            slots: vec![(FREE, Pair::NONE); size],
+            shift: 64 - size.trailing_zeros(),
+            used: 0,
+            key: process_key(),
+        }
     }
 
     /// The slot that holds the pair, or the free one where it belongs.

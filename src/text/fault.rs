@@ -7,13 +7,17 @@
 #[non_exhaustive]
 pub enum Fault {
     /// A key that every tokenizer needs is absent.
-    #[error("the metadata has no {0}; a model needs its vocabulary to turn text into tokens: convert it again with its tokenizer files")]
+    #[error(
+        "the metadata has no {0}; a model needs its vocabulary to turn text into tokens: convert it again with its tokenizer files"
+    )]
     Missing(&'static str),
     /// A key is there with a type that it must not have.
     #[error("the metadata's {key} cannot be read: {reason}")]
     Key { key: String, reason: String },
     /// Two arrays that belong together differ in length.
-    #[error("the metadata's {key} has {found} entries where the vocabulary has {expected}; both must be equally long")]
+    #[error(
+        "the metadata's {key} has {found} entries where the vocabulary has {expected}; both must be equally long"
+    )]
     Length { key: &'static str, found: usize, expected: usize },
     /// A token id outside the vocabulary.
     #[error("the metadata's {key} names token {id}, but the vocabulary has {size} entries")]

@@ -41,7 +41,8 @@ pub(crate) struct FastHasher {
 impl FastHasher {
     #[inline]
     fn mix(&mut self, word: u64) {
-        let product = u128::from(self.state ^ word) * u128::from(0x9E37_79B9_7F4A_7C15_u64 ^ self.state.rotate_left(32));
+        let product = u128::from(self.state ^ word)
+            * u128::from(0x9E37_79B9_7F4A_7C15_u64 ^ self.state.rotate_left(32));
         self.state = (product as u64) ^ ((product >> 64) as u64) ^ word.rotate_left(29);
     }
 }

@@ -77,12 +77,16 @@ impl<'de> Deserialize<'de> for Pair {
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Pair, E> {
-                let (left, right) = text.split_once(' ').ok_or_else(|| E::custom("a merge without a space"))?;
+                let (left, right) =
+                    text.split_once(' ').ok_or_else(|| E::custom("a merge without a space"))?;
                 Ok(Pair(left.to_owned(), right.to_owned()))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Result<Pair, A::Error> {
-                let mut part = || pair.next_element()?.ok_or_else(|| serde::de::Error::custom("a merge of fewer than two parts"));
+                let mut part = || {
+                    pair.next_element()?
+                        .ok_or_else(|| serde::de::Error::custom("a merge of fewer than two parts"))
+                };
                 Ok(Pair(part()?, part()?))
             }
         }
@@ -98,10 +102,13 @@ pub(crate) fn parse(json: &str) -> Result<File, Fault> {
         Err(error) => Some(error),
     };
     // Other models have other fields: name the model rather than the field that is missing.
-    let model = serde_json::from_str::<Value>(json).ok().and_then(|file| Some(kind(file.get("model")?).to_owned()));
+    let model =
+        serde_json::from_str::<Value>(json).ok().and_then(|file| Some(kind(file.get("model")?).to_owned()));
     match (error, model.filter(|model| model != "BPE")) {
         (Some(error), None) => Err(Fault::Json(error.to_string())),
-        (_, model) => Err(unsupported(&format!("a model of type {:?}", model.unwrap_or_default()), "\"BPE\"")),
+        (_, model) => {
+            Err(unsupported(&format!("a model of type {:?}", model.unwrap_or_default()), "\"BPE\""))
+        }
     }
 }
 
@@ -120,7 +127,12 @@ impl File {
                 | flag(added.single_word, AddedFlags::SINGLE_WORD)
                 | flag(added.special, AddedFlags::SPECIAL);
             let id = check_id(KEY, i64::from(added.id), size)?;
-            Ok(AddedToken { id, content: added.content.clone(), flags: AddedFlags(flags), control: added.special })
+            Ok(AddedToken {
+                id,
+                content: added.content.clone(),
+                flags: AddedFlags(flags),
+                control: added.special,
+            })
         });
         tokens.collect()
     }
@@ -140,13 +152,24 @@ impl File {
     pub fn rules(&self, size: usize) -> Result<Rules, Fault> {
         let model = &self.model;
         let plain = |text: &Option<String>| text.as_deref().unwrap_or("").is_empty();
-        if !plain(&model.continuing_subword_prefix) || !plain(&model.end_of_word_suffix) || model.dropout.unwrap_or(0.0) != 0.0 || model.ignore_merges {
-            return Err(unsupported("a BPE model with a subword prefix, a word suffix, dropout or ignore_merges", "a plain one"));
+        if !plain(&model.continuing_subword_prefix)
+            || !plain(&model.end_of_word_suffix)
+            || model.dropout.unwrap_or(0.0) != 0.0
+            || model.ignore_merges
+        {
+            return Err(unsupported(
+                "a BPE model with a subword prefix, a word suffix, dropout or ignore_merges",
+                "a plain one",
+            ));
         }
         for id in model.vocab.values() {
             check_id(KEY, i64::from(*id), size)?;
         }
-        let id = |text: &str| model.vocab.get(text).copied().ok_or_else(|| Fault::Json(format!("its merges use {text:?}, which is not in its vocabulary")));
+        let id = |text: &str| {
+            model.vocab.get(text).copied().ok_or_else(|| {
+                Fault::Json(format!("its merges use {text:?}, which is not in its vocabulary"))
+            })
+        };
         let mut product = String::new();
         let merges = model.merges.iter().map(|Pair(left, right)| {
             product.clear();
@@ -155,7 +178,10 @@ impl File {
         });
         let mut bytes = if model.byte_fallback { vec![NONE; 256] } else { Vec::new() };
         for (text, id) in &model.vocab {
-            if let Some(slot) = byte_of(text).filter(|byte| *text == format!("<0x{byte:02X}>")).and_then(|byte| bytes.get_mut(usize::from(byte))) {
+            if let Some(slot) = byte_of(text)
+                .filter(|byte| *text == format!("<0x{byte:02X}>"))
+                .and_then(|byte| bytes.get_mut(usize::from(byte)))
+            {
                 *slot = *id;
             }
         }
@@ -179,8 +205,13 @@ impl File {
             ([replace], []) if replaces(replace) => (Prefix::Never, false),
             ([], [step]) if kind(step) == "Metaspace" => metaspace(step)?,
             _ => {
-                let names = |steps: &[&Value]| steps.iter().map(|step| kind(step)).collect::<Vec<_>>().join(", ");
-                let what = format!("the normalizer [{}] and the pre-tokenizer [{}]", names(&normalizers), names(&pre_tokenizers));
+                let names =
+                    |steps: &[&Value]| steps.iter().map(|step| kind(step)).collect::<Vec<_>>().join(", ");
+                let what = format!(
+                    "the normalizer [{}] and the pre-tokenizer [{}]",
+                    names(&normalizers),
+                    names(&pre_tokenizers)
+                );
                 return Err(unsupported(&what, "Prepend and Replace of \"▁\", or Metaspace"));
             }
         };
@@ -194,11 +225,16 @@ impl File {
         match names.as_slice() {
             ["Replace", "ByteFallback", "Fuse"] if replaced(steps[0]) == Some(("▁", " ")) => Ok(0),
             ["Replace", "ByteFallback", "Fuse", "Strip"]
-                if replaced(steps[0]) == Some(("▁", " ")) && steps[3]["content"].as_str() == Some(" ") && steps[3]["stop"].as_u64() == Some(0) =>
+                if replaced(steps[0]) == Some(("▁", " "))
+                    && steps[3]["content"].as_str() == Some(" ")
+                    && steps[3]["stop"].as_u64() == Some(0) =>
             {
                 Ok(steps[3]["start"].as_u64().and_then(|count| usize::try_from(count).ok()).unwrap_or(0))
             }
-            _ => Err(unsupported(&format!("the decoder [{}]", names.join(", ")), "[Replace, ByteFallback, Fuse, Strip]")),
+            _ => Err(unsupported(
+                &format!("the decoder [{}]", names.join(", ")),
+                "[Replace, ByteFallback, Fuse, Strip]",
+            )),
         }
     }
 
@@ -213,7 +249,9 @@ impl File {
 /// A step or the steps of a `Sequence`, whose list is named `list`.
 fn flatten<'a>(step: &'a Option<Value>, list: &str) -> Vec<&'a Value> {
     match step {
-        Some(step) if kind(step) == "Sequence" => step[list].as_array().map(|steps| steps.iter().collect()).unwrap_or_default(),
+        Some(step) if kind(step) == "Sequence" => {
+            step[list].as_array().map(|steps| steps.iter().collect()).unwrap_or_default()
+        }
         Some(Value::Null) | None => Vec::new(),
         Some(step) => vec![step],
     }

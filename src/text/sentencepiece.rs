@@ -40,14 +40,21 @@ impl Framing {
 }
 
 /// The rules that tokens and scores imply. `scores` is as long as the vocabulary.
-pub(crate) fn rules_from_scores(vocabulary: &Vocabulary, scores: &[f32], unknown: Option<u32>) -> Result<Rules, Fault> {
+pub(crate) fn rules_from_scores(
+    vocabulary: &Vocabulary,
+    scores: &[f32],
+    unknown: Option<u32>,
+) -> Result<Rules, Fault> {
     let by_text = vocabulary.by_text(|kind| matches!(kind, TokenKind::Normal | TokenKind::UserDefined));
     let mut merges = Vec::with_capacity(vocabulary.len() * 2);
     for product in vocabulary.ids().filter(|id| vocabulary.kind(*id) == TokenKind::Normal) {
         let piece = vocabulary.piece(product);
         // 16 KiB is far beyond any real token and keeps a crafted one from costing its square.
         if piece.len() > 1 << 14 {
-            return Err(Fault::Unsupported(format!("token {product} of the vocabulary is {} bytes long; expected at most 16384", piece.len())));
+            return Err(Fault::Unsupported(format!(
+                "token {product} of the vocabulary is {} bytes long; expected at most 16384",
+                piece.len()
+            )));
         }
         let from = merges.len();
         for (at, _) in piece.char_indices().skip(1) {
@@ -66,7 +73,13 @@ pub(crate) fn rules_from_scores(vocabulary: &Vocabulary, scores: &[f32], unknown
             bytes[usize::from(byte)] = id;
         }
     }
-    Ok(Rules { chars: single_characters(by_text.iter().map(|(text, id)| (*text, *id))), bytes, unknown, fuse_unknown: true, merges })
+    Ok(Rules {
+        chars: single_characters(by_text.iter().map(|(text, id)| (*text, *id))),
+        bytes,
+        unknown,
+        fuse_unknown: true,
+        merges,
+    })
 }
 
 /// The tokens of one character, ascending by character.

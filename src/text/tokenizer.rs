@@ -104,17 +104,24 @@ impl Tokenizer {
         for id in named.into_iter().chain(eos).chain(id("eot")?).chain(id("eom")?) {
             end_of_generation[id as usize] = true;
         }
-        let mut control: Vec<bool> = vocabulary.ids().map(|id| matches!(vocabulary.kind(id), TokenKind::Control | TokenKind::Unknown)).collect();
+        let mut control: Vec<bool> = vocabulary
+            .ids()
+            .map(|id| matches!(vocabulary.kind(id), TokenKind::Control | TokenKind::Unknown))
+            .collect();
         let mut added_flags = vec![None; size];
         let mut added = parts.added;
         for token in &mut added {
             let at = token.id as usize;
             let text_of_control = ["<unk>", "<s>", "</s>", "<pad>"].contains(&token.content.as_str());
-            token.control |= token.flags.has(AddedFlags::SPECIAL) || text_of_control || end_of_generation[at] || Some(token.id) == bos;
+            token.control |= token.flags.has(AddedFlags::SPECIAL)
+                || text_of_control
+                || end_of_generation[at]
+                || Some(token.id) == bos;
             control[at] = token.control;
             added_flags[at] = Some(token.flags);
         }
-        let (mut normalized, raw): (Vec<_>, Vec<_>) = added.into_iter().partition(|token| token.flags.has(AddedFlags::NORMALIZED));
+        let (mut normalized, raw): (Vec<_>, Vec<_>) =
+            added.into_iter().partition(|token| token.flags.has(AddedFlags::NORMALIZED));
         for token in &mut normalized {
             token.content = parts.framing.normalize(&token.content);
         }
@@ -142,8 +149,13 @@ impl Tokenizer {
         let keys = Keys(metadata);
         let vocabulary = Vocabulary::from_metadata(&keys)?;
         let file = huggingface::parse(tokenizer_json)?;
-        let same_pieces = file.pieces(vocabulary.len()).into_iter().enumerate().all(|(id, piece)| piece.is_none_or(|piece| piece == vocabulary.piece(id as u32)));
-        let (mut written, mut implied) = (Parts::from_json(tokenizer_json, &vocabulary)?, Parts::from_scores(&keys, &vocabulary)?);
+        let same_pieces = file
+            .pieces(vocabulary.len())
+            .into_iter()
+            .enumerate()
+            .all(|(id, piece)| piece.is_none_or(|piece| piece == vocabulary.piece(id as u32)));
+        let (mut written, mut implied) =
+            (Parts::from_json(tokenizer_json, &vocabulary)?, Parts::from_scores(&keys, &vocabulary)?);
         for parts in [&mut written, &mut implied] {
             parts.added.sort_by_key(|token| token.id);
             parts.added.iter_mut().for_each(|token| token.control = false);
@@ -151,7 +163,10 @@ impl Tokenizer {
             let added: Vec<u32> = parts.added.iter().map(|token| token.id).collect();
             parts.rules.chars.retain(|(_, id)| !added.contains(id));
         }
-        Ok(same_pieces && written.rules == implied.rules && written.framing == implied.framing && written.added == implied.added)
+        Ok(same_pieces
+            && written.rules == implied.rules
+            && written.framing == implied.framing
+            && written.added == implied.added)
     }
 
     /// The tokens of `text`, without BOS or EOS (see [`Self::bos_to_add`]).
@@ -179,7 +194,11 @@ impl Tokenizer {
         })
     }
 
-    fn encode_where(&self, text: &str, permitted: impl Fn(&AddedToken, std::ops::Range<usize>) -> bool) -> Vec<u32> {
+    fn encode_where(
+        &self,
+        text: &str,
+        permitted: impl Fn(&AddedToken, std::ops::Range<usize>) -> bool,
+    ) -> Vec<u32> {
         let mut out = Vec::with_capacity(text.len() / 3);
         let mut scratch = Scratch::default();
         for Split { token, range } in self.raw.split(text, &permitted) {
@@ -211,7 +230,9 @@ impl Tokenizer {
             match split.token {
                 Some(id) => out.push(id),
                 None => {
-                    let words = self.framing.pre_tokenize(&normal[split.range.clone()], at_start && split.range.start == 0);
+                    let words = self
+                        .framing
+                        .pre_tokenize(&normal[split.range.clone()], at_start && split.range.start == 0);
                     words.iter().for_each(|word| self.bpe.encode(word.chars(), scratch, out));
                 }
             }
@@ -238,7 +259,12 @@ impl Tokenizer {
     /// A token's text in a decoded text, byte tokens aside.
     pub(super) fn shown(&self, id: u32) -> String {
         let piece = self.vocabulary.piece(id);
-        let normalized = self.added_flags.get(id as usize).copied().flatten().is_some_and(|flags| flags.has(AddedFlags::NORMALIZED));
+        let normalized = self
+            .added_flags
+            .get(id as usize)
+            .copied()
+            .flatten()
+            .is_some_and(|flags| flags.has(AddedFlags::NORMALIZED));
         let text = if normalized { self.framing.normalize(piece) } else { piece.to_owned() };
         text.replace(SPACE, " ")
     }
@@ -300,7 +326,11 @@ impl Tokenizer {
 
     /// Whether the token is left out of decoded text unless asked for (tokenizer.json's `special`).
     pub fn is_special(&self, id: u32) -> bool {
-        self.added_flags.get(id as usize).copied().flatten().map_or(self.is_control(id), |flags| flags.has(AddedFlags::SPECIAL))
+        self.added_flags
+            .get(id as usize)
+            .copied()
+            .flatten()
+            .map_or(self.is_control(id), |flags| flags.has(AddedFlags::SPECIAL))
     }
 
     /// The added token that is exactly `text`, such as `<|end|>`.
@@ -320,19 +350,31 @@ impl Parts {
     fn from_scores(keys: &Keys, vocabulary: &Vocabulary) -> Result<Self, Fault> {
         let scores = keys.f32s("tokenizer.ggml.scores")?.ok_or(Fault::Missing("tokenizer.ggml.scores"))?;
         keys.same_length("tokenizer.ggml.scores", scores.len(), vocabulary.len())?;
-        let unknown = keys.id("tokenizer.ggml.unknown_token_id", vocabulary.len())?.or((vocabulary.kind(0) == TokenKind::Unknown).then_some(0));
+        let unknown = keys
+            .id("tokenizer.ggml.unknown_token_id", vocabulary.len())?
+            .or((vocabulary.kind(0) == TokenKind::Unknown).then_some(0));
         let mut framing = Framing::LLAMA;
         if keys.bool("tokenizer.ggml.add_space_prefix")? == Some(false) {
             framing = Framing { prefix: Prefix::Never, strip: 0, ..framing };
         }
-        Ok(Self { rules: rules_from_scores(vocabulary, scores, unknown)?, framing, added: added_tokens(keys, vocabulary)?, begins_with_token: None })
+        Ok(Self {
+            rules: rules_from_scores(vocabulary, scores, unknown)?,
+            framing,
+            added: added_tokens(keys, vocabulary)?,
+            begins_with_token: None,
+        })
     }
 
     fn from_json(json: &str, vocabulary: &Vocabulary) -> Result<Self, Fault> {
         let file = huggingface::parse(json)?;
         let size = vocabulary.len();
         let begins_with_token = Some(file.begins_with().is_some());
-        Ok(Self { rules: file.rules(size)?, framing: file.framing()?, added: file.added_tokens(size)?, begins_with_token })
+        Ok(Self {
+            rules: file.rules(size)?,
+            framing: file.framing()?,
+            added: file.added_tokens(size)?,
+            begins_with_token,
+        })
     }
 }
 
@@ -350,7 +392,9 @@ fn added_tokens(keys: &Keys, vocabulary: &Vocabulary) -> Result<Vec<AddedToken>,
         return Ok(ids.into_iter().zip(flags).map(|(id, flags)| token(id, *flags as u32)).collect());
     }
     let phi3 = is_phi3(keys, vocabulary)?;
-    let marked = |id: &u32| matches!(vocabulary.kind(*id), TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined);
+    let marked = |id: &u32| {
+        matches!(vocabulary.kind(*id), TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined)
+    };
     let tokens = vocabulary.ids().filter(marked).map(|id| {
         let control = vocabulary.kind(id) != TokenKind::UserDefined;
         let special = if control && !(phi3 && id == 2) { AddedFlags::SPECIAL } else { 0 };
@@ -364,7 +408,8 @@ fn added_tokens(keys: &Keys, vocabulary: &Vocabulary) -> Result<Vec<AddedToken>,
 /// Whether this is the vocabulary of Phi-3 and Phi-3.5: told by the architecture and the tokens.
 fn is_phi3(keys: &Keys, vocabulary: &Vocabulary) -> Result<bool, Fault> {
     let chat = [(32000, "<|endoftext|>"), (32001, "<|assistant|>"), (32007, "<|end|>"), (32010, "<|user|>")];
-    Ok(keys.string("general.architecture")? == Some("phi3") && chat.iter().all(|(id, text)| vocabulary.piece(*id) == *text))
+    Ok(keys.string("general.architecture")? == Some("phi3")
+        && chat.iter().all(|(id, text)| vocabulary.piece(*id) == *text))
 }
 
 /// The tokens that end an answer, `tokenizer.ggml.eos_token_id` and its like aside.
@@ -409,11 +454,13 @@ impl Framing {
     /// The words of a normalised piece, none of which merges cross.
     fn pre_tokenize(&self, normal: &str, at_start: bool) -> Vec<String> {
         let prefix = !matches!(self.prefix, Prefix::Always) && self.prefixes(normal, at_start);
-        let piece: String = prefix.then_some(SPACE).into_iter().chain(normal.chars().map(space_to_sign)).collect();
+        let piece: String =
+            prefix.then_some(SPACE).into_iter().chain(normal.chars().map(space_to_sign)).collect();
         if !self.split_words {
             return vec![piece];
         }
-        let mut starts: Vec<usize> = piece.match_indices(SPACE).map(|(at, _)| at).filter(|at| *at > 0).collect();
+        let mut starts: Vec<usize> =
+            piece.match_indices(SPACE).map(|(at, _)| at).filter(|at| *at > 0).collect();
         starts.push(piece.len());
         let mut from = 0;
         starts.into_iter().map(|to| piece[std::mem::replace(&mut from, to)..to].to_owned()).collect()

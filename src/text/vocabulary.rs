@@ -131,7 +131,8 @@ impl<'a> Keys<'a> {
     /// A token id, which must be one of `size`.
     pub fn id(&self, key: &str, size: usize) -> Result<Option<u32>, Fault> {
         // 4,294,967,295 is how some writers say "none".
-        let Some(id) = self.0.u32(key).map_err(|reason| fault(key, reason))?.filter(|id| *id != u32::MAX) else {
+        let Some(id) = self.0.u32(key).map_err(|reason| fault(key, reason))?.filter(|id| *id != u32::MAX)
+        else {
             return Ok(None);
         };
         check_id(key, i64::from(id), size).map(Some)

@@ -10,22 +10,22 @@ use crate::text::SamplerOptions;
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
-Examples
-  phi run -m phi-q4.gguf -p \"What is GGUF?\"      one question, one answer
-  phi run -m phi-q4.gguf                         a conversation; /help lists what can be typed there
-  git diff | phi run -m phi-q4.gguf -sys \"Describe this change in a sentence\"
-  phi run -m phi-q4.gguf --temp 0 --prompt \"<|user|>\\nCan you introduce .NET<|end|>\\n<|assistant|>\\n\"
+A prompt that holds the model's control tokens (<|user|> …) runs as it is; any other goes through
+the model's chat template. Without a prompt, and at a terminal, it is a conversation.
 
-stdout carries the answer and nothing else. Ctrl-C stops an answer; a second one leaves. A command that was
-stopped ends with exit code 1, as does one that failed; wrong usage ends with 2.
+stdout carries the answer and nothing else. Ctrl-C stops an answer, a second one leaves. Exit codes:
+0 done, 1 failed or interrupted, 2 wrong usage.
+
+Examples
+  phi run -m phi-q4.gguf -p \"What is GGUF?\"     one question, one answer
+  phi run -m phi-q4.gguf                        a conversation; /help lists what to type there
+  git diff | phi run -m phi-q4.gguf -sys \"Describe this change in a sentence\"
+  phi run -m phi-q4.gguf --temp 0 -p \"<|user|>\\nCan you introduce .NET<|end|>\\n<|assistant|>\\n\"
 ";
 
 /// Answer a prompt, or hold a conversation
-///
-/// A prompt that holds the model's control tokens (<|user|> …) runs as it is; any other goes through the model's
-/// chat template. Without a prompt, and at a terminal, it is a conversation.
 #[derive(clap::Args, Debug)]
-#[command(after_help = EXAMPLES, after_long_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -81,7 +81,7 @@ pub struct MachineArgs {
     #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<i64>,
     /// -tb: accepted; reading and generating use the same threads
-    #[arg(long, value_name = "N", allow_negative_numbers = true, hide_short_help = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub threads_batch: Option<i64>,
     /// Prompt tokens read at once, at most
     #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = at_least_one)]
@@ -99,7 +99,7 @@ pub struct MachineArgs {
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", allow_negative_numbers = true)]
     pub gpu_layers: Option<GpuLayers>,
     /// -fa: accepted; attention never stores its score matrix here
-    #[arg(long, value_name = "on|off|auto", num_args = 0..=1, default_missing_value = "on", hide_short_help = true)]
+    #[arg(long, value_name = "on|off|auto", num_args = 0..=1, default_missing_value = "on")]
     #[arg(value_parser = ["on", "off", "auto"])]
     pub flash_attn: Option<String>,
 }
@@ -172,7 +172,7 @@ pub struct OutputArgs {
     #[arg(long, visible_alias = "no-show-timings", overrides_with = "perf")]
     pub no_perf: bool,
     /// Print the timings, as is the default
-    #[arg(long, visible_alias = "show-timings", overrides_with = "no_perf", hide_short_help = true)]
+    #[arg(long, visible_alias = "show-timings", overrides_with = "no_perf")]
     pub perf: bool,
     /// Say more on stderr: the model, the tokens of the prompt, why an answer ended
     #[arg(short, long, visible_alias = "verbose-prompt")]
@@ -229,10 +229,10 @@ impl SamplingArgs {
     }
 
     /// What the sampler is to do; `ends` are the model's end-of-generation tokens, `context` its size in tokens.
-    pub fn options(&self, ends: impl Iterator<Item = u32>, context: usize) -> SamplerOptions {
+    pub fn options(&self, ends: &[u32], context: usize) -> SamplerOptions {
         let mut logit_bias = self.logit_bias.clone();
         if self.ignore_eos {
-            logit_bias.extend(ends.map(|id| (id, f32::NEG_INFINITY)));
+            logit_bias.extend(ends.iter().map(|&id| (id, f32::NEG_INFINITY)));
         }
         SamplerOptions {
             temperature: self.temp.max(0.0),

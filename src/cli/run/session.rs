@@ -42,12 +42,12 @@ impl<'a> Session<'a> {
         load: Duration,
     ) -> Result<Self> {
         let vocabulary = live.engine.vocab_size();
-        let ends = (0..tokenizer.vocab_size() as u32).filter(|&id| tokenizer.is_eog(id));
         let unescape = !args.prompt.no_escape;
         let stops = args.sampling.reverse_prompt.iter();
-        let stops = stops.map(|text| Ok(input::escaped(text, unescape)?.into_owned())).collect::<Result<_>>()?;
+        let stops =
+            stops.map(|text| Ok(input::escaped(text, unescape)?.into_owned())).collect::<Result<_>>()?;
         Ok(Self {
-            sampler: Sampler::new(args.sampling.options(ends, context), vocabulary)?,
+            sampler: Sampler::new(args.sampling.options(&tokenizer.eog_tokens(), context), vocabulary)?,
             live,
             tokenizer,
             stops,
@@ -73,7 +73,8 @@ impl<'a> Session<'a> {
 
     /// Says what is about to run.
     pub fn describe(&self, mode: Mode, model: &ModelArgs) {
-        let name = model.model.as_ref().map_or("the model in the box".into(), |path| path.display().to_string());
+        let name =
+            model.model.as_ref().map_or("the model in the box".into(), |path| path.display().to_string());
         let mode = match mode {
             Mode::Raw => "the prompt as it is",
             Mode::Once => "one question through the chat template",
@@ -108,7 +109,9 @@ impl<'a> Session<'a> {
         let watch = Watch::start();
         let mut bar = Reading::default();
         let mut failed = None;
-        let mut speller = Spelling::new(self.tokenizer, self.show_special);
+        let answers = ids.last().is_none_or(|&id| self.tokenizer.is_control(id));
+        let start = if answers { Spelling::answer } else { Spelling::continuation };
+        let mut speller = start(self.tokenizer, self.show_special);
         let request = Request { prompt: ids, max_tokens: self.max_tokens, stops: &self.stops };
         let mut on_event = |event: Event<'_>| {
             match event {
@@ -119,7 +122,11 @@ impl<'a> Session<'a> {
                     failed = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
                 }
             }
-            if failed.is_some() || watch.stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if failed.is_some() || watch.stopped() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         };
         let answer = generate(&mut self.live, &mut self.sampler, &mut speller, &request, &mut on_event);
         bar.clear();
@@ -160,7 +167,7 @@ impl<'a> Session<'a> {
         let held = self.live.tokens().iter().zip(ids).take_while(|(a, b)| a == b).count();
         eprintln!("phi: {} tokens, {held} of them in the cache", ids.len());
         for &id in &ids[held..] {
-            eprintln!("{id:7} {:?}", self.tokenizer.piece(id).unwrap_or("?"));
+            eprintln!("{id:7} {:?}", self.tokenizer.piece(id));
         }
     }
 }
@@ -173,7 +180,8 @@ impl Reading {
     fn show(&mut self, done: usize, total: usize) {
         if self.0.is_none() && done < total {
             let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("reading the prompt {wide_bar} {pos}/{len} tokens {eta}");
+            let style =
+                ProgressStyle::with_template("reading the prompt {wide_bar} {pos}/{len} tokens {eta}");
             bar.set_style(style.expect("the template is well-formed"));
             self.0 = Some(bar);
         }

@@ -71,12 +71,16 @@ mod tests {
             bytes: 23_400_000_000,
         };
         let text = timings.to_string();
-        let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
-        assert_eq!(lines, [
-            "load 1.50 s",
-            "prompt 2.00 s 100 tokens 50.00 tokens/s",
-            "generate 1.00 s 11 tokens 10.00 tokens/s 23.40 GB/s",
-        ]);
+        let lines: Vec<_> =
+            text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(
+            lines,
+            [
+                "load 1.50 s",
+                "prompt 2.00 s 100 tokens 50.00 tokens/s",
+                "generate 1.00 s 11 tokens 10.00 tokens/s 23.40 GB/s",
+            ]
+        );
     }
 
     #[test]
