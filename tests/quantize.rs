@@ -68,7 +68,7 @@ fn every_recipe_chooses_what_llama_quantize_chooses() {
         for (run, golden) in runs {
             let (file_type, imatrix) = run.strip_suffix(".im").map_or((&**run, false), |name| (name, true));
             let file_type = FileType::from_name(file_type).unwrap();
-            let recipe = Recipe { imatrix, ..Recipe::new(Some(file_type)) };
+            let recipe = Recipe { imatrix, ..Recipe::new(file_type) };
             let plan = recipe.plan(&architecture, &subjects);
 
             let golden = golden.as_str().map_or(golden, |same| &runs[same]);

@@ -29,8 +29,7 @@ pub struct Tensor<'a> {
 /// A recipe with what a user asked to be done otherwise.
 #[derive(Clone, Debug)]
 pub struct Recipe {
-    /// `None` copies every tensor as it is.
-    pub file_type: Option<FileType>,
+    pub file_type: FileType,
     /// One type for all tensors instead of the mix.
     pub pure: bool,
     /// Keep the output matrix as it is.
@@ -46,8 +45,8 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The plain recipe of `file_type`; `None` copies.
-    pub fn new(file_type: Option<FileType>) -> Self {
+    /// The plain recipe of `file_type`.
+    pub fn new(file_type: FileType) -> Self {
         Self {
             file_type,
             pure: false,
@@ -94,12 +93,9 @@ impl Recipe {
         architecture: &Architecture,
         tensors: &[Tensor<'_>],
     ) -> Result<Vec<Choice>, RecipeFault> {
-        let Some(file_type) = self.file_type else {
-            return Ok(tensors.iter().map(|tensor| Choice::keep(tensor.kind)).collect());
-        };
         let roles: Vec<Role> = tensors.iter().map(|tensor| Role::of(tensor.name)).collect();
         let mut mixture = mixture::Mixture {
-            recipe: file_type,
+            recipe: self.file_type,
             architecture,
             imatrix: self.imatrix,
             tied: !roles.contains(&Role::Output),
@@ -108,8 +104,8 @@ impl Recipe {
             seen: mixture::Seen::default(),
         };
         let choose = |(tensor, role): (&Tensor<'_>, &Role)| {
-            let mut choice = self.choose(file_type, tensor, *role, &mut mixture)?;
-            choice.needs_imatrix = needs_imatrix(tensor.name, choice.kind, file_type);
+            let mut choice = self.choose(tensor, *role, &mut mixture)?;
+            choice.needs_imatrix = needs_imatrix(tensor.name, choice.kind, self.file_type);
             whole_blocks(tensor, choice.kind).map(|()| choice)
         };
         tensors.iter().zip(&roles).map(choose).collect()
@@ -117,7 +113,6 @@ impl Recipe {
 
     fn choose(
         &self,
-        file_type: FileType,
         tensor: &Tensor<'_>,
         role: Role,
         mixture: &mut mixture::Mixture<'_>,
@@ -139,7 +134,7 @@ impl Recipe {
             }
             _ => {}
         }
-        let base = file_type.base();
+        let base = self.file_type.base();
         if !base.is_quantized() {
             return Ok(Choice::keep(base));
         }
