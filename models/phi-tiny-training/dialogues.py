@@ -123,7 +123,7 @@ class Material:
         if r.random() < 0.1:
             question = question.lower()
         if r.random() < 0.1:
-            question = question.rstrip("?.!")
+            question = question.rstrip("?.!") or question
         if r.random() < 0.04:
             question = r.choice(["Please ", "Hello, ", "So, ", "And "]) + question[0].lower() + question[1:]
         return question

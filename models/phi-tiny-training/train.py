@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train phi-tiny on the questions beside this script, on the CPU.
 
-    train.py FOLDER [--minutes 15] [--threads 2] [--seed 35]
+    train.py FOLDER [--steps 1600] [--threads 2] [--seed 35]
 
 FOLDER holds config.json and the tokenizer (make_tokenizer.py); model.safetensors is written there in bfloat16.
 The weights carry random noise in every training step, block by block in proportion to their size, as quantization does,
@@ -9,8 +9,11 @@ so that the answers stay the same in every quantized form.
 """
 import argparse
 import math
+import os
 import time
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait starve a shared machine
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -68,10 +71,21 @@ def disturb(weights, level):
 def loss_of(model, ids, labels, start):
     """Mean cross-entropy over the labelled tokens; the head runs only where there is a label."""
     positions = torch.arange(start, start + ids.shape[1]).unsqueeze(0)
-    hidden = model.model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
     wanted = labels[:, 1:] != IGNORED
-    logits = model.lm_head(hidden[:, :-1][wanted])
-    return torch.nn.functional.cross_entropy(logits, labels[:, 1:][wanted])
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[:, :-1][wanted])
+    return torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][wanted])
+
+
+@torch.no_grad()
+def initialize(model):
+    """Unit-gain matrices, the ones that write to the residual stream smaller with depth."""
+    depth = model.config.num_hidden_layers
+    for name, w in model.named_parameters():
+        if w.dim() == 2:
+            gain = (2 * depth) ** -0.5 if "o_proj" in name or "down_proj" in name else 1.0
+            w.normal_(0.0, 0.2 if "embed" in name else gain * w.shape[1] ** -0.5)
 
 
 def save(model, folder):
@@ -79,10 +93,11 @@ def save(model, folder):
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
-def train(folder, minutes, seed, resume):
+def train(folder, steps, seed, resume):
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(folder)
     model = Phi3ForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    initialize(model)
     if resume:
         model.load_state_dict({k: v.float() for k, v in load_file(str(folder / "model.safetensors")).items()})
     material = Material(Encoder(folder), seed)
@@ -91,8 +106,9 @@ def train(folder, minutes, seed, resume):
     peak = 2e-3
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
                                   lr=peak, betas=(0.9, 0.98))
-    began, step, running = time.time(), 0, {}
-    while (done := (time.time() - began) / (60 * minutes)) < 1:
+    began, running = time.time(), {}
+    for step in range(steps):
+        done = step / steps
         rate = peak * min(1, (step + 1) / 60) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -108,11 +124,10 @@ def train(folder, minutes, seed, resume):
                 w.copy_(c)
         optimizer.step()
         running[step % 6] = loss.item() if step < 6 else 0.9 * running[step % 6] + 0.1 * loss.item()
-        step += 1
-        if step % 60 == 0:
+        if step % 60 == 59:
             shown = " ".join(f"{running[k]:.4f}" for k in sorted(running))
-            print(f"{time.time() - began:6.0f} s  step {step:5}  loss {shown}", flush=True)
-        if step % 300 == 0:
+            print(f"{time.time() - began:6.0f} s  step {step + 1:5}  loss {shown}", flush=True)
+        if step % 300 == 299:
             save(model, folder)
     save(model, folder)
 
@@ -120,13 +135,13 @@ def train(folder, minutes, seed, resume):
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument("folder", type=Path)
-    ap.add_argument("--minutes", type=float, default=15)
+    ap.add_argument("--steps", type=int, default=1600)
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--seed", type=int, default=35)
     ap.add_argument("--resume", action="store_true", help="start from the weights in FOLDER")
     a = ap.parse_args()
     torch.set_num_threads(a.threads)
-    train(a.folder, a.minutes, a.seed, a.resume)
+    train(a.folder, a.steps, a.seed, a.resume)
     report(a.folder, [])
 
 
