@@ -37,6 +37,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.machine.gpu_layers.is_some_and(|layers| layers != args::GpuLayers::Count(0)) {
         eprintln!("phi: there is no GPU backend in this version; the CPU does all the work");
     }
+    let source = gguf.path().to_owned();
     let engine = Engine::new(
         gguf,
         EngineOptions {
@@ -48,9 +49,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let context = context(args.machine.ctx_size, engine.model_context());
     let sequence = engine.sequence(context)?;
     let live = Live { engine: &engine, sequence };
-    let mut session = Session::new(live, &tokenizer, &args, context, start.elapsed())?;
+    let mut session = Session::new(live, &tokenizer, source, &args, context, start.elapsed())?;
     if args.output.verbose {
-        session.describe(mode, &args.model);
+        session.describe(mode);
     }
 
     let system = texts.system;
@@ -70,7 +71,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 },
             };
             let messages = opening(system.as_deref(), &question);
-            let ids = tokenizer.encode_segments(&template.render(&messages, true)?);
+            let ids = session.tokens(&template, &messages)?;
             session.once(&question, &ids)
         }
         (Mode::Conversation, Some(template)) => {

@@ -1,5 +1,6 @@
 //! Ctrl-C, SIGTERM and SIGHUP: stop an answer, or leave with nothing left behind.
 
+use std::io::IsTerminal;
 use std::process::exit;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -30,7 +31,9 @@ fn on_signal() {
     fs::remove_unfinished();
     #[cfg(unix)]
     unix::restore_terminal();
-    eprintln!("\nerror: {}", Error::Interrupted);
+    // A terminal shows "^C" in the line that was begun.
+    let line = if std::io::stderr().is_terminal() { "\n" } else { "" };
+    eprintln!("{line}error: {}", Error::Interrupted);
     exit(super::FAILED.into());
 }
 

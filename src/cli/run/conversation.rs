@@ -135,8 +135,7 @@ impl Chat<'_, '_> {
 
     fn answer(&mut self) -> anyhow::Result<String> {
         // Rendering everything anew keeps the template in charge; the KV cache still serves what has not changed.
-        let segments = self.template.render(&self.messages, true)?;
-        let ids = self.session.tokenizer.encode_segments(&segments);
+        let ids = self.session.tokens(self.template, &self.messages)?;
         let answer = self.session.answer(&ids)?;
         if !answer.text.ends_with('\n') {
             println!();

@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -10,16 +11,17 @@ use super::args::{Args, When};
 use super::prompt::Mode;
 use super::timings::Timings;
 use crate::cli::input;
-use crate::cli::model::ModelArgs;
 use crate::cli::signal::Watch;
 use crate::engine::generate::{Answer, Decoder, Event, Live, Request, Spelling, Stop, generate};
-use crate::text::{Sampler, Tokenizer};
+use crate::text::{ChatTemplate, Message, Sampler, Tokenizer};
 use crate::{Error, Result};
 
 /// All that answering takes.
 pub struct Session<'a> {
     live: Live<'a>,
-    pub tokenizer: &'a Tokenizer,
+    tokenizer: &'a Tokenizer,
+    /// The model's file, for messages.
+    source: PathBuf,
     sampler: Sampler,
     stops: Vec<String>,
     max_tokens: Option<usize>,
@@ -37,6 +39,7 @@ impl<'a> Session<'a> {
     pub fn new(
         live: Live<'a>,
         tokenizer: &'a Tokenizer,
+        source: PathBuf,
         args: &Args,
         context: usize,
         load: Duration,
@@ -50,6 +53,7 @@ impl<'a> Session<'a> {
             sampler: Sampler::new(args.sampling.options(&tokenizer.eog_tokens(), context), vocabulary)?,
             live,
             tokenizer,
+            source,
             stops,
             max_tokens: args.sampling.max_tokens(),
             context,
@@ -80,7 +84,13 @@ impl<'a> Session<'a> {
             Mode::Once => "one question through the chat template",
             Mode::Conversation => "a conversation",
         };
-        eprintln!("phi: {name}, context of {} tokens; {mode}", self.context);
+        eprintln!("phi: {}, context of {} tokens; {mode}", self.source.display(), self.context);
+    }
+
+    /// The tokens of a conversation up to where the model is to answer.
+    pub fn tokens(&self, template: &ChatTemplate, messages: &[Message]) -> Result<Vec<u32>> {
+        let segments = template.render(messages, true).map_err(|fault| Error::invalid(&self.source, fault))?;
+        Ok(self.tokenizer.encode_segments(&segments))
     }
 
     /// Answers a lone prompt, the text of `ids`, and reports.
