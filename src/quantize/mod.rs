@@ -18,7 +18,7 @@ use crate::quant::recipe::Recipe;
 use crate::{Error, Result};
 
 pub use imatrix::{Imatrix, ImatrixFault};
-pub use overrides::{parse_key_value, parse_layers, parse_tensor_type, parse_tensor_type_file};
+pub use overrides::{parse_key_value, parse_kind, parse_layers, parse_tensor_type, parse_tensor_type_file};
 pub use plan::{Part, Plan, Planned};
 
 /// What is to be made of a model.

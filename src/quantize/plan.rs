@@ -127,7 +127,10 @@ impl Plan {
             tensor.apply(choice);
         }
         if let Some(layers) = layers {
-            let key = format!("{}.block_count", metadata.string("general.architecture").ok().flatten().unwrap_or_default());
+            let key = format!(
+                "{}.block_count",
+                metadata.string("general.architecture").ok().flatten().unwrap_or_default()
+            );
             put(&mut metadata, &key, Value::U32(layers));
         }
         let parts = into_parts(metadata, &tensors);
@@ -202,7 +205,8 @@ fn subject(tensor: &Planned) -> Tensor<'_> {
 }
 
 fn missing_imatrix(tensor: &Planned, options: &Options) -> Error {
-    let recipe = options.recipe.as_ref().map_or("this copy".to_owned(), |recipe| recipe.file_type.to_string());
+    let recipe =
+        options.recipe.as_ref().map_or("this copy".to_owned(), |recipe| recipe.file_type.to_string());
     let why = match options.imatrix {
         Some(_) => "has no entry for it; make one from this model, with text that reaches every layer",
         None => "is not given; make one with `phi imatrix` and pass it with --imatrix",
