@@ -140,7 +140,7 @@ fn unknown_type(name: &str) -> Error {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let words = Positional::parse(&args.positional)?;
     let options = args.options(&words)?;
-    let source = open(&words.input)?;
+    let (source, inputs) = open(&words.input)?;
     let type_name = words.file_type.map_or("COPY", FileType::name);
 
     let plan = Plan::new(source.as_ref(), &options)?;
@@ -150,7 +150,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let output =
         words.output.clone().unwrap_or_else(|| default_output(&words.input, type_name, args.keep_split));
     let output = if args.keep_split { without_suffix(&output) } else { output };
-    ensure_distinct(&output, [words.input.as_path()])?;
+    for part in 0..plan.parts.len() {
+        let inputs = inputs.iter().chain(&args.imatrix).chain(&args.tensor_type_file);
+        ensure_distinct(&plan.output_path(&output, part), inputs.map(PathBuf::as_path))?;
+    }
     plan.check(source.as_ref(), &options)?;
     if args.imatrix.is_some() && options.imatrix.is_none() {
         eprintln!("warning: no entry of the importance matrix is used; continuing without one");
@@ -207,15 +210,17 @@ impl Args {
     }
 }
 
-/// Opens a GGUF file or a checkpoint folder.
-fn open(path: &Path) -> Result<Box<dyn Source>> {
+/// Opens a GGUF file or a checkpoint folder, and lists the files that are read from.
+fn open(path: &Path) -> Result<(Box<dyn Source>, Vec<PathBuf>)> {
     if path.is_dir() {
         return Err(Error::Unsupported(format!(
             "{} is a folder; convert it to a GGUF file first",
             path.display()
         )));
     }
-    Ok(Box::new(Gguf::open(path)?))
+    let gguf = Gguf::open(path)?;
+    let files = gguf.files().map(Path::to_owned).collect();
+    Ok((Box::new(gguf), files))
 }
 
 /// "ggml-model-TYPE.gguf" beside the input.

@@ -142,18 +142,18 @@ impl Plan {
     pub fn check(&self, source: &dyn Source, options: &Options) -> Result<()> {
         for tensor in self.tensors.iter().filter(|tensor| !tensor.is_copied()) {
             let Planned { name, from, kind, .. } = tensor;
-            if let Some(unknown) = [*kind, *from].into_iter().find(|&kind| !quant::is_supported(kind)) {
-                return Err(Error::Unsupported(format!(
-                    "the tensor {name} of {} is {from} and would become {kind}, but {unknown} cannot be converted",
-                    source.path().display()
-                )));
-            }
             let weights = match &options.imatrix {
                 Some(imatrix) => imatrix.weights_for(tensor)?,
                 None => None,
             };
             if weights.is_none() && (tensor.needs_imatrix || quant::needs_weights(*kind)) {
                 return Err(missing_imatrix(tensor, options));
+            }
+            if let Some(unknown) = [*kind, *from].into_iter().find(|&kind| !quant::is_supported(kind)) {
+                return Err(Error::Unsupported(format!(
+                    "the tensor {name} of {} is {from} and would become {kind}, but {unknown} cannot be converted",
+                    source.path().display()
+                )));
             }
             if from.is_quantized() && !options.allow_requantize {
                 return Err(Error::Usage(format!(
