@@ -2,6 +2,10 @@
 
 pub mod extra;
 pub mod float;
+pub mod fp4;
+mod grids;
+pub mod low_bit;
+pub mod ternary;
 
 use crate::gguf::TensorType;
 use crate::simd::lanes::{Kernel, Lanes, Path};
