@@ -60,10 +60,8 @@ fn every_recipe_chooses_what_llama_quantize_chooses() {
     for model in golden_models() {
         let architecture = Architecture::from_metadata(&metadata_of(&model)).unwrap();
         let tensors = tensors_of(&model, architecture.layers);
-        let subjects: Vec<Tensor> = tensors
-            .iter()
-            .map(|(name, shape)| Tensor { name, shape, kind: TensorType::F32 })
-            .collect();
+        let subjects: Vec<Tensor> =
+            tensors.iter().map(|(name, shape)| Tensor { name, shape, kind: TensorType::F32 }).collect();
         let runs = model["runs"].as_object().unwrap();
         for (run, golden) in runs {
             let (file_type, imatrix) = run.strip_suffix(".im").map_or((&**run, false), |name| (name, true));

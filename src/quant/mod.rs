@@ -2,7 +2,11 @@
 
 pub mod extra;
 pub mod float;
+mod grids;
+pub mod fp4;
+pub mod low_bit;
 pub mod recipe;
+pub mod ternary;
 pub mod validity;
 
 use crate::gguf::TensorType;

@@ -51,9 +51,7 @@ pub fn first_invalid(kind: TensorType, bytes: &[u8]) -> Option<usize> {
         Layout::Any => None,
         Layout::F16 => first_element(bytes, |b: [u8; 2]| !finite_f16(u16::from_le_bytes(b))),
         Layout::BF16 => first_element(bytes, |b: [u8; 2]| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),
-        Layout::F32 => {
-            first_element(bytes, |b: [u8; 4]| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000)
-        }
+        Layout::F32 => first_element(bytes, |b: [u8; 4]| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000),
         Layout::F64 => first_element(bytes, |b: [u8; 8]| !f64::from_le_bytes(b).is_finite()),
         Layout::Scales(offsets) => first_block(bytes, size, |block| {
             offsets.iter().any(|&at| word(block, at).is_none_or(|scale| !finite_f16(scale)))

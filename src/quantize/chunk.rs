@@ -136,5 +136,6 @@ fn row_of(rows: &Range<u64>, block: usize, row_bytes: u64, block_bytes: usize) -
 }
 
 fn to_usize(bytes: u64) -> Result<usize> {
-    usize::try_from(bytes).map_err(|_| Error::Resources(format!("{bytes} bytes do not fit this machine's memory")))
+    usize::try_from(bytes)
+        .map_err(|_| Error::Resources(format!("{bytes} bytes do not fit this machine's memory")))
 }

@@ -83,7 +83,9 @@ impl Imatrix {
         }
         let mut entries = BTreeMap::new();
         for (name, pair) in pairs {
-            let (Some(sums), Some(counts)) = pair else { return Err(ImatrixFault::Unpaired(name.to_owned())) };
+            let (Some(sums), Some(counts)) = pair else {
+                return Err(ImatrixFault::Unpaired(name.to_owned()));
+            };
             let means = means(name, floats(gguf, sums)?, &floats(gguf, counts)?)?;
             entries.insert(name.to_owned(), means);
         }

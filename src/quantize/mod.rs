@@ -8,17 +8,18 @@ mod imatrix;
 mod overrides;
 mod pipeline;
 mod plan;
+pub mod split;
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::gguf::{Output, Source, TensorType, Value, Writer, part_name};
+use crate::gguf::{Output, Source, TensorType, Value, Writer};
 use crate::quant::recipe::Recipe;
 use crate::{Error, Result};
 
 pub use imatrix::{Imatrix, ImatrixFault};
-pub use overrides::{parse_key_value, parse_layers, parse_tensor_type, parse_tensor_type_file};
+pub use overrides::{parse_key_value, parse_kind, parse_layers, parse_tensor_type, parse_tensor_type_file};
 pub use plan::{Part, Plan, Planned};
 
 /// What is to be made of a model.
@@ -159,6 +160,11 @@ pub fn execute(
 }
 
 impl Plan {
+    /// The path of part `index` of the output called `path`.
+    pub fn output_path(&self, path: &Path, index: usize) -> PathBuf {
+        if self.split { split::part_path(path, index, self.parts.len()) } else { path.to_owned() }
+    }
+
     /// The started outputs, one a part.
     fn writers(&self, sink: Sink<'_>) -> Result<Vec<Writer>> {
         let declared = |part: usize| -> Vec<_> {
@@ -167,12 +173,9 @@ impl Plan {
         };
         let start = |(index, part): (usize, &Part)| match sink {
             Sink::Memory(label) => Writer::in_memory(label, &part.metadata, &declared(index)),
-            Sink::File(path) if self.split => {
-                let prefix = path.file_name().unwrap_or_default().to_string_lossy();
-                let name = part_name(&prefix, index as u32, self.parts.len() as u32);
-                Writer::create(&path.with_file_name(name), &part.metadata, &declared(index))
+            Sink::File(path) => {
+                Writer::create(&self.output_path(path, index), &part.metadata, &declared(index))
             }
-            Sink::File(path) => Writer::create(path, &part.metadata, &declared(index)),
         };
         self.parts.iter().enumerate().map(start).collect()
     }

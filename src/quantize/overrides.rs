@@ -41,11 +41,14 @@ pub fn parse_key_value(text: &str) -> Result<(String, Value)> {
 
 /// Parses "attn_q=q8_0": a regular expression that tensor names are searched for, and their type.
 pub fn parse_tensor_type(text: &str) -> Result<(Regex, TensorType)> {
-    let (name, kind) = text.split_once('=').filter(|(name, kind)| !name.is_empty() && !kind.is_empty())
+    let (name, kind) = text
+        .split_once('=')
+        .filter(|(name, kind)| !name.is_empty() && !kind.is_empty())
         .ok_or_else(|| Error::Usage(format!("--tensor-type {text:?} is not of the form NAME=TYPE")))?;
     // Tensor names are lower case, and so llama-quantize makes the expression lower case.
-    let pattern = Regex::new(&name.to_ascii_lowercase())
-        .map_err(|error| Error::Usage(format!("--tensor-type {text:?}: {name:?} is no regular expression: {error}")))?;
+    let pattern = Regex::new(&name.to_ascii_lowercase()).map_err(|error| {
+        Error::Usage(format!("--tensor-type {text:?}: {name:?} is no regular expression: {error}"))
+    })?;
     Ok((pattern, parse_kind(kind)?))
 }
 
@@ -53,7 +56,8 @@ pub fn parse_tensor_type(text: &str) -> Result<(Regex, TensorType)> {
 pub fn parse_kind(name: &str) -> Result<TensorType> {
     let kind = TensorType::from_name(name).filter(|&kind| super::can_encode(kind));
     kind.ok_or_else(|| {
-        let known: Vec<_> = TensorType::all().filter(|&kind| super::can_encode(kind)).map(TensorType::name).collect();
+        let known: Vec<_> =
+            TensorType::all().filter(|&kind| super::can_encode(kind)).map(TensorType::name).collect();
         Error::Usage(format!("{name:?} is no type to quantize to; there are {}", known.join(", ")))
     })
 }

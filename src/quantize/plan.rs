@@ -127,7 +127,10 @@ impl Plan {
             tensor.apply(choice);
         }
         if let Some(layers) = layers {
-            let key = format!("{}.block_count", metadata.string("general.architecture").ok().flatten().unwrap_or_default());
+            let key = format!(
+                "{}.block_count",
+                metadata.string("general.architecture").ok().flatten().unwrap_or_default()
+            );
             put(&mut metadata, &key, Value::U32(layers));
         }
         let parts = into_parts(metadata, &tensors);
@@ -139,18 +142,18 @@ impl Plan {
     pub fn check(&self, source: &dyn Source, options: &Options) -> Result<()> {
         for tensor in self.tensors.iter().filter(|tensor| !tensor.is_copied()) {
             let Planned { name, from, kind, .. } = tensor;
-            if let Some(unknown) = [*kind, *from].into_iter().find(|&kind| !quant::is_supported(kind)) {
-                return Err(Error::Unsupported(format!(
-                    "the tensor {name} of {} is {from} and would become {kind}, but {unknown} cannot be converted",
-                    source.path().display()
-                )));
-            }
             let weights = match &options.imatrix {
                 Some(imatrix) => imatrix.weights_for(tensor)?,
                 None => None,
             };
             if weights.is_none() && (tensor.needs_imatrix || quant::needs_weights(*kind)) {
                 return Err(missing_imatrix(tensor, options));
+            }
+            if let Some(unknown) = [*kind, *from].into_iter().find(|&kind| !quant::is_supported(kind)) {
+                return Err(Error::Unsupported(format!(
+                    "the tensor {name} of {} is {from} and would become {kind}, but {unknown} cannot be converted",
+                    source.path().display()
+                )));
             }
             if from.is_quantized() && !options.allow_requantize {
                 return Err(Error::Usage(format!(
@@ -202,7 +205,8 @@ fn subject(tensor: &Planned) -> Tensor<'_> {
 }
 
 fn missing_imatrix(tensor: &Planned, options: &Options) -> Error {
-    let recipe = options.recipe.as_ref().map_or("this copy".to_owned(), |recipe| recipe.file_type.to_string());
+    let recipe =
+        options.recipe.as_ref().map_or("this copy".to_owned(), |recipe| recipe.file_type.to_string());
     let why = match options.imatrix {
         Some(_) => "has no entry for it; make one from this model, with text that reaches every layer",
         None => "is not given; make one with `phi imatrix` and pass it with --imatrix",

@@ -224,14 +224,26 @@ impl Mixture<'_> {
         match self.recipe {
             F::Q2_K => T::Q3_K,
             F::Q2_K_S if is_early => T::Q4_K,
-            F::IQ3_XXS if !self.imatrix => if is_early { T::Q4_K } else { T::Q3_K },
+            F::IQ3_XXS if !self.imatrix => {
+                if is_early {
+                    T::Q4_K
+                } else {
+                    T::Q3_K
+                }
+            }
             F::Q3_K_M if layer < layers / 16 => T::Q5_K,
             F::Q3_K_M if !is_falcon || more => T::Q4_K,
             F::IQ3_M if is_early || (self.eight_experts() && more) => T::Q4_K,
             F::Q3_K_L if is_falcon => T::Q4_K,
             F::Q3_K_L => T::Q5_K,
             F::Q4_K_M if is_falcon && layer < layers / 16 => T::Q6_K,
-            F::Q4_K_M if more => if is_falcon { T::Q5_K } else { T::Q6_K },
+            F::Q4_K_M if more => {
+                if is_falcon {
+                    T::Q5_K
+                } else {
+                    T::Q6_K
+                }
+            }
             F::IQ4_NL | F::IQ4_XS if is_early && !self.imatrix => T::Q5_K,
             F::Q5_K_M if more => T::Q6_K,
             F::Q4_K_S if is_early && !is_falcon => T::Q5_K,

@@ -37,10 +37,7 @@ impl Role {
         match name {
             "output.weight" => Self::Output,
             "token_embd.weight" | "per_layer_token_embd.weight" => Self::TokenEmbedding,
-            _ => BY_PART
-                .iter()
-                .find(|(part, _)| name.contains(part))
-                .map_or(Self::Other, |(_, role)| *role),
+            _ => BY_PART.iter().find(|(part, _)| name.contains(part)).map_or(Self::Other, |(_, role)| *role),
         }
     }
 
