@@ -12,11 +12,16 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::Error;
 
 mod argv;
+mod convert;
 mod input;
+mod inspect;
 mod logits;
 mod model;
+mod quantize;
 mod run;
 mod signal;
+mod split;
+mod tokenize;
 
 /// Exit code of a command that failed or was interrupted.
 const FAILED: u8 = 1;
@@ -31,6 +36,8 @@ const HELP: &str = "\
 Make a model
   convert    Turn a Hugging Face checkpoint folder into a GGUF file
   quantize   Make a GGUF file smaller: Q4_K_M, Q8_0, …; also straight from a checkpoint folder
+  split      Split a GGUF file into several
+  merge      Make one GGUF file of several
 
 Use it
   run        Answer a prompt, or hold a conversation
@@ -65,8 +72,29 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Convert(convert::Args),
+    Quantize(Box<quantize::Args>),
+    Split(split::SplitArgs),
+    Merge(split::MergeArgs),
     Run(Box<run::Args>),
+    Tokenize(tokenize::Args),
+    Inspect(inspect::Args),
     Logits(logits::Args),
+}
+
+impl Command {
+    fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Convert(args) => convert::run(args),
+            Self::Quantize(args) => quantize::run(*args),
+            Self::Split(args) => split::split(args),
+            Self::Merge(args) => split::merge(args),
+            Self::Run(args) => run::run(*args),
+            Self::Tokenize(args) => tokenize::run(args),
+            Self::Inspect(args) => inspect::run(args),
+            Self::Logits(args) => logits::run(args),
+        }
+    }
 }
 
 /// The binary's entry point.
@@ -86,10 +114,7 @@ fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return if error.use_stderr() { ExitCode::from(WRONG_USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let done = signal::install().map_err(anyhow::Error::from).and_then(|()| match cli.command {
-        Command::Run(args) => run::run(*args),
-        Command::Logits(args) => logits::run(args),
-    });
+    let done = signal::install().map_err(anyhow::Error::from).and_then(|()| cli.command.run());
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
