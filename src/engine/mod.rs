@@ -1,5 +1,7 @@
 //! Sequences, batches, the prefill/decode loop and its stop rules.
 
+pub mod generate;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 

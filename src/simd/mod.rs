@@ -1,1 +1,3 @@
 //! ISA tokens and the operations they offer; imports nothing.
+
+pub mod lanes;
