@@ -29,7 +29,8 @@ pub(crate) trait Decoder {
 
 /// Picks the next token from logits `[vocab]` and remembers what was said.
 pub(crate) trait Chooser {
-    fn choose(&mut self, logits: &mut [f32]) -> u32;
+    /// Fails on logits that no token can be chosen from.
+    fn choose(&mut self, logits: &mut [f32]) -> Result<u32>;
     fn accept(&mut self, id: u32);
 }
 
@@ -76,7 +77,7 @@ impl Decoder for Live<'_> {
 }
 
 impl Chooser for Sampler {
-    fn choose(&mut self, logits: &mut [f32]) -> u32 {
+    fn choose(&mut self, logits: &mut [f32]) -> Result<u32> {
         self.sample(logits)
     }
 
@@ -217,7 +218,7 @@ pub(crate) fn generate(
         if request.max_tokens.is_some_and(|most| answer.tokens >= most) {
             break Stop::Limit;
         }
-        let id = chooser.choose(&mut logits);
+        let id = chooser.choose(&mut logits)?;
         if speller.is_end(id) {
             break Stop::End(id);
         }

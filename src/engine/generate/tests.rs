@@ -62,8 +62,8 @@ impl Decoder for Script {
 struct Greedy(Vec<u32>);
 
 impl Chooser for Greedy {
-    fn choose(&mut self, logits: &mut [f32]) -> u32 {
-        (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32
+    fn choose(&mut self, logits: &mut [f32]) -> Result<u32> {
+        Ok((0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32)
     }
 
     fn accept(&mut self, id: u32) {
