@@ -282,3 +282,5 @@ pub fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
     }
     Scalar.vectorize(kernel)
 }
+
+pub mod lanes;
