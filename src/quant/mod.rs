@@ -1,8 +1,8 @@
 //! Block formats: one file a family, with layout, encoding, scalar decoding and SIMD unpacking; and the recipes.
 
-pub mod unpack;
 pub mod extra;
 pub mod float;
+pub mod unpack;
 
 use crate::gguf::TensorType;
 use crate::simd::lanes::{Kernel, Lanes, Path};
