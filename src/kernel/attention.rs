@@ -5,7 +5,7 @@
 //! horizontal sums. Blocks of [`BLOCK`] keys start at fixed positions, and each query walks them in order
 //! with one order of operations, whatever other queries share its tile.
 
-use crate::simd::{Isa, IsaExt, Kernel, MAX_LANES, dispatch};
+use crate::simd::{Isa, IsaExt, Kernel, Level, MAX_LANES, dispatch_at};
 
 /// Positions whose keys are interleaved.
 pub const KEYS: usize = 16;
@@ -98,9 +98,9 @@ pub struct Scratch {
 }
 
 impl<E: KvElement> Attention<'_, E> {
-    /// Computes `out` at the current ISA level.
-    pub fn compute(self) {
-        dispatch(self);
+    /// Computes `out`.
+    pub fn compute(self, level: Level) {
+        dispatch_at(level, self);
     }
 
     /// The keys of block `start / BLOCK` that the query at `position` sees, counted within the block.

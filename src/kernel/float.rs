@@ -4,7 +4,7 @@
 //! columns beyond whole vectors follow one by one.
 
 use super::SharedMut;
-use crate::simd::{Isa, IsaExt, Kernel, dispatch};
+use crate::simd::{Isa, IsaExt, Kernel, Level, dispatch_at};
 
 /// Rows and tokens of a register tile.
 const TILE_ROWS: usize = 4;
@@ -77,9 +77,9 @@ pub struct FloatProducts<'a, W: Float> {
 }
 
 impl<W: Float> FloatProducts<'_, W> {
-    /// Computes all products at the current ISA level.
-    pub fn compute(self) {
-        dispatch(self);
+    /// Computes all products.
+    pub fn compute(self, level: Level) {
+        dispatch_at(level, self);
     }
 }
 

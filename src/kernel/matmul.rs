@@ -7,7 +7,7 @@
 use super::activations::Activations;
 use super::{SharedMut, partial_sums};
 use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, Kernel, MAX_LANES, dispatch};
+use crate::simd::{Isa, Kernel, Level, MAX_LANES, dispatch_at};
 
 /// The most rows a panel has on any ISA.
 pub const MAX_PANEL_ROWS: usize = 2 * MAX_LANES;
@@ -32,9 +32,9 @@ pub struct PackedTokens {
 }
 
 impl PackedTokens {
-    /// Packs `tokens` for the tile of the current ISA.
-    pub fn pack(&mut self, tokens: &Activations) {
-        dispatch(Pack { from: tokens, to: self });
+    /// Packs `tokens` for the tile of `level`.
+    pub fn pack(&mut self, level: Level, tokens: &Activations) {
+        dispatch_at(level, Pack { from: tokens, to: self });
     }
 
     fn tiles(&self) -> usize {
@@ -120,8 +120,8 @@ pub struct PanelProducts<'a, F> {
     pub first: usize,
 }
 
-/// Rows of a panel at the current ISA level.
-pub fn panel_rows() -> usize {
+/// Rows of a panel at `level`.
+pub fn panel_rows(level: Level) -> usize {
     struct Rows;
     impl Kernel for Rows {
         type Output = usize;
@@ -130,13 +130,13 @@ pub fn panel_rows() -> usize {
             I::LANES * I::TILE.0
         }
     }
-    dispatch(Rows)
+    dispatch_at(level, Rows)
 }
 
 impl<F: Unpack> PanelProducts<'_, F> {
-    /// Computes the panel's products at the current ISA level.
-    pub fn compute(self) {
-        dispatch(self);
+    /// Computes the panel's products. The tokens were packed for the same `level`.
+    pub fn compute(self, level: Level) {
+        dispatch_at(level, self);
     }
 }
 

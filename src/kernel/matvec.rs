@@ -3,12 +3,12 @@
 use super::activations::Activations;
 use super::partial_sums;
 use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, Kernel, dispatch};
+use crate::simd::{Isa, Kernel, Level, dispatch_at};
 
 /// Rows that share one sweep over the activations in the super-block formats.
 pub const ROW_GROUP: usize = 4;
 
-/// `out[token * out_stride + row] = rows[row] · tokens[token]` for quantized `rows`.
+/// `out[token][row] = rows[row] · tokens[token]` for quantized `rows`.
 pub struct RowProducts<'a, F> {
     pub format: F,
     /// Whole rows, `row_bytes` each.
@@ -16,14 +16,14 @@ pub struct RowProducts<'a, F> {
     pub row_bytes: usize,
     /// Quantized with the format's span.
     pub tokens: &'a Activations,
-    /// Written at `token * out_stride + row`.
+    /// One slice a token.
     pub out: &'a mut [&'a mut [f32]],
 }
 
 impl<F: Unpack> RowProducts<'_, F> {
-    /// Computes all products at the current ISA level. `out[token]` has as many elements as there are rows.
-    pub fn compute(self) {
-        dispatch(self);
+    /// Computes all products. `out[token]` has as many elements as there are rows.
+    pub fn compute(self, level: Level) {
+        dispatch_at(level, self);
     }
 }
 

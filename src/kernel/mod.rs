@@ -43,3 +43,6 @@ impl<T> SharedMut<T> {
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), length) }
     }
 }
+
+#[cfg(test)]
+mod tests;

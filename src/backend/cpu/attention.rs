@@ -9,6 +9,7 @@ use crate::kernel::attention::{
     Attention, KvElement, PAGE, PageView, Scratch, padded_head, store_key, store_value,
 };
 use crate::kernel::{SharedMut, elementwise};
+use crate::simd::Level;
 
 /// Queries of a tile: enough to share the conversion of keys, few enough to stay in the first cache.
 const TILE: usize = 32;
@@ -68,7 +69,7 @@ impl Cpu {
             let (tile, head) = (tiles - 1 - task / job.heads.kv_count, task % job.heads.kv_count);
             let start = job.rows.start + tile * tokens;
             SCRATCH.with_borrow_mut(|scratch| {
-                job.attend_tile(pages, head, start..(start + tokens).min(job.rows.end), scratch);
+                job.attend_tile(self.level, pages, head, start..(start + tokens).min(job.rows.end), scratch);
             });
         });
     }
@@ -117,6 +118,7 @@ impl Job<'_> {
     /// The queries of `rows` that share KV head `kv_head`.
     fn attend_tile<E: KvElement>(
         &self,
+        level: Level,
         pages: &[Page<E>],
         kv_head: usize,
         rows: std::ops::Range<usize>,
@@ -140,7 +142,7 @@ impl Job<'_> {
         out.resize(queries.len(), 0.0);
         let views: Vec<PageView<E>> = pages.iter().map(|page| page.view(kv_head, padded)).collect();
         Attention { pages: &views, queries, positions, padded_head: padded, window, scratch: kernel, out }
-            .compute();
+            .compute(level);
         for (i, values) in out.chunks_exact(padded).enumerate() {
             let (row, head) = (rows.start + i / group, kv_head * group + i % group);
             // Sound: each task writes its own heads of its own rows.

@@ -68,7 +68,7 @@ impl Cpu {
             self.few_tokens(format, w, &scratch, out);
         } else {
             let Scratch { activations, packed } = &mut *scratch;
-            packed.pack(activations);
+            packed.pack(self.level, activations);
             self.many_tokens(format, w, &scratch, out);
         }
         Ok(())
@@ -112,14 +112,14 @@ impl Cpu {
                 tokens: &scratch.activations,
                 out: &mut slices[..tokens],
             }
-            .compute();
+            .compute(self.level);
         });
     }
 
     fn many_tokens<F: Unpack>(&self, format: F, w: &Matrix, scratch: &Scratch, out: &mut Buffer) {
         let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
         let to = SharedMut::new(&mut out.data);
-        self.pool.run_ranges(w.rows, panel_rows(), |range| {
+        self.pool.run_ranges(w.rows, panel_rows(self.level), |range| {
             PANEL.with_borrow_mut(|panel| {
                 PanelProducts {
                     format,
@@ -132,7 +132,7 @@ impl Cpu {
                     out_stride: w.rows,
                     first: range.start,
                 }
-                .compute();
+                .compute(self.level);
             });
         });
     }
@@ -148,7 +148,7 @@ impl Cpu {
                 out_stride: w.rows,
                 first: range.start,
             }
-            .compute();
+            .compute(self.level);
         });
     }
 
@@ -171,7 +171,7 @@ impl Cpu {
                     out_stride: w.rows,
                     first: range.start,
                 }
-                .compute();
+                .compute(self.level);
             });
         });
         Ok(())

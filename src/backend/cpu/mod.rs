@@ -11,11 +11,13 @@ use std::sync::Mutex;
 use super::{Backend, Heads, Matrix, Part, Rotation};
 use crate::kernel::matmul::PackedTokens;
 use crate::kernel::{Activations, Pool, SharedMut, elementwise};
+use crate::simd::Level;
 use crate::{Result, quant};
 
 /// Runs kernels on this machine's cores.
 pub struct Cpu {
     pool: Pool,
+    level: Level,
     /// The quantized activations of the product in progress.
     scratch: Mutex<Scratch>,
 }
@@ -51,7 +53,7 @@ const SMALL: usize = 16 * 1024;
 impl Cpu {
     /// A backend with `threads` threads.
     pub fn new(threads: usize) -> Self {
-        Self { pool: Pool::new(threads), scratch: Mutex::default() }
+        Self { pool: Pool::new(threads), level: Level::current(), scratch: Mutex::default() }
     }
 
     /// Threads it computes with.
