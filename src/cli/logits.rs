@@ -14,9 +14,6 @@ use crate::gguf::TensorType;
 use crate::text::{Special, Tokenizer};
 use crate::{Error, Result};
 
-/// Positions whose logits are in memory at once, at most (a position of a 32k vocabulary takes 128 KB).
-const POSITIONS_AT_ONCE: usize = 512;
-
 /// Print a model's logits, for comparing implementations
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -139,29 +136,17 @@ fn check(ids: &[u32], args: &Args, engine: &Engine) -> Result<()> {
 
 /// Feeds `ids` and looks at the last positions' logits.
 fn positions(engine: &Engine, ids: &[u32], args: &Args, tokenizer: &Tokenizer) -> Result<Vec<Position>> {
-    let context = if args.ctx_size == 0 { engine.model_context().max(ids.len()) } else { args.ctx_size };
-    if ids.len() > context {
-        return Err(Error::Usage(format!(
-            "{} tokens do not fit a context of {context}: give a larger -c",
-            ids.len()
-        )));
+    let context = if args.ctx_size == 0 { engine.model_context() } else { args.ctx_size };
+    if args.ctx_size > 0 {
+        engine.check_context(context)?;
     }
     let mut sequence = engine.sequence(context)?;
     let watch = Watch::start();
-    let mut positions = Vec::with_capacity(args.last);
-    let mut fed = 0;
-    while fed < ids.len() {
-        let wanted = (args.last - positions.len()).min(POSITIONS_AT_ONCE);
-        let end = ids.len() - args.last + positions.len() + wanted;
-        let mut progress =
-            |_| if watch.stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-        let logits = engine.feed(&mut sequence, &ids[fed..end], wanted, &mut progress)?;
-        let rows = logits.chunks_exact(engine.vocab_size()).enumerate();
-        positions
-            .extend(rows.map(|(row, logits)| Position::new(end - wanted + row, logits, args.top, tokenizer)));
-        fed = end;
-    }
-    Ok(positions)
+    let mut progress = |_| if watch.stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let logits = engine.feed(&mut sequence, ids, args.last, &mut progress)?;
+    let first = ids.len() - args.last;
+    let rows = logits.chunks_exact(engine.vocab_size()).enumerate();
+    Ok(rows.map(|(row, logits)| Position::new(first + row, logits, args.top, tokenizer)).collect())
 }
 
 /// What is said about the logits at a position.

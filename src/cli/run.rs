@@ -46,7 +46,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             batch: args.machine.batch_size.min(args.machine.ubatch_size),
         },
     )?;
-    let context = context(args.machine.ctx_size, engine.model_context());
+    let context = match args.machine.ctx_size {
+        0 => engine.model_context(),
+        asked => asked,
+    };
+    if args.machine.ctx_size > 0 {
+        engine.check_context(context)?;
+    }
     let sequence = engine.sequence(context)?;
     let live = Live { engine: &engine, sequence };
     let mut session = Session::new(live, &tokenizer, source, &args, context, start.elapsed())?;
@@ -137,14 +143,4 @@ fn raw_tokens(prompt: &str, tokenizer: &Tokenizer) -> Vec<u32> {
     let ids = tokenizer.encode(prompt, Special::Parse);
     let bos = tokenizer.bos_to_add().filter(|bos| ids.first() != Some(bos));
     bos.into_iter().chain(ids).collect()
-}
-
-/// The context's size in tokens: as wanted, or as the model was made for.
-fn context(wanted: usize, made_for: usize) -> usize {
-    if wanted > made_for {
-        eprintln!(
-            "phi: the model was made for {made_for} tokens of context; {wanted} is beyond what it can follow"
-        );
-    }
-    if wanted == 0 { made_for } else { wanted }
 }

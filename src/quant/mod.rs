@@ -7,6 +7,7 @@ pub mod fp4;
 pub mod low_bit;
 pub mod recipe;
 pub mod ternary;
+pub mod unpack;
 pub mod validity;
 
 use crate::gguf::TensorType;
