@@ -76,9 +76,7 @@ impl<'a> Session<'a> {
     }
 
     /// Says what is about to run.
-    pub fn describe(&self, mode: Mode, model: &ModelArgs) {
-        let name =
-            model.model.as_ref().map_or("the model in the box".into(), |path| path.display().to_string());
+    pub fn describe(&self, mode: Mode) {
         let mode = match mode {
             Mode::Raw => "the prompt as it is",
             Mode::Once => "one question through the chat template",
