@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
         // The same on every machine and in every version: change this only on purpose.
-        assert_eq!(draw(42)[..10], [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]);
+        assert_eq!(draw(42)[..10], [3, 1, 4, 2, 2, 1, 1, 2, 1, 3]);
     }
 
     #[test]
