@@ -438,8 +438,10 @@ fn generation_ends_where_the_model_says() {
     assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.bos_to_add()), (Some(1), Some(6), Some(1)));
 }
 
-/// Each fault of the metadata, and a word of its message.
-const FAULTS: &[(&str, fn(&mut Metadata))] = &[
+/// A word of a fault's message, and how to damage the metadata for it.
+type Damage = (&'static str, fn(&mut Metadata));
+
+const FAULTS: &[Damage] = &[
     ("tokenizer.ggml.model", |metadata| drop(metadata.remove("tokenizer.ggml.model"))),
     ("\"gpt2\"", |metadata| drop(metadata.set("tokenizer.ggml.model", Value::String("gpt2".into())))),
     ("cannot be read", |metadata| drop(metadata.set("tokenizer.ggml.model", Value::U32(1)))),

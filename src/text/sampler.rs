@@ -302,7 +302,7 @@ mod tests {
         let mut logits = [4.0, -1.0, 1.0, 5.0];
         sampler.sample(&mut logits).unwrap();
         // Token 3 was said four tokens ago, which is no longer recent.
-        assert_eq!(logits, [4.0 / 2.0 - 2.0 * 0.5 - 0.25, -1.0 * 2.0 - 0.5 - 0.25, 1.0, 5.0]);
+        assert_eq!(logits, [4.0 / 2.0 - 2.0 * 0.5 - 0.25, -2.0 - 0.5 - 0.25, 1.0, 5.0]);
         sampler.reset();
         let mut logits = [4.0, -1.0, 1.0, 5.0];
         sampler.sample(&mut logits).unwrap();
