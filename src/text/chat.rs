@@ -4,9 +4,12 @@
 //! imports and no code behind it), may execute a bounded number of instructions and print a bounded number of bytes.
 //! The messages are not trusted either: whatever they hold stays text, even if it spells a control token.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io;
-use std::time::{SystemTime, UNIX_EPOCH};
+// `io` is for the trait that minijinja prints through, into memory.
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    io,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, context};
@@ -101,7 +104,7 @@ impl ChatTemplate {
         let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
         let plain = self.print(messages, &contents, add_generation_prompt)?;
         let key = unguessable();
-        let markers: Vec<String> = (0..messages.len()).map(|index| format!("{key}{index}x")).collect();
+        let markers: Vec<String> = (0..messages.len()).map(|index| marker(&key, index)).collect();
         // An empty content stays empty: templates ask whether there is any.
         let marked: Vec<&str> = contents
             .iter()
@@ -227,21 +230,32 @@ fn is_role(role: &str) -> bool {
         && role.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
-/// A string that no message can hold by chance or by intent.
+/// A string that no message can hold by chance or by intent, of private-use characters only: no filter for case,
+/// whitespace or words touches it.
 fn unguessable() -> String {
     let word = || RandomState::new().build_hasher().finish();
-    format!("\u{E000}{:016x}{:016x}\u{E001}", word(), word())
+    format!("{:016x}{:016x}", word(), word()).chars().map(private).collect()
 }
 
-/// Splits what was printed at the markers (`key`, number, `x`) and puts the contents there.
+/// A hexadecimal digit as one of 16 private-use characters.
+fn private(digit: char) -> char {
+    char::from_u32(0xE000 + digit.to_digit(16).unwrap_or(0)).unwrap_or(digit)
+}
+
+/// What stands for the content number `index`: `key`, and the number in eight digits.
+fn marker(key: &str, index: usize) -> String {
+    key.chars().chain(format!("{index:08x}").chars().map(private)).collect()
+}
+
+/// Splits what was printed at the markers and puts the contents there.
 fn fill(printed: &str, key: &str, contents: &[&str]) -> Vec<Segment> {
     let mut segments = Vec::new();
     let mut parts = printed.split(key);
     push(&mut segments, Segment::parse(parts.next().unwrap_or("")));
     for part in parts {
-        let (number, rest) = part.split_once('x').unwrap_or(("", part));
-        let content = number.parse().ok().and_then(|index: usize| contents.get(index)).copied().unwrap_or("");
-        push(&mut segments, Segment::text(content));
+        let rest: String = part.chars().skip(8).collect();
+        let index = part.chars().take(8).fold(0, |index: usize, c| index << 4 | (c as usize & 0xF));
+        push(&mut segments, Segment::text(contents.get(index).copied().unwrap_or("")));
         push(&mut segments, Segment::parse(rest));
     }
     segments
@@ -351,7 +365,7 @@ mod tests {
         let source = "{%- set ns = namespace(n=0) -%}\n{%- for m in messages -%}\n    {%- if m['role'].startswith('sys') %}{% continue %}{% endif -%}\n    {%- set ns.n = ns.n + 1 -%}\n    {{ ns.n ~ ':' ~ m.content.upper() }}\n{% endfor %}{{ bos_token }}{{ dict(a=1) | tojson }}";
         assert_eq!(
             text(&chat(source, &[("system", "s"), ("user", "u"), ("user", "v")], true).unwrap()),
-            "1:U2:V<s>{\"a\": 1}"
+            "1:U\n2:V\n<s>{\"a\": 1}"
         );
         let error = chat("{{ raise_exception('roles must alternate') }}", &[], true).unwrap_err();
         assert!(matches!(&error, Fault::Render(text) if text.contains("roles must alternate")), "{error}");

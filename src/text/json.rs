@@ -21,7 +21,8 @@ fn write(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -
     }
     match value.kind() {
         ValueKind::Undefined | ValueKind::None => out.push_str("null"),
-        ValueKind::Bool | ValueKind::Number => out.push_str(&value.to_string()),
+        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+        ValueKind::Number => out.push_str(&value.to_string()),
         ValueKind::Seq | ValueKind::Iterable => {
             let items: Vec<Value> = value.try_iter()?.collect();
             list(('[', ']'), &items, indent, depth, out, |item, out| write(item, indent, depth + 1, out))?;

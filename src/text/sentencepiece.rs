@@ -45,7 +45,8 @@ pub(crate) fn rules_from_scores(
     scores: &[f32],
     unknown: Option<u32>,
 ) -> Result<Rules, Fault> {
-    let by_text = vocabulary.by_text(|kind| matches!(kind, TokenKind::Normal | TokenKind::UserDefined));
+    // Added tokens are found in the text before anything is merged, so they are no parts of merges.
+    let by_text = vocabulary.by_text(|kind| kind == TokenKind::Normal);
     let mut merges = Vec::with_capacity(vocabulary.len() * 2);
     for product in vocabulary.ids().filter(|id| vocabulary.kind(*id) == TokenKind::Normal) {
         let piece = vocabulary.piece(product);

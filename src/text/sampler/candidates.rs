@@ -48,8 +48,7 @@ impl Candidates {
         let mut threshold = f32::NEG_INFINITY;
         let limit = keep.saturating_mul(2).max(256);
         for (index, chunk) in logits.chunks(CHUNK).enumerate() {
-            // Negated, so that a NaN is looked at more closely, too.
-            if chunk.iter().fold(false, |any, logit| any | !(*logit <= threshold)) {
+            if chunk.iter().fold(false, |any, logit| any | (*logit > threshold) | logit.is_nan()) {
                 for (id, logit) in (index * CHUNK..).zip(chunk) {
                     if *logit > threshold {
                         self.list.push(Candidate { id: id as u32, logit: *logit, weight: 0.0 });
