@@ -176,21 +176,28 @@ fn the_whole_road() {
     let folder = TempDir::new().unwrap();
     let source = models().join("phi-tiny");
     let f16 = folder.path().join("f16.gguf");
-    let output = phi(&["convert", path(&source), "--outtype", "f16", "--outfile", path(&f16)]).output().unwrap();
+    let output =
+        phi(&["convert", path(&source), "--outtype", "f16", "--outfile", path(&f16)]).output().unwrap();
     stdout(&output);
     assert_eq!(stdout(&run(&["-m", path(&f16), "-p", QUESTION])), ANSWER);
     for kind in ["Q8_0", "Q4_K_M"] {
         let small = folder.path().join(kind);
         stdout(&phi(&["quantize", path(&f16), path(&small), kind]).output().unwrap());
         assert_eq!(stdout(&run(&["-m", path(&small), "--prompt", CONTROLLED])), ANSWER, "{kind}");
-        assert_eq!(stdout(&run(&["-m", path(&source), "--quantize", kind, "-p", QUESTION])), ANSWER, "{kind} in memory");
+        assert_eq!(
+            stdout(&run(&["-m", path(&source), "--quantize", kind, "-p", QUESTION])),
+            ANSWER,
+            "{kind} in memory"
+        );
     }
     error(&run(&["-m", path(&source), "--quantize", "Q9", "-p", QUESTION]), 2);
 }
 
 #[test]
 fn logits_are_json() {
-    let ids = stdout(&phi(&["logits", "-p", QUESTION, "--json", "--last", "2", "--top", "3"]).output().unwrap()).to_owned();
+    let ids =
+        stdout(&phi(&["logits", "-p", QUESTION, "--json", "--last", "2", "--top", "3"]).output().unwrap())
+            .to_owned();
     let report: serde_json::Value = serde_json::from_str(&ids).unwrap();
     let count = report["ids"].as_array().unwrap().len() as u64;
     let positions = report["positions"].as_array().unwrap();
@@ -200,15 +207,23 @@ fn logits_are_json() {
         assert!(position["l2"].is_f64() && position["mean"].is_f64());
         let top = position["top"].as_array().unwrap();
         assert_eq!(top.len(), 3);
-        assert!(top[0]["id"].is_u64() && top[0]["piece"].is_string() && top[0]["logprob"].as_f64().unwrap() <= 0.0);
+        assert!(
+            top[0]["id"].is_u64()
+                && top[0]["piece"].is_string()
+                && top[0]["logprob"].as_f64().unwrap() <= 0.0
+        );
         assert!(top[0]["logit"].as_f64() >= top[1]["logit"].as_f64());
     }
     let spelled: Vec<_> = report["ids"].as_array().unwrap().iter().map(ToString::to_string).collect();
-    let again = phi(&["logits", "--ids", &spelled.join(","), "--json", "--last", "2", "--top", "3"]).output().unwrap();
+    let again = phi(&["logits", "--ids", &spelled.join(","), "--json", "--last", "2", "--top", "3"])
+        .output()
+        .unwrap();
     assert_eq!(stdout(&again), ids);
 
     assert!(stdout(&phi(&["logits", "--ids", "5,6"]).output().unwrap()).starts_with("position 1: l2 "));
-    for wrong in [&["logits"][..], &["logits", "--ids", "x"], &["logits", "--ids", "99999"], &["logits", "-p", ""]] {
+    for wrong in
+        [&["logits"][..], &["logits", "--ids", "x"], &["logits", "--ids", "99999"], &["logits", "-p", ""]]
+    {
         error(&phi(wrong).output().unwrap(), 2);
     }
 }
