@@ -301,10 +301,7 @@ pub fn ensure_distinct<'a>(output: &Path, inputs: impl IntoIterator<Item = &'a P
     let Some(id) = file_id(output) else { return Ok(()) };
     for input in inputs {
         if file_id(input).as_ref() == Some(&id) {
-            return Err(Error::Usage(format!(
-                "{} is also the input; write to another file",
-                output.display()
-            )));
+            return Err(Error::invalid(output, "this is also the input; write to another file"));
         }
     }
     Ok(())

@@ -294,7 +294,7 @@ fn failures_leave_nothing_behind() {
         command.arg("convert").arg(checkpoint.path()).arg("--outfile").arg(out);
         command
     };
-    fails(&mut convert(&shard), "is also the input");
+    fails(&mut convert(&shard), "this is also the input");
     assert_eq!(fs::read(&shard).unwrap(), bytes);
     fails(&mut convert(&checkpoint.out().join("none/x.gguf")), "none/x.gguf");
     if cfg!(target_os = "linux") {

@@ -82,12 +82,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     conversion.write(&path, threads, &mut |written| progress.set_position(written))?;
     progress.finish_and_clear();
     let (bytes, seconds) = (conversion.tensor_bytes(), started.elapsed().as_secs_f64());
-    eprintln!(
-        "{} tensors, {} in {seconds:.1} s ({}/s)",
-        conversion.tensors().len(),
-        human_bytes(bytes),
-        human_bytes((bytes as f64 / seconds) as u64)
-    );
+    if !args.vocab_only {
+        eprintln!(
+            "{} tensors, {} in {seconds:.1} s ({}/s)",
+            conversion.tensors().len(),
+            human_bytes(bytes),
+            human_bytes((bytes as f64 / seconds) as u64)
+        );
+    }
     println!("{}", path.display());
     Ok(())
 }

@@ -219,10 +219,9 @@ impl Conversion {
         // The version of the block formats (GGML_QNT_VERSION).
         metadata.set("general.quantization_version", Value::U32(2));
         let vocab_size = vocabulary.len() as u32;
-        let implied = checkpoint.tokenizer().json.as_ref().is_none_or(|json| vocabulary.implies(json));
         vocabulary.write(metadata);
         special::write(checkpoint, vocab_size, metadata);
-        vocabulary::write_own_keys(checkpoint, implied, metadata);
+        self.warnings.extend(vocabulary::write_own_keys(checkpoint, metadata));
         Ok(())
     }
 

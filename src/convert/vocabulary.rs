@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 use super::fault::Fault;
 use crate::checkpoint::{Checkpoint, PieceKind, SentencePiece, TokenizerFiles};
 use crate::gguf::{Array, Metadata, Value};
+use crate::text::Tokenizer;
 
 /// Token types as GGUF numbers them (`llama_token_type`).
 mod token_type {
@@ -174,42 +175,6 @@ impl Vocabulary {
         let kind = if special { token_type::CONTROL } else { token_type::USER_DEFINED };
         self.set(id, content, ADDED_SCORE, kind)
     }
-
-    /// Whether the merges that follow from tokens and scores are those of `json`, in the same order, and text is
-    /// prepared as SentencePiece does. They are derived as for any Llama tokenizer: each cut of a token into two
-    /// tokens; better scores first, then the lower id, then the left and the right part with the lower id.
-    pub fn implies(&self, json: &Json) -> bool {
-        let Some(model) = json.get("model") else { return false };
-        is_sentencepiece_like(json) && merges(model).is_ok_and(|merges| self.derived_merges() == merges)
-    }
-
-    fn derived_merges(&self) -> Vec<(&str, &str)> {
-        let mut ids: HashMap<&str, usize> = HashMap::with_capacity(self.tokens.len());
-        for (id, token) in self.tokens.iter().enumerate() {
-            if matches!(self.types[id], token_type::NORMAL | token_type::USER_DEFINED) {
-                ids.insert(token, id);
-            }
-        }
-        let mut merges: Vec<(usize, usize, usize)> = Vec::with_capacity(2 * self.tokens.len());
-        for (product, token) in self.tokens.iter().enumerate() {
-            if self.types[product] != token_type::NORMAL {
-                continue;
-            }
-            let from = merges.len();
-            for (at, _) in token.char_indices().skip(1) {
-                let (left, right) = token.split_at(at);
-                if let (Some(&left), Some(&right)) = (ids.get(left), ids.get(right)) {
-                    merges.push((left, right, product));
-                }
-            }
-            merges[from..].sort_unstable();
-        }
-        merges.sort_by(|(.., a), (.., b)| self.scores[*b].total_cmp(&self.scores[*a]));
-        merges
-            .iter()
-            .map(|(left, right, _)| (self.tokens[*left].as_str(), self.tokens[*right].as_str()))
-            .collect()
-    }
 }
 
 /// The merges of a tokenizer.json's model: `["a", "b"]`, or "a b" in older files.
@@ -237,29 +202,11 @@ fn is_byte(token: &str) -> bool {
     digits.is_some_and(|digits| digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// Whether a tokenizer.json does what Llama's does: spaces become "▁", one is put in front, unknown characters
-/// become bytes; and nothing else.
-fn is_sentencepiece_like(json: &Json) -> bool {
-    let normalizer = serde_json::json!({"type": "Sequence", "normalizers": [
-        {"type": "Prepend", "prepend": "▁"},
-        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    ]});
-    let unset =
-        |value: Option<&Json>| value.is_none_or(|value| value.is_null() || value == false || value == "");
-    let model = json.get("model").unwrap_or(&Json::Null);
-    json.get("normalizer") == Some(&normalizer)
-        && unset(json.get("pre_tokenizer"))
-        && model.get("type").and_then(Json::as_str) == Some("BPE")
-        && model.get("byte_fallback").and_then(Json::as_bool) == Some(true)
-        && model.get("fuse_unk").and_then(Json::as_bool) == Some(true)
-        && ["dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"]
-            .iter()
-            .all(|key| unset(model.get(key)))
-}
-
 /// Writes the keys of our own that make tokenization exact (docs/formats.md): `phi.tokenizer.added.*`,
-/// `phi.generation.eos_token_ids`, and tokenizer.json itself where it says more than the vocabulary does.
-pub(super) fn write_own_keys(checkpoint: &Checkpoint, implied: bool, metadata: &mut Metadata) {
+/// `phi.generation.eos_token_ids`, and tokenizer.json itself where it says more than all other keys together.
+///
+/// Returns a warning if tokenizer.json is of a kind that is not understood here; it is then in the file all the same.
+pub(super) fn write_own_keys(checkpoint: &Checkpoint, metadata: &mut Metadata) -> Option<String> {
     let files = checkpoint.tokenizer();
     let (ids, flags) = added_tokens(files).into_iter().unzip();
     let ids: Vec<i32> = ids;
@@ -283,9 +230,14 @@ pub(super) fn write_own_keys(checkpoint: &Checkpoint, implied: bool, metadata: &
     if !eos.is_empty() {
         metadata.set("phi.generation.eos_token_ids", Value::Array(Array::I32(eos)));
     }
-    if let Some(text) = files.json_text.as_ref().filter(|_| !implied) {
+    let text = files.json_text.as_ref()?;
+    let suffices = Tokenizer::metadata_suffices(metadata, text);
+    if !matches!(suffices, Ok(true)) {
         metadata.set("tokenizer.huggingface.json", Value::String(text.clone()));
     }
+    suffices.err().map(|fault| {
+        format!("tokenizer.json is not understood ({fault}); others may read the file, `phi run` cannot")
+    })
 }
 
 /// Ids of the added tokens and their flags: 1 lstrip, 2 rstrip, 4 normalized, 8 single_word, 16 special.
