@@ -54,7 +54,9 @@ fn file_type(name: &str) -> Result<FileType, String> {
 pub fn open(args: &ModelArgs) -> Result<Arc<Gguf>> {
     let gguf = match &args.model {
         None => in_the_box()?,
-        Some(folder) if folder.is_dir() => from_folder(folder, args.quantize, &folder.to_string_lossy(), None)?,
+        Some(folder) if folder.is_dir() => {
+            from_folder(folder, args.quantize, &folder.to_string_lossy(), None)?
+        }
         Some(path) => Gguf::open(path)?,
     };
     Ok(Arc::new(gguf))
@@ -118,7 +120,9 @@ const BOXED_FILES: &[(&str, &[u8])] = boxed_files![
 
 /// The model that is part of the binary.
 fn in_the_box() -> Result<Gguf> {
-    eprintln!("phi: no model was given with -m, so {BOXED} answers, the small demonstration model in the box");
+    eprintln!(
+        "phi: no model was given with -m, so {BOXED} answers, the small demonstration model in the box"
+    );
     let failed = |error| Error::io("write to", std::env::temp_dir(), error);
     let folder = tempfile::Builder::new().prefix("phi-").tempdir().map_err(failed)?;
     for (name, content) in BOXED_FILES {

@@ -87,7 +87,8 @@ impl<'a> Session<'a> {
 
     /// The tokens of a conversation up to where the model is to answer.
     pub fn tokens(&self, template: &ChatTemplate, messages: &[Message]) -> Result<Vec<u32>> {
-        let segments = template.render(messages, true).map_err(|fault| Error::invalid(&self.source, fault))?;
+        let segments =
+            template.render(messages, true).map_err(|fault| Error::invalid(&self.source, fault))?;
         Ok(self.tokenizer.encode_segments(&segments))
     }
 
