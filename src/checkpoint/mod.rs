@@ -69,8 +69,8 @@ impl Checkpoint {
         Self::open_with(folder, true)
     }
 
-    /// Opens the checkpoint in `folder` without its weights, which need not be there.
-    pub fn open_without_weights(folder: &Path) -> Result<Self> {
+    /// Opens the checkpoint in `folder` for its vocabulary: its weights need not be there.
+    pub fn open_for_vocabulary(folder: &Path) -> Result<Self> {
         Self::open_with(folder, false)
     }
 
@@ -95,7 +95,10 @@ impl Checkpoint {
             )));
         }
         let config = Phi3Config::from_json(&config_json).map_err(invalid)?;
-        let weights = if with_weights { Weights::open(folder)? } else { Weights::from_files(Vec::new())? };
+        let weights = match Weights::open(folder) {
+            Err(_) if !with_weights => Weights::from_files(Vec::new())?,
+            weights => weights?,
+        };
         Ok(Self {
             config,
             weights: Arc::new(weights),
