@@ -8,7 +8,7 @@ use serde_json::json;
 use super::input;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Conversion};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Source};
 use crate::text::{Special, Tokenizer};
 use crate::{Error, Result};
 
@@ -101,7 +101,10 @@ fn print(args: &Args, tokenizer: &Tokenizer, ids: &[u32], out: &mut impl Write) 
 /// A token's text on one line: control characters escaped, bytes that are part of a character in hexadecimal.
 fn visible(bytes: &[u8]) -> String {
     match str::from_utf8(bytes) {
-        Ok(text) => text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect(),
+        Ok(text) => text
+            .chars()
+            .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+            .collect(),
         Err(_) => bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect(),
     }
 }
@@ -123,7 +126,9 @@ impl Input {
     fn text(&self) -> Result<String> {
         let (bytes, source) = match (&self.prompt, &self.file) {
             (Some(text), _) => return Ok(text.clone()),
-            (None, Some(path)) => (std::fs::read(path).map_err(|error| Error::io("read", path, error))?, path.as_path()),
+            (None, Some(path)) => {
+                (std::fs::read(path).map_err(|error| Error::io("read", path, error))?, path.as_path())
+            }
             (None, None) => {
                 let mut bytes = Vec::new();
                 let stdin = Path::new("standard input");
