@@ -1,0 +1,218 @@
+//! Four lanes of plain Rust, for any machine (the compiler makes SSE2 of it on x86-64).
+
+use super::{Lanes, Path};
+
+/// Needs nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Scalar;
+
+const N: usize = 4;
+
+#[derive(Clone, Copy)]
+#[repr(align(16))]
+pub struct F4([f32; N]);
+
+#[derive(Clone, Copy)]
+#[repr(align(16))]
+pub struct I4([i32; N]);
+
+/// Lanes of all ones or all zeros.
+#[derive(Clone, Copy)]
+#[repr(align(16))]
+pub struct M4([u32; N]);
+
+#[inline(always)]
+fn map(a: F4, f: impl Fn(f32) -> f32) -> F4 {
+    F4([f(a.0[0]), f(a.0[1]), f(a.0[2]), f(a.0[3])])
+}
+
+#[inline(always)]
+fn zip(a: F4, b: F4, f: impl Fn(f32, f32) -> f32) -> F4 {
+    F4([f(a.0[0], b.0[0]), f(a.0[1], b.0[1]), f(a.0[2], b.0[2]), f(a.0[3], b.0[3])])
+}
+
+#[inline(always)]
+fn zip_i(a: I4, b: I4, f: impl Fn(i32, i32) -> i32) -> I4 {
+    I4([f(a.0[0], b.0[0]), f(a.0[1], b.0[1]), f(a.0[2], b.0[2]), f(a.0[3], b.0[3])])
+}
+
+#[inline(always)]
+fn compare(a: F4, b: F4, f: impl Fn(f32, f32) -> bool) -> M4 {
+    let lane = |i: usize| if f(a.0[i], b.0[i]) { u32::MAX } else { 0 };
+    M4([lane(0), lane(1), lane(2), lane(3)])
+}
+
+/// `_mm_cvttps_epi32` for one lane; a saturating cast differs for what is out of range.
+#[inline(always)]
+fn truncate(v: f32) -> i32 {
+    if v.abs() < 2_147_483_648.0 { v as i32 } else { i32::MIN }
+}
+
+#[inline(always)]
+pub(super) fn from_half(from: &[u16]) -> [f32; N] {
+    let from = &from[..N];
+    [from[0], from[1], from[2], from[3]].map(|bits| half::f16::from_bits(bits).to_f32_const())
+}
+
+#[inline(always)]
+pub(super) fn to_half(v: [f32; N], to: &mut [u16]) {
+    to[..N].copy_from_slice(&v.map(|v| half::f16::from_f32_const(v).to_bits()));
+}
+
+impl Lanes for Scalar {
+    const WIDTH: usize = N;
+    const PATH: Path = Path::Scalar;
+    type F = F4;
+    type I = I4;
+    type M = M4;
+
+    #[inline(always)]
+    fn new() -> Option<Self> {
+        Some(Self)
+    }
+
+    #[inline(always)]
+    fn splat(self, v: f32) -> F4 {
+        F4([v; N])
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32]) -> F4 {
+        let from = &from[..N];
+        F4([from[0], from[1], from[2], from[3]])
+    }
+
+    #[inline(always)]
+    fn store(self, v: F4, to: &mut [f32]) {
+        to[..N].copy_from_slice(&v.0);
+    }
+
+    #[inline(always)]
+    fn add(self, a: F4, b: F4) -> F4 {
+        zip(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: F4, b: F4) -> F4 {
+        zip(a, b, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: F4, b: F4) -> F4 {
+        zip(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: F4, b: F4) -> F4 {
+        zip(a, b, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    fn sqrt(self, a: F4) -> F4 {
+        map(a, f32::sqrt)
+    }
+
+    #[inline(always)]
+    fn abs(self, a: F4) -> F4 {
+        map(a, f32::abs)
+    }
+
+    #[inline(always)]
+    fn min(self, a: F4, b: F4) -> F4 {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn max(self, a: F4, b: F4) -> F4 {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn lt(self, a: F4, b: F4) -> M4 {
+        compare(a, b, |a, b| a < b)
+    }
+
+    #[inline(always)]
+    fn eq(self, a: F4, b: F4) -> M4 {
+        compare(a, b, |a, b| a == b)
+    }
+
+    #[inline(always)]
+    fn select(self, mask: M4, a: F4, b: F4) -> F4 {
+        let lane =
+            |i: usize| f32::from_bits((a.0[i].to_bits() & mask.0[i]) | (b.0[i].to_bits() & !mask.0[i]));
+        F4([lane(0), lane(1), lane(2), lane(3)])
+    }
+
+    #[inline(always)]
+    fn and(self, a: M4, b: M4) -> M4 {
+        M4([a.0[0] & b.0[0], a.0[1] & b.0[1], a.0[2] & b.0[2], a.0[3] & b.0[3]])
+    }
+
+    #[inline(always)]
+    fn not(self, a: M4) -> M4 {
+        M4([!a.0[0], !a.0[1], !a.0[2], !a.0[3]])
+    }
+
+    #[inline(always)]
+    fn any(self, mask: M4) -> bool {
+        mask.0[0] | mask.0[1] | mask.0[2] | mask.0[3] != 0
+    }
+
+    #[inline(always)]
+    fn splat_i(self, v: i32) -> I4 {
+        I4([v; N])
+    }
+
+    #[inline(always)]
+    fn sub_i(self, a: I4, b: I4) -> I4 {
+        zip_i(a, b, i32::wrapping_sub)
+    }
+
+    #[inline(always)]
+    fn and_i(self, a: I4, b: I4) -> I4 {
+        zip_i(a, b, |a, b| a & b)
+    }
+
+    #[inline(always)]
+    fn min_i(self, a: I4, b: I4) -> I4 {
+        zip_i(a, b, Ord::min)
+    }
+
+    #[inline(always)]
+    fn max_i(self, a: I4, b: I4) -> I4 {
+        zip_i(a, b, Ord::max)
+    }
+
+    #[inline(always)]
+    fn bits(self, a: F4) -> I4 {
+        I4(a.0.map(|v| v.to_bits() as i32))
+    }
+
+    #[inline(always)]
+    fn to_float(self, a: I4) -> F4 {
+        F4([a.0[0] as f32, a.0[1] as f32, a.0[2] as f32, a.0[3] as f32])
+    }
+
+    #[inline(always)]
+    fn truncate(self, a: F4) -> I4 {
+        I4(a.0.map(truncate))
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, v: I4, to: &mut [u8]) {
+        for (byte, lane) in to[..N].iter_mut().zip(v.0) {
+            *byte = lane as u8;
+        }
+    }
+
+    #[inline(always)]
+    fn load_half(self, from: &[u16]) -> F4 {
+        F4(from_half(from))
+    }
+
+    #[inline(always)]
+    fn store_half(self, v: F4, to: &mut [u16]) {
+        to_half(v.0, to);
+    }
+}
