@@ -1,10 +1,16 @@
 //! Block formats: one file a family, with layout, encoding, scalar decoding and SIMD unpacking; and the recipes.
 
+mod batch;
 pub mod extra;
 pub mod float;
 pub mod fp4;
 mod grids;
+pub mod iq2;
+pub mod iq3;
+mod lattice;
+mod lattice_fit;
 pub mod low_bit;
+mod search_positive;
 pub mod ternary;
 
 use crate::gguf::TensorType;
