@@ -244,7 +244,7 @@ impl<L: Lanes> Slab<L> {
                 let values = (&self.x[..T::ELEMENTS], &self.weight[..T::ELEMENTS]);
                 let scale = least_squares_scale(lanes, T::TOP + 2, values, self.peak);
                 let peak = lanes.mul(scale, lanes.splat((T::TOP + 1) as f32));
-                empty = lanes.not(lanes.and(lanes.not(empty), lanes.gt(peak, zero)));
+                empty = lanes.or(empty, lanes.not(lanes.gt(peak, zero)));
                 (scale, peak)
             }
         };

@@ -7,6 +7,7 @@ pub mod fp4;
 mod grids;
 pub mod iq2;
 pub mod iq3;
+pub mod iq4;
 mod lattice;
 mod lattice_fit;
 pub mod low_bit;

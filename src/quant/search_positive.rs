@@ -72,7 +72,7 @@ pub(super) fn least_squares_scale<L: Lanes>(
             *stored = lanes.select(better, lanes.to_float(lanes.and_i(signed, byte)), *stored);
             xl = lanes.select(better, new_xl, xl);
             ll = lanes.select(better, new_ll, ll);
-            changed = lanes.not(lanes.and(lanes.not(better), lanes.not(changed)));
+            changed = lanes.or(changed, better);
         }
         if !lanes.any(changed) {
             break;

@@ -195,6 +195,11 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn or(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_or_ps(a, b) }
+    }
+
+    #[inline(always)]
     fn bitmask(self, mask: __m256) -> u32 {
         unsafe { _mm256_movemask_ps(mask) as u32 }
     }

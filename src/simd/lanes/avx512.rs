@@ -191,6 +191,11 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn or(self, a: __mmask16, b: __mmask16) -> __mmask16 {
+        a | b
+    }
+
+    #[inline(always)]
     fn bitmask(self, mask: __mmask16) -> u32 {
         u32::from(mask)
     }

@@ -96,6 +96,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// To half precision, nearest even; NaN lanes hold some NaN.
     fn store_half(self, v: Self::F, to: &mut [u16]);
 
+    fn or(self, a: Self::M, b: Self::M) -> Self::M;
     /// One bit a lane, lane 0 lowest.
     fn bitmask(self, mask: Self::M) -> u32;
     /// The smallest lane; none may be NaN.

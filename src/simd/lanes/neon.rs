@@ -191,6 +191,11 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn or(self, a: uint32x4_t, b: uint32x4_t) -> uint32x4_t {
+        unsafe { vorrq_u32(a, b) }
+    }
+
+    #[inline(always)]
     fn bitmask(self, mask: uint32x4_t) -> u32 {
         const BITS: [u32; N] = [1, 2, 4, 8];
         unsafe { vaddvq_u32(vandq_u32(mask, vld1q_u32(BITS.as_ptr()))) }

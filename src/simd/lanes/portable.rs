@@ -223,6 +223,11 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn or(self, a: M4, b: M4) -> M4 {
+        M4([a.0[0] | b.0[0], a.0[1] | b.0[1], a.0[2] | b.0[2], a.0[3] | b.0[3]])
+    }
+
+    #[inline(always)]
     fn bitmask(self, mask: M4) -> u32 {
         (mask.0[0] & 1) | (mask.0[1] & 2) | (mask.0[2] & 4) | (mask.0[3] & 8)
     }
