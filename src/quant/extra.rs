@@ -1,8 +1,10 @@
 //! Table rows of the formats beyond the plain, legacy and K families.
 
-use super::{Codec, codec, fp4, iq2, iq3, iq4, low_bit, ternary};
+use super::{Codec, codec, fp4, iq1, iq2, iq3, iq4, low_bit, ternary};
 
 pub(super) const TABLE: &[Codec] = &[
+    codec::<iq1::IQ1_S>(),
+    codec::<iq1::IQ1_M>(),
     codec::<iq2::IQ2_XXS>(),
     codec::<iq2::IQ2_XS>(),
     codec::<iq2::IQ2_S>(),

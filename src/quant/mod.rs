@@ -5,6 +5,8 @@ pub mod extra;
 pub mod float;
 pub mod fp4;
 mod grids;
+pub mod iq1;
+mod iq1_fit;
 pub mod iq2;
 pub mod iq3;
 pub mod iq4;
