@@ -97,6 +97,34 @@ fn write_group(index: usize, scale: f32, down: bool, out: &mut [f32]) {
     }
 }
 
+#[inline(always)]
+fn times<L: Lanes>(lanes: L, v: L::F, factor: f32) -> L::F {
+    lanes.mul(v, lanes.splat(factor))
+}
+
+/// What the places below each border, and from it on, contribute to the two sums under one shift.
+struct Contributions<L: Lanes> {
+    below_x: [L::F; 33],
+    below_w: [L::F; 33],
+    above_x: [L::F; 33],
+    above_w: [L::F; 33],
+}
+
+impl<L: Lanes> Contributions<L> {
+    #[inline(always)]
+    fn new(lanes: L, sx: &[L::F; 33], sw: &[L::F; 33], shift: &[f32; 4]) -> Self {
+        let zeros = [lanes.splat(0.0); 33];
+        let mut all = Self { below_x: zeros, below_w: zeros, above_x: zeros, above_w: zeros };
+        for i in 0..33 {
+            all.below_x[i] = times(lanes, sx[i], shift[0]);
+            all.below_w[i] = times(lanes, times(lanes, sw[i], shift[0]), shift[0]);
+            all.above_x[i] = times(lanes, lanes.sub(sx[32], sx[i]), shift[2]);
+            all.above_w[i] = times(lanes, times(lanes, lanes.sub(sw[32], sw[i]), shift[2]), shift[2]);
+        }
+        all
+    }
+}
+
 /// 1.56 bits an element.
 pub struct IQ1_S;
 
@@ -108,43 +136,25 @@ impl Splitting for IQ1_S {
     #[inline(always)]
     fn split<L: Lanes>(lanes: L, sorted: &Sorted<L>, start: Split<L>) -> Split<L> {
         const N: usize = IQ1_S::ELEMENTS;
-        let zero = lanes.splat(0.0);
-        let by = |v: L::F, factor: f32| lanes.mul(v, lanes.splat(factor));
-        let twice = |v: L::F, factor: f32| by(by(v, factor), factor);
-        let sx = Sorted::prefix(lanes, N, |j| sorted.wx[j]);
-        let sw = Sorted::prefix(lanes, N, |j| sorted.w[j]);
-        // Contributions of the places from an upper border on, shifted up and down.
-        let above_x = |shift: &[f32; 4]| -> [L::F; N + 1] {
-            std::array::from_fn(|i| by(lanes.sub(sx[N], sx[i]), shift[2]))
-        };
-        let above_w = |shift: &[f32; 4]| -> [L::F; N + 1] {
-            std::array::from_fn(|i| twice(lanes.sub(sw[N], sw[i]), shift[2]))
-        };
-        let (x_up, x_down, w_up, w_down) = (above_x(&UP), above_x(&DOWN), above_w(&UP), above_w(&DOWN));
-        let Split { mut scale, mut best, mut choice } = start;
+        let sx = prefix_sums(lanes, &sorted.wx[..N]);
+        let sw = prefix_sums(lanes, &sorted.w[..N]);
+        let up = Contributions::new(lanes, &sx, &sw, &UP);
+        let down = Contributions::new(lanes, &sx, &sw, &DOWN);
+        let mut split = start;
         for lower in 0..=N {
-            let below_up = (by(sx[lower], UP[0]), twice(sw[lower], UP[0]));
-            let below_down = (by(sx[lower], DOWN[0]), twice(sw[lower], DOWN[0]));
             for upper in lower..=N {
-                let (dx, dw) = (lanes.sub(sx[upper], sx[lower]), lanes.sub(sw[upper], sw[lower]));
-                // The middle level is plus or minus the same number.
-                let (mx, mw) = (by(dx, UP[1]), twice(dw, UP[1]));
-                let qx_up = lanes.add(lanes.add(below_up.0, mx), x_up[upper]);
-                let qq_up = lanes.add(lanes.add(below_up.1, mw), w_up[upper]);
-                let qx_down = lanes.add(lanes.sub(below_down.0, mx), x_down[upper]);
-                let qq_down = lanes.add(lanes.add(below_down.1, mw), w_down[upper]);
-                for (combination, (qx, qq)) in [(0, (qx_up, qq_up)), (1, (qx_down, qq_down))] {
-                    let better =
-                        lanes.and(lanes.gt(qq, zero), lanes.gt(lanes.mul(qx, qx), lanes.mul(best, qq)));
-                    let ratio = lanes.div(qx, qq);
-                    scale = lanes.select(better, ratio, scale);
-                    best = lanes.select(better, lanes.mul(ratio, qx), best);
-                    let this = lanes.splat_i((lower | (upper << 8) | (combination << 16)) as i32);
-                    choice = lanes.select_i(better, this, choice);
-                }
+                // The middle level is plus or minus the same number, so its contributions differ in sign alone.
+                let mx = times(lanes, lanes.sub(sx[upper], sx[lower]), UP[1]);
+                let mw = times(lanes, times(lanes, lanes.sub(sw[upper], sw[lower]), UP[1]), UP[1]);
+                let qx = lanes.add(lanes.add(up.below_x[lower], mx), up.above_x[upper]);
+                let qq = lanes.add(lanes.add(up.below_w[lower], mw), up.above_w[upper]);
+                split.consider(lanes, (qx, qq), (lower, upper, 0));
+                let qx = lanes.add(lanes.sub(down.below_x[lower], mx), down.above_x[upper]);
+                let qq = lanes.add(lanes.add(down.below_w[lower], mw), down.above_w[upper]);
+                split.consider(lanes, (qx, qq), (lower, upper, 1));
             }
         }
-        Split { scale, best, choice }
+        split
     }
 
     #[inline(always)]
@@ -214,51 +224,20 @@ impl Splitting for IQ1_M {
     #[inline(always)]
     fn split<L: Lanes>(lanes: L, sorted: &Sorted<L>, start: Split<L>) -> Split<L> {
         const N: usize = IQ1_M::ELEMENTS;
-        // Differences of squares of neighbouring levels.
-        const UP_STEPS: [f32; 2] = [UP[0] * UP[0] - UP[1] * UP[1], UP[1] * UP[1] - UP[2] * UP[2]];
-        const DOWN_STEPS: [f32; 2] =
-            [DOWN[0] * DOWN[0] - DOWN[1] * DOWN[1], DOWN[1] * DOWN[1] - DOWN[2] * DOWN[2]];
-        let zero = lanes.splat(0.0);
-        let by = |v: L::F, factor: f32| lanes.mul(v, lanes.splat(factor));
-        let halves: [_; 2] = std::array::from_fn(|half| {
-            let own = |values: &[L::F], j: usize| {
-                let picked: [i32; MAX_WIDTH] =
-                    std::array::from_fn(|lane| i32::from(sorted.from[j][lane] >= 8) ^ half as i32);
-                lanes.select(lanes.eq_i(lanes.load_i(&picked), lanes.splat_i(0)), values[j], zero)
-            };
-            let sx = Sorted::prefix(lanes, N, |j| own(&sorted.wx, j));
-            let sw = Sorted::prefix(lanes, N, |j| own(&sorted.w, j));
-            (sx, sw)
-        });
-        let Split { mut scale, mut best, mut choice } = start;
+        let first = Half::new(lanes, sorted, 0);
+        let second = Half::new(lanes, sorted, 1);
+        let mut split = start;
         for lower in 0..=N {
             for upper in lower..=N {
-                // Of each half: the two sums shifted up, then shifted down.
-                let sums = |half: usize| {
-                    let (sx, sw) = &halves[half];
-                    let inner = lanes.add(sx[lower], sx[upper]);
-                    let qx = |shift: &[f32; 4]| lanes.sub(by(sx[N], shift[2]), inner);
-                    let qq = |shift: &[f32; 4], steps: &[f32; 2]| {
-                        let all = by(by(sw[N], shift[2]), shift[2]);
-                        lanes.add(lanes.add(all, by(sw[lower], steps[0])), by(sw[upper], steps[1]))
-                    };
-                    [(qx(&UP), qq(&UP, &UP_STEPS)), (qx(&DOWN), qq(&DOWN, &DOWN_STEPS))]
-                };
-                let (first, second) = (sums(0), sums(1));
+                let (a, b) = (first.sums(lanes, lower, upper), second.sums(lanes, lower, upper));
                 for combination in 0..4 {
-                    let (a, b) = (first[combination >> 1], second[combination & 1]);
-                    let (qx, qq) = (lanes.add(a.0, b.0), lanes.add(a.1, b.1));
-                    let better =
-                        lanes.and(lanes.gt(qq, zero), lanes.gt(lanes.mul(qx, qx), lanes.mul(best, qq)));
-                    let ratio = lanes.div(qx, qq);
-                    scale = lanes.select(better, ratio, scale);
-                    best = lanes.select(better, lanes.mul(ratio, qx), best);
-                    let this = lanes.splat_i((lower | (upper << 8) | (combination << 16)) as i32);
-                    choice = lanes.select_i(better, this, choice);
+                    let (a, b) = (a[combination >> 1], b[combination & 1]);
+                    let sums = (lanes.add(a.0, b.0), lanes.add(a.1, b.1));
+                    split.consider(lanes, sums, (lower, upper, combination));
                 }
             }
         }
-        Split { scale, best, choice }
+        split
     }
 
     #[inline(always)]
@@ -269,6 +248,60 @@ impl Splitting for IQ1_M {
     #[inline(always)]
     fn opposite(combination: u8) -> u8 {
         3 - combination
+    }
+}
+
+/// The two sums of one group of eight in an IQ1_M sub-block, in closed form: levels are 1 apart, so borders only
+/// take prefix sums off what the highest level everywhere would give.
+struct Half<L: Lanes> {
+    /// Σ weight · x over the places before each.
+    sx: [L::F; 33],
+    /// All at the highest level, shifted up, then down.
+    full_x: [L::F; 2],
+    /// The lower border's part of the sum of squares together with all at the highest level; then the upper's.
+    lower_w: [[L::F; 17]; 2],
+    upper_w: [[L::F; 17]; 2],
+}
+
+impl<L: Lanes> Half<L> {
+    #[inline(always)]
+    fn new(lanes: L, sorted: &Sorted<L>, group: u8) -> Self {
+        const N: usize = IQ1_M::ELEMENTS;
+        let zero = lanes.splat(0.0);
+        let (mut wx, mut w) = ([zero; N], [zero; N]);
+        for (j, from) in sorted.from.iter().enumerate().take(N) {
+            let mut others = [0; MAX_WIDTH];
+            for (other, from) in others.iter_mut().zip(from) {
+                *other = i32::from(from / 8 != group);
+            }
+            let ours = lanes.eq_i(lanes.load_i(&others), lanes.splat_i(0));
+            wx[j] = lanes.select(ours, sorted.wx[j], zero);
+            w[j] = lanes.select(ours, sorted.w[j], zero);
+        }
+        let sx = prefix_sums(lanes, &wx);
+        let sw = prefix_sums(lanes, &w);
+        let mut half = Self { sx, full_x: [zero; 2], lower_w: [[zero; 17]; 2], upper_w: [[zero; 17]; 2] };
+        for (s, shift) in [UP, DOWN].iter().enumerate() {
+            half.full_x[s] = times(lanes, sx[N], shift[2]);
+            let full_w = times(lanes, times(lanes, sw[N], shift[2]), shift[2]);
+            // Differences of squares of neighbouring levels.
+            let first_step = shift[0] * shift[0] - shift[1] * shift[1];
+            let second_step = shift[1] * shift[1] - shift[2] * shift[2];
+            for i in 0..=N {
+                half.lower_w[s][i] = lanes.add(full_w, times(lanes, sw[i], first_step));
+                half.upper_w[s][i] = times(lanes, sw[i], second_step);
+            }
+        }
+        half
+    }
+
+    /// Σ weight · x · q and Σ weight · q² for two borders, shifted up, then down.
+    #[inline(always)]
+    fn sums(&self, lanes: L, lower: usize, upper: usize) -> [(L::F, L::F); 2] {
+        let off = lanes.add(self.sx[lower], self.sx[upper]);
+        let up = lanes.add(self.lower_w[0][lower], self.upper_w[0][upper]);
+        let down = lanes.add(self.lower_w[1][lower], self.upper_w[1][upper]);
+        [(lanes.sub(self.full_x[0], off), up), (lanes.sub(self.full_x[1], off), down)]
     }
 }
 

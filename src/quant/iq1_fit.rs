@@ -51,6 +51,22 @@ pub(super) struct Split<L: Lanes> {
     pub choice: L::I,
 }
 
+impl<L: Lanes> Split<L> {
+    /// Takes the borders and combination `this` where their sums Σ weight · x · q and Σ weight · q² are better.
+    #[inline(always)]
+    pub fn consider(&mut self, lanes: L, (qx, qq): (L::F, L::F), this: (usize, usize, usize)) {
+        let positive = lanes.gt(qq, lanes.splat(0.0));
+        let better = lanes.and(positive, lanes.gt(lanes.mul(qx, qx), lanes.mul(self.best, qq)));
+        if lanes.any(better) {
+            let ratio = lanes.div(qx, qq);
+            self.scale = lanes.select(better, ratio, self.scale);
+            self.best = lanes.select(better, lanes.mul(ratio, qx), self.best);
+            let choice = lanes.splat_i((this.0 | (this.1 << 8) | (this.2 << 16)) as i32);
+            self.choice = lanes.select_i(better, choice, self.choice);
+        }
+    }
+}
+
 /// How a type splits its sub-blocks.
 pub(super) trait Splitting {
     /// Elements of a sub-block.
@@ -110,7 +126,10 @@ impl<L: Lanes> Slab<L> {
     #[inline(always)]
     pub fn fit<T: Splitting>(&self, lanes: L, lattice: &Lattice<8, 2>, fits: &mut [Fit]) {
         let x = &self.x[..T::ELEMENTS];
-        let most = x[1..].iter().fold(lanes.abs(x[0]), |most, &x| lanes.max(most, lanes.abs(x)));
+        let mut most = lanes.abs(x[0]);
+        for &x in &x[1..] {
+            most = lanes.max(most, lanes.abs(x));
+        }
         let start = Split { scale: most, best: lanes.splat(f32::MIN), choice: lanes.splat_i(-1) };
         let sorted = self.sort(lanes, T::ELEMENTS);
         let split = T::split(lanes, &sorted, start);
@@ -194,13 +213,14 @@ impl<L: Lanes> Slab<L> {
         for (j, &place) in places.iter().enumerate().take(elements) {
             let from = &mut sorted.from[j];
             lanes.store_bytes(place, from);
-            let pick = |rows: &[[f32; MAX_WIDTH]; MAX_ELEMENTS]| {
-                let picked: [f32; MAX_WIDTH] =
-                    std::array::from_fn(|lane| rows[usize::from(from[lane]) % MAX_ELEMENTS][lane]);
-                lanes.load(&picked)
-            };
-            sorted.wx[j] = pick(&wx);
-            sorted.w[j] = pick(&w);
+            let (mut picked_wx, mut picked_w) = ([0.0; MAX_WIDTH], [0.0; MAX_WIDTH]);
+            for (lane, &from) in from.iter().enumerate().take(L::WIDTH) {
+                let from = usize::from(from) % MAX_ELEMENTS;
+                picked_wx[lane] = wx[from][lane];
+                picked_w[lane] = w[from][lane];
+            }
+            sorted.wx[j] = lanes.load(&picked_wx);
+            sorted.w[j] = lanes.load(&picked_w);
         }
         sorted
     }
@@ -251,16 +271,16 @@ impl<L: Lanes> Sorted<L> {
         }
         points
     }
+}
 
-    /// Sums over the first 0, 1, … `elements` places of what `of` gives for a place.
-    #[inline(always)]
-    pub fn prefix(lanes: L, elements: usize, of: impl Fn(usize) -> L::F) -> [L::F; MAX_ELEMENTS + 1] {
-        let mut sums = [lanes.splat(0.0); MAX_ELEMENTS + 1];
-        for j in 0..elements {
-            sums[j + 1] = lanes.add(sums[j], of(j));
-        }
-        sums
+/// Sums of the first 0, 1, … of at most 32 vectors.
+#[inline(always)]
+pub(super) fn prefix_sums<L: Lanes>(lanes: L, of: &[L::F]) -> [L::F; MAX_ELEMENTS + 1] {
+    let mut sums = [lanes.splat(0.0); MAX_ELEMENTS + 1];
+    for (j, &value) in of.iter().enumerate() {
+        sums[j + 1] = lanes.add(sums[j], value);
     }
+    sums
 }
 
 /// Values and weights sub-block by sub-block.

@@ -164,8 +164,10 @@ impl Block for IQ4_NL {
         while let Some(batch) = batches.next() {
             for start in (0..batch.count).step_by(L::WIDTH * SUB) {
                 let slab = Slab::load(lanes, &rows, &batch.values[start..], batch.first + start);
-                let square_sum =
-                    slab.x.iter().fold(lanes.splat(0.0), |sum, &x| lanes.add(sum, lanes.mul(x, x)));
+                let mut square_sum = lanes.splat(0.0);
+                for &x in &slab.x {
+                    square_sum = lanes.add(square_sum, lanes.mul(x, x));
+                }
                 let scale = slab.fit(lanes, lanes.mul(square_sum, lanes.splat(2.0 / SUB as f32)));
                 let mut scales = [0.0; MAX_WIDTH];
                 lanes.store(scale, &mut scales);

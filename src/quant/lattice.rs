@@ -122,12 +122,14 @@ impl<const DIMS: usize, const BITS: u32> Lattice<DIMS, BITS> {
     /// The cost of each lane's point, its coordinates' costs added in order.
     #[inline(always)]
     fn cost<L: Lanes>(lanes: L, costs: &Table, codes: L::I) -> L::F {
-        let entry = |i: usize| {
+        let mut sum = lanes.splat(0.0);
+        for i in 0..DIMS {
             let levels = lanes.shr(codes, BITS * i as u32);
             let table = &costs.0[(i << BITS)..];
-            if BITS == 2 { lanes.lookup4(table, levels) } else { lanes.lookup8(table, levels) }
-        };
-        (1..DIMS).fold(entry(0), |sum, i| lanes.add(sum, entry(i)))
+            let cost = if BITS == 2 { lanes.lookup4(table, levels) } else { lanes.lookup8(table, levels) };
+            sum = if i == 0 { cost } else { lanes.add(sum, cost) };
+        }
+        sum
     }
 }
 

@@ -7,7 +7,7 @@
 use super::Rows;
 use super::batch::{BATCH, Batches, square_sums};
 use super::lattice::{Lattice, Table, Target, repeat_meanings};
-use super::search_positive::least_squares_scale;
+use super::search::fit_levels;
 use crate::simd::lanes::{Lanes, MAX_WIDTH};
 
 /// Elements of a super-block.
@@ -223,7 +223,10 @@ impl<L: Lanes> Slab<L> {
                 }
             }
         }
-        let peak = x[1..T::ELEMENTS].iter().fold(x[0], |peak, &x| lanes.max(peak, x));
+        let mut peak = x[0];
+        for &x in &x[1..T::ELEMENTS] {
+            peak = lanes.max(peak, x);
+        }
         Self { x, weight, peak, signs }
     }
 
@@ -241,8 +244,7 @@ impl<L: Lanes> Slab<L> {
         let (mut scale, reference) = match T::START {
             Start::Peak => (lanes.div(self.peak, lanes.splat((2 * T::TOP + 1) as f32)), self.peak),
             Start::LeastSquares => {
-                let values = (&self.x[..T::ELEMENTS], &self.weight[..T::ELEMENTS]);
-                let scale = least_squares_scale(lanes, T::TOP + 2, values, self.peak);
+                let (scale, _) = fit_levels(lanes, T::TOP + 2, &self.x, &self.weight);
                 let peak = lanes.mul(scale, lanes.splat((T::TOP + 1) as f32));
                 empty = lanes.or(empty, lanes.not(lanes.gt(peak, zero)));
                 (scale, peak)
@@ -436,7 +438,10 @@ impl<L: Lanes, const DIMS: usize, const BITS: u32> Search<'_, L, DIMS, BITS> {
         for (stayed, (&code, &point)) in stayed.iter_mut().zip(codes.iter().zip(&points)) {
             *stayed = lanes.eq_i(code, point);
         }
-        let all_stayed = stayed[1..groups].iter().fold(stayed[0], |all, &stayed| lanes.and(all, stayed));
+        let mut all_stayed = stayed[0];
+        for &stayed in &stayed[1..groups] {
+            all_stayed = lanes.and(all_stayed, stayed);
+        }
         let again = match T::REFIT {
             Refit::All => positive,
             Refit::Moved | Refit::AllIfMoved => lanes.and(positive, lanes.not(all_stayed)),

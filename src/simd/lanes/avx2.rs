@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Lanes, Path};
+use super::{Kernel, Lanes, Path, gather_columns};
 
 /// This machine has AVX2 and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -302,21 +302,15 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn columns(self, rows: &[f32], stride: usize, out: &mut [__m256]) {
-        let mut c = 0;
-        while c + N <= out.len() {
+        let tiled = out.len() / N * N;
+        let (tiles, rest) = out.split_at_mut(tiled);
+        gather_columns(self, rows, stride, tiled, rest);
+        for (c, columns) in tiles.chunks_exact_mut(N).enumerate() {
             let mut tile = [self.splat(0.0); N];
             for (r, row) in tile.iter_mut().enumerate() {
-                *row = self.load(&rows[r * stride + c..]);
+                *row = self.load(&rows[r * stride + c * N..]);
             }
-            out[c..c + N].copy_from_slice(&transpose(self, tile));
-            c += N;
-        }
-        for (c, column) in out.iter_mut().enumerate().skip(c) {
-            let mut lanes = [0.0; N];
-            for (r, lane) in lanes.iter_mut().enumerate() {
-                *lane = rows[r * stride + c];
-            }
-            *column = self.load(&lanes);
+            columns.copy_from_slice(&transpose(self, tile));
         }
     }
 }

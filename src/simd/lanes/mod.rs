@@ -93,7 +93,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
 
     /// `WIDTH` half-precision floats (their bits) to single precision; NaNs keep their payload, quieted.
     fn load_half(self, from: &[u16]) -> Self::F;
-    /// To half precision, nearest even; NaN lanes hold some NaN.
+    /// To half precision, nearest even; NaN becomes some NaN.
     fn store_half(self, v: Self::F, to: &mut [u16]);
 
     fn or(self, a: Self::M, b: Self::M) -> Self::M;
@@ -133,13 +133,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// Panics if `rows` is too short for that.
     #[inline(always)]
     fn columns(self, rows: &[f32], stride: usize, out: &mut [Self::F]) {
-        for (c, column) in out.iter_mut().enumerate() {
-            let mut lanes = [0.0; MAX_WIDTH];
-            for (r, lane) in lanes.iter_mut().enumerate().take(Self::WIDTH) {
-                *lane = rows[r * stride + c];
-            }
-            *column = self.load(&lanes);
-        }
+        gather_columns(self, rows, stride, 0, out);
     }
 
     #[inline(always)]
@@ -163,10 +157,32 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     }
 }
 
+/// [`Lanes::columns`] one value at a time, starting with column `first`: what is left beyond whole tiles.
+#[inline(always)]
+fn gather_columns<L: Lanes>(lanes: L, rows: &[f32], stride: usize, first: usize, out: &mut [L::F]) {
+    for (c, column) in out.iter_mut().enumerate() {
+        let mut gathered = [0.0; MAX_WIDTH];
+        for (r, lane) in gathered.iter_mut().enumerate().take(L::WIDTH) {
+            *lane = rows[r * stride + first + c];
+        }
+        *column = lanes.load(&gathered);
+    }
+}
+
 /// [`Lanes::nearest`] for one value.
 #[inline(always)]
 pub fn nearest(v: f32) -> i32 {
     ((v + ROUNDING_MAGIC).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
+}
+
+/// Half precision to single, exact; NaNs are quieted and keep their payload.
+pub fn half_value(half: u16) -> f32 {
+    portable::half_value(half)
+}
+
+/// Single precision to half, nearest even; every NaN becomes the quiet one with its sign.
+pub fn half_bits(v: f32) -> u16 {
+    portable::half_bits(v)
 }
 
 /// Code to run on some [`Lanes`]. Mark `run` `#[inline(always)]`, and what it calls too: only what is inlined

@@ -1,6 +1,6 @@
 //! Four lanes of plain Rust, for any machine (the compiler makes SSE2 of it on x86-64).
 
-use super::{Lanes, Path};
+use super::{Lanes, Path, gather_columns};
 
 /// Needs nothing.
 #[derive(Clone, Copy, Debug)]
@@ -57,12 +57,52 @@ fn truncate(v: f32) -> i32 {
 #[inline(always)]
 pub(super) fn from_half(from: &[u16]) -> [f32; N] {
     let from = &from[..N];
-    [from[0], from[1], from[2], from[3]].map(|bits| half::f16::from_bits(bits).to_f32_const())
+    [half_value(from[0]), half_value(from[1]), half_value(from[2]), half_value(from[3])]
 }
 
 #[inline(always)]
 pub(super) fn to_half(v: [f32; N], to: &mut [u16]) {
-    to[..N].copy_from_slice(&v.map(|v| half::f16::from_f32_const(v).to_bits()));
+    to[..N].copy_from_slice(&[half_bits(v[0]), half_bits(v[1]), half_bits(v[2]), half_bits(v[3])]);
+}
+
+/// Half precision to single: exact; NaNs are quieted and keep their payload. No branches, so it vectorizes.
+#[inline(always)]
+pub(super) fn half_value(half: u16) -> f32 {
+    let magnitude = u32::from(half & 0x7fff) << 13;
+    let exponent = magnitude & 0x0f80_0000;
+    // Re-bias the exponent from 15 to 127; infinities and NaNs once more, up to 255.
+    let normal = magnitude + ((127 - 15) << 23);
+    let special = normal + ((128 - 16) << 23);
+    let special = if magnitude > exponent { special | 0x0040_0000 } else { special };
+    // A subnormal's bits under the exponent of 2^-14, less that implied leading one.
+    let subnormal = f32::from_bits(normal + (1 << 23)) - f32::from_bits(113 << 23);
+    let bits = match exponent {
+        0x0f80_0000 => special,
+        0 => subnormal.to_bits(),
+        _ => normal,
+    };
+    f32::from_bits(bits | (u32::from(half & 0x8000) << 16))
+}
+
+/// Single precision to half: nearest even, overflow to infinity, every NaN the quiet one with its sign.
+#[inline(always)]
+pub(super) fn half_bits(v: f32) -> u16 {
+    let bits = v.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    // Re-bias the exponent from 127 to 15 and round off 13 bits; a carry may run into the exponent, as it should.
+    let normal = magnitude.wrapping_sub((127 - 15) << 23).wrapping_add(0xfff + ((magnitude >> 13) & 1)) >> 13;
+    // Adding ½ leaves multiples of 2^-24, the subnormals' unit, in the low bits, rounded by the addition.
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5_f32.to_bits());
+    let half = if magnitude > 0x7f80_0000 {
+        0x7e00
+    } else if magnitude >= 0x4780_0000 {
+        0x7c00
+    } else if magnitude < 0x3880_0000 {
+        subnormal
+    } else {
+        normal
+    };
+    (half | ((bits >> 16) & 0x8000)) as u16
 }
 
 impl Lanes for Scalar {
@@ -209,6 +249,20 @@ impl Lanes for Scalar {
     fn store_bytes(self, v: I4, to: &mut [u8]) {
         for (byte, lane) in to[..N].iter_mut().zip(v.0) {
             *byte = lane as u8;
+        }
+    }
+
+    #[inline(always)]
+    fn columns(self, rows: &[f32], stride: usize, out: &mut [F4]) {
+        let tiled = out.len() / N * N;
+        let (tiles, rest) = out.split_at_mut(tiled);
+        gather_columns(self, rows, stride, tiled, rest);
+        for (c, tile) in tiles.chunks_exact_mut(N).enumerate() {
+            let row = |r: usize| self.load(&rows[r * stride + c * N..]).0;
+            let (a, b, c, d) = (row(0), row(1), row(2), row(3));
+            for (i, column) in tile.iter_mut().enumerate() {
+                *column = F4([a[i], b[i], c[i], d[i]]);
+            }
         }
     }
 
