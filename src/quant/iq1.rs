@@ -23,7 +23,7 @@ use std::sync::OnceLock;
 
 use super::batch::{BATCH, Batches, element_weights, square_sums};
 use super::float::{half_bits, half_value, read_half, write_half};
-use super::iq1_fit::{DELTA, DOWN, Fit, SUPER, Slab, Sorted, Split, Splitting, UP};
+use super::iq1_fit::{DELTA, DOWN, Fit, SUPER, Slab, Sorted, Split, Splitting, UP, prefix_sums};
 use super::lattice::Lattice;
 use super::{Block, Rows, grids};
 use crate::gguf::TensorType;
@@ -126,6 +126,7 @@ impl<L: Lanes> Contributions<L> {
 }
 
 /// 1.56 bits an element.
+#[allow(non_camel_case_types)]
 pub struct IQ1_S;
 
 impl Splitting for IQ1_S {
@@ -214,6 +215,7 @@ impl Block for IQ1_S {
 }
 
 /// 1.75 bits an element.
+#[allow(non_camel_case_types)]
 pub struct IQ1_M;
 
 impl Splitting for IQ1_M {

@@ -78,6 +78,7 @@ fn group_scale(d: f32, scale: u32) -> f32 {
 }
 
 /// 2.06 bits an element.
+#[allow(non_camel_case_types)]
 pub struct IQ2_XXS;
 
 impl Fitting<8, 2> for IQ2_XXS {
@@ -136,6 +137,7 @@ impl Block for IQ2_XXS {
 }
 
 /// 2.31 bits an element.
+#[allow(non_camel_case_types)]
 pub struct IQ2_XS;
 
 impl Fitting<8, 2> for IQ2_XS {
@@ -194,6 +196,7 @@ impl Block for IQ2_XS {
 }
 
 /// 2.56 bits an element.
+#[allow(non_camel_case_types)]
 pub struct IQ2_S;
 
 impl Fitting<8, 2> for IQ2_S {

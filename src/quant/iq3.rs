@@ -43,6 +43,7 @@ fn write_group(point: u16, levels: &[u8; 8], scale: f32, signs: u8, out: &mut [f
 }
 
 /// 3.06 bits an element.
+#[allow(non_camel_case_types)]
 pub struct IQ3_XXS;
 
 impl Fitting<4, 3> for IQ3_XXS {
@@ -105,6 +106,7 @@ impl Block for IQ3_XXS {
 }
 
 /// 3.44 bits an element.
+#[allow(non_camel_case_types)]
 pub struct IQ3_S;
 
 impl Fitting<4, 3> for IQ3_S {

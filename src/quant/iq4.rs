@@ -152,6 +152,7 @@ fn inverse_or_zero(v: f32) -> f32 {
 }
 
 /// 4.5 bits an element.
+#[allow(non_camel_case_types)]
 pub struct IQ4_NL;
 
 impl Block for IQ4_NL {
@@ -198,6 +199,7 @@ fn unpack(qs: &[u8], scale: f32, out: &mut [f32]) {
 }
 
 /// 4.25 bits an element.
+#[allow(non_camel_case_types)]
 pub struct IQ4_XS;
 
 impl Block for IQ4_XS {
