@@ -2,8 +2,8 @@
 
 pub mod extra;
 pub mod float;
-mod grids;
 pub mod fp4;
+mod grids;
 pub mod low_bit;
 pub mod recipe;
 pub mod ternary;
