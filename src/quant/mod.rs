@@ -1,11 +1,15 @@
 //! Block formats: one file a family, with layout, encoding, scalar decoding and SIMD unpacking; and the recipes.
 
+mod batch;
 pub mod extra;
 pub mod float;
 pub mod fp4;
 mod grids;
+pub mod k;
+pub mod legacy;
 pub mod low_bit;
 pub mod recipe;
+mod search;
 pub mod ternary;
 pub mod validity;
 
@@ -56,7 +60,21 @@ pub const fn codec<B: Block>() -> Codec {
 }
 
 /// The plain formats; [`extra::TABLE`] has the rest.
-const TABLE: &[Codec] = &[codec::<float::F32>(), codec::<float::F16>(), codec::<float::BF16>()];
+const TABLE: &[Codec] = &[
+    codec::<float::F32>(),
+    codec::<float::F16>(),
+    codec::<float::BF16>(),
+    codec::<legacy::Q4_0>(),
+    codec::<legacy::Q4_1>(),
+    codec::<legacy::Q5_0>(),
+    codec::<legacy::Q5_1>(),
+    codec::<legacy::Q8_0>(),
+    codec::<k::Q2_K>(),
+    codec::<k::Q3_K>(),
+    codec::<k::Q4_K>(),
+    codec::<k::Q5_K>(),
+    codec::<k::Q6_K>(),
+];
 
 fn find(kind: TensorType) -> Result<&'static Codec> {
     let found = TABLE.iter().chain(extra::TABLE).find(|codec| codec.kind == kind);
@@ -99,7 +117,9 @@ pub fn encode_on(path: Path, kind: TensorType, rows: Rows<'_>, dst: &mut [u8]) -
         Error::Usage(format!("rows of {columns} elements cannot be {kind}: its blocks hold {block}"))
     })?;
     let count = values.len() / columns;
-    if values.len() % columns != 0 || (count as u64).checked_mul(row_bytes) != Some(dst.len() as u64) {
+    if !values.len().is_multiple_of(columns)
+        || (count as u64).checked_mul(row_bytes) != Some(dst.len() as u64)
+    {
         return Err(Error::Usage(format!(
             "{} elements in rows of {columns} do not fill {} bytes of {kind}",
             values.len(),
@@ -133,7 +153,7 @@ pub fn decode(kind: TensorType, src: &[u8], dst: &mut [f32]) -> Result<()> {
 pub fn decode_on(path: Path, kind: TensorType, src: &[u8], dst: &mut [f32]) -> Result<()> {
     let codec = find(kind)?;
     let blocks = src.len() / kind.block_bytes();
-    if src.len() % kind.block_bytes() != 0 || dst.len() != blocks * kind.block_elements() {
+    if !src.len().is_multiple_of(kind.block_bytes()) || dst.len() != blocks * kind.block_elements() {
         return Err(Error::Usage(format!(
             "{} bytes of {kind} do not hold exactly {} elements",
             src.len(),
