@@ -371,6 +371,17 @@ impl Map {
         map.map(|map| Self { map: Some(map) }).map_err(|error| Error::io("map", path, error))
     }
 
+    /// Reads `range` into memory ahead of its use, where the system takes such hints.
+    pub fn prefetch(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map
+            && range.start < range.end
+            && range.end <= map.len()
+        {
+            let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        }
+    }
+
     /// Drops the pages that lie wholly in `range` from this process's memory; they come back when touched.
     pub fn forget(&self, range: Range<usize>) {
         #[cfg(unix)]

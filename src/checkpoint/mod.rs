@@ -1,1 +1,226 @@
 //! Hugging Face checkpoint folders: config.json, safetensors, tokenizer files.
+//!
+//! A leaf: what is in the files, checked, without arithmetic on tensors.
+
+mod card;
+mod config;
+mod fault;
+mod sentencepiece;
+mod weights;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+pub use card::{Card, CardValue};
+pub use config::{Phi3Config, RopeFactors, SUPPORTED, architecture};
+pub use fault::Fault;
+pub use sentencepiece::{Piece, PieceKind, SentencePiece};
+pub use weights::{DataType, Tensor, Weights};
+
+use crate::{Error, Result};
+
+/// Larger text files are refused; the largest tokenizer.json in use is a tenth of this.
+const TEXT_LIMIT: u64 = 256 << 20;
+
+/// An opened checkpoint folder of a supported architecture.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    /// config.json as it is.
+    config_json: Value,
+    config: Phi3Config,
+    weights: Arc<Weights>,
+    tokenizer: TokenizerFiles,
+    /// generation_config.json, if there is a valid one.
+    generation_config: Option<Value>,
+    card: Card,
+}
+
+/// The files that describe a checkpoint's tokenizer; `None` for those that are missing.
+#[derive(Clone, Debug, Default)]
+pub struct TokenizerFiles {
+    /// tokenizer.model.
+    pub model: Option<SentencePiece>,
+    /// tokenizer.json, as text and parsed.
+    pub json_text: Option<String>,
+    pub json: Option<Value>,
+    /// tokenizer_config.json.
+    pub config: Option<Value>,
+    /// added_tokens.json.
+    pub added_tokens: Option<Value>,
+    /// chat_template.jinja, or the template in chat_template.json; with additional_chat_templates/*.jinja.
+    pub chat_template: Option<String>,
+    /// Name and text of each file in additional_chat_templates/.
+    pub additional_chat_templates: Vec<(String, String)>,
+}
+
+impl Checkpoint {
+    /// Whether `path` looks like a checkpoint folder (it has a config.json).
+    pub fn is_folder(path: &Path) -> bool {
+        path.join("config.json").is_file()
+    }
+
+    /// Opens the checkpoint in `folder`.
+    ///
+    /// Errors: an unsupported architecture (named, with those that are supported), each [`Fault`] of a file.
+    pub fn open(folder: &Path) -> Result<Self> {
+        Self::open_with(folder, true)
+    }
+
+    /// Opens the checkpoint in `folder` without its weights, which need not be there.
+    pub fn open_without_weights(folder: &Path) -> Result<Self> {
+        Self::open_with(folder, false)
+    }
+
+    fn open_with(folder: &Path, with_weights: bool) -> Result<Self> {
+        let config_path = folder.join("config.json");
+        if !folder.is_dir() {
+            let error = std::fs::metadata(folder).err();
+            let error = error.unwrap_or_else(|| std::io::ErrorKind::NotADirectory.into());
+            return Err(Error::io("open the checkpoint folder", folder, error));
+        }
+        if !config_path.is_file() {
+            return Err(Error::invalid(folder, Fault::MissingFile("config.json")));
+        }
+        let invalid = |fault| Error::invalid(&config_path, fault);
+        let config_json = read_json(&config_path)?;
+        if !config_json.is_object() {
+            return Err(invalid(Fault::Json("an object was expected".into())));
+        }
+        let architecture = architecture(&config_json).map_err(invalid)?;
+        if !SUPPORTED.contains(&architecture) {
+            return Err(Error::Unsupported(format!(
+                "{}: the architecture {architecture:?} is not supported; supported: {} (Phi-3-mini, Phi-3-medium, Phi-3.5-mini and their fine-tunes)",
+                config_path.display(),
+                SUPPORTED.join(", ")
+            )));
+        }
+        let config = Phi3Config::from_json(&config_json).map_err(invalid)?;
+        let weights = if with_weights { Weights::open(folder)? } else { Weights::from_files(Vec::new())? };
+        Ok(Self {
+            config,
+            weights: Arc::new(weights),
+            tokenizer: TokenizerFiles::read(folder)?,
+            // As for transformers, a broken one only means that there are no such settings.
+            generation_config: read_json_if_there(&folder.join("generation_config.json")).unwrap_or_default(),
+            card: Card::read(&folder.join("README.md")),
+            config_json,
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn config(&self) -> &Phi3Config {
+        &self.config
+    }
+
+    /// config.json as it is.
+    pub fn config_json(&self) -> &Value {
+        &self.config_json
+    }
+
+    pub fn weights(&self) -> &Arc<Weights> {
+        &self.weights
+    }
+
+    pub fn tokenizer(&self) -> &TokenizerFiles {
+        &self.tokenizer
+    }
+
+    /// generation_config.json, if there is a valid one.
+    pub fn generation_config(&self) -> Option<&Value> {
+        self.generation_config.as_ref()
+    }
+
+    /// The model card: README.md's front matter.
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+}
+
+impl TokenizerFiles {
+    /// Reads what there is in `folder`.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let model_path = folder.join("tokenizer.model");
+        let model = match read_if_there(&model_path)? {
+            Some(bytes) => {
+                Some(SentencePiece::parse(&bytes).map_err(|fault| Error::invalid(&model_path, fault))?)
+            }
+            None => None,
+        };
+        let json_path = folder.join("tokenizer.json");
+        let json_text = read_text_if_there(&json_path)?;
+        let json = json_text.as_deref().map(|text| parse_json(&json_path, text)).transpose()?;
+        let mut chat_template = read_text_if_there(&folder.join("chat_template.jinja"))?;
+        let mut additional = Vec::new();
+        if chat_template.is_some() {
+            additional = additional_chat_templates(&folder.join("additional_chat_templates"))?;
+        } else if let Some(json) = read_json_if_there(&folder.join("chat_template.json"))? {
+            chat_template = json.get("chat_template").and_then(Value::as_str).map(str::to_owned);
+        }
+        Ok(Self {
+            model,
+            json_text,
+            json,
+            config: read_json_if_there(&folder.join("tokenizer_config.json"))?,
+            added_tokens: read_json_if_there(&folder.join("added_tokens.json"))?,
+            chat_template,
+            additional_chat_templates: additional,
+        })
+    }
+}
+
+/// Name (without .jinja) and text of each template in `folder`, sorted; none if there is no such folder.
+fn additional_chat_templates(folder: &Path) -> Result<Vec<(String, String)>> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(Vec::new()) };
+    let mut templates = Vec::new();
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == "jinja") {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            templates.extend(read_text_if_there(&path)?.map(|text| (name, text)));
+        }
+    }
+    templates.sort();
+    Ok(templates)
+}
+
+/// The bytes of the file at `path`; `None` if there is none.
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("read", path, error)),
+        Ok(metadata) if metadata.len() > TEXT_LIMIT => {
+            let fault = Fault::TooLarge { bytes: metadata.len(), limit: TEXT_LIMIT };
+            return Err(Error::invalid(path, fault));
+        }
+        Ok(_) => {}
+    }
+    std::fs::read(path).map(Some).map_err(|error| Error::io("read", path, error))
+}
+
+fn read_text_if_there(path: &Path) -> Result<Option<String>> {
+    let text = read_if_there(path)?.map(String::from_utf8).transpose();
+    text.map_err(|_| Error::invalid(path, Fault::Utf8))
+}
+
+fn read_json_if_there(path: &Path) -> Result<Option<Value>> {
+    read_text_if_there(path)?.map(|text| parse_json(path, &text)).transpose()
+}
+
+/// The JSON in the file at `path`, which must exist.
+fn read_json(path: &Path) -> Result<Value> {
+    let missing = || Error::io("read", path, std::io::ErrorKind::NotFound.into());
+    read_json_if_there(path)?.ok_or_else(missing)
+}
+
+/// Parses; serde_json refuses to nest deeper than 128.
+fn parse_json(path: &Path, text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|error| Error::invalid(path, Fault::Json(error.to_string())))
+}

@@ -1,10 +1,16 @@
 //! Sequences, batches, the prefill/decode loop and its stop rules.
 
-use std::ops::ControlFlow;
-use std::sync::Arc;
+pub mod generate;
 
-use crate::Result;
-use crate::gguf::TensorType;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+
+use crate::backend::Part;
+use crate::backend::cpu::{Cache, CacheShape, Cpu, total_memory};
+use crate::gguf::{Gguf, TensorType};
+use crate::kernel::pool::default_threads;
+use crate::model::{Model, Regime, Workspace, forward};
+use crate::{Error, Result};
 
 /// How an [`Engine`] is set up.
 #[derive(Clone, Debug)]
@@ -17,66 +23,227 @@ pub struct EngineOptions {
     pub batch: usize,
 }
 
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { threads: None, kv_type: TensorType::F16, batch: 512 }
+    }
+}
+
 /// A model made ready to run. Shared by all sequences.
-pub struct Engine {}
+pub struct Engine {
+    model: Model,
+    cpu: Cpu,
+    options: EngineOptions,
+    /// One batch at a time.
+    work: Mutex<Workspace<Cpu>>,
+}
 
 /// One sequence of tokens with its KV cache.
-pub struct Sequence {}
+pub struct Sequence {
+    tokens: Vec<u32>,
+    cache: Cache,
+    regime: Regime,
+    context: usize,
+}
 
 impl Engine {
-    /// Binds the weights of `model`.
-    pub fn new(_model: Arc<crate::gguf::Gguf>, _options: EngineOptions) -> Result<Self> {
-        unimplemented!()
+    /// Binds the weights of `file`.
+    ///
+    /// # Errors
+    /// A file that is no complete model of a supported architecture; an option that cannot be met.
+    pub fn new(file: Arc<Gguf>, options: EngineOptions) -> Result<Self> {
+        if !matches!(options.kv_type, TensorType::F16 | TensorType::F32) {
+            return Err(Error::Usage(format!(
+                "the KV cache cannot be {}: choose f16 or f32",
+                options.kv_type.name().to_lowercase()
+            )));
+        }
+        let model = Model::load(file)?;
+        let cpu = Cpu::new(options.threads.unwrap_or_else(default_threads).clamp(1, 1024));
+        Ok(Self { model, cpu, options, work: Mutex::default() })
     }
 
     /// The model's own context length in tokens (131,072 for Phi-3.5-mini).
     pub fn model_context(&self) -> usize {
-        unimplemented!()
+        self.model.hyper.context
     }
 
     /// Logits a position has.
     pub fn vocab_size(&self) -> usize {
-        unimplemented!()
+        self.model.vocabulary()
+    }
+
+    /// Threads it computes with.
+    pub fn threads(&self) -> usize {
+        self.cpu.threads()
+    }
+
+    fn cache_shape(&self) -> CacheShape {
+        let hyper = &self.model.hyper;
+        CacheShape {
+            layers: hyper.layers,
+            kv_heads: hyper.kv_heads,
+            head: hyper.head,
+            kind: self.options.kv_type,
+        }
+    }
+
+    /// Bytes of KV cache that `positions` tokens take.
+    pub fn cache_bytes(&self, positions: usize) -> u64 {
+        self.cache_shape().bytes(positions)
+    }
+
+    /// Whether a context that somebody asked for can be had.
+    ///
+    /// # Errors
+    /// More than the model's own context, or a KV cache larger than the machine's memory.
+    pub fn check_context(&self, context: usize) -> Result<()> {
+        if context > self.model_context() {
+            return Err(Error::Usage(format!(
+                "a context of {context} tokens is more than the {} that the model was made for",
+                self.model_context()
+            )));
+        }
+        let needed = self.cache_bytes(context);
+        match total_memory() {
+            Some(total) if needed > total => Err(Error::Resources(format!(
+                "a context of {context} tokens needs {:.1} GiB of KV cache and this machine has {:.1} GiB of memory: \
+                 ask for a smaller one with --ctx-size",
+                needed as f64 / f64::from(1 << 30),
+                total as f64 / f64::from(1 << 30)
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// An empty sequence that may grow to `context` tokens; memory is taken as it grows.
-    /// Fails if its KV cache could never fit this machine's memory.
-    pub fn sequence(&self, _context: usize) -> Result<Sequence> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// A context of 0 or beyond the model's own.
+    pub fn sequence(&self, context: usize) -> Result<Sequence> {
+        if context == 0 || context > self.model_context() {
+            return Err(Error::Usage(format!(
+                "a context of {context} tokens cannot be had: the model was made for 1 to {}",
+                self.model_context()
+            )));
+        }
+        Ok(Sequence {
+            tokens: Vec::new(),
+            cache: Cache::new(self.cache_shape()),
+            regime: Regime::Short,
+            context,
+        })
     }
 
     /// Appends `tokens` and returns the logits of the last `last` of them, `[last, vocab]`, row-major.
+    ///
     /// `progress` is told after each batch how many of `tokens` are done and may stop it
-    /// (`Error::Interrupted`; the sequence then holds the tokens done).
+    /// ([`Error::Interrupted`]; the sequence then holds the tokens done). When the sequence crosses the
+    /// model's LongRoPE limit its whole cache is computed anew with the other factors.
+    ///
+    /// # Errors
+    /// No tokens, a token that is not in the vocabulary, more tokens than there is room for, too little memory.
     pub fn feed(
         &self,
-        _sequence: &mut Sequence,
-        _tokens: &[u32],
-        _last: usize,
-        _progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        last: usize,
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Vec<f32>> {
-        unimplemented!()
+        self.check_tokens(sequence, tokens)?;
+        let before = sequence.tokens.len();
+        let length = before + tokens.len();
+        let regime = self.model.rope.regime(length);
+        let mut all = std::mem::take(&mut sequence.tokens);
+        all.extend_from_slice(tokens);
+        let start = if regime == sequence.regime { before } else { 0 };
+        sequence.regime = regime;
+        let result = self.feed_from(sequence, &all, start, last.min(tokens.len()), &mut |done| {
+            progress(done.saturating_sub(before))
+        });
+        let done = match &result {
+            Ok(_) => length,
+            Err((done, _)) => *done,
+        };
+        all.truncate(done);
+        sequence.tokens = all;
+        result.map_err(|(_, error)| error)
+    }
+
+    fn check_tokens(&self, sequence: &Sequence, tokens: &[u32]) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(Error::Usage("there are no tokens to feed to the model".to_owned()));
+        }
+        if tokens.len() > sequence.room() {
+            return Err(Error::Usage(format!(
+                "{} tokens do not fit the context of {}, which already holds {}",
+                tokens.len(),
+                sequence.context,
+                sequence.tokens.len()
+            )));
+        }
+        let vocabulary = self.vocab_size();
+        match tokens.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(id) => Err(Error::Usage(format!("token {id} is not one of the model's {vocabulary}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Computes `all[start..]`, batch by batch. An error comes with the tokens that are in the cache.
+    fn feed_from(
+        &self,
+        sequence: &mut Sequence,
+        all: &[u32],
+        start: usize,
+        last: usize,
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> std::result::Result<Vec<f32>, (usize, Error)> {
+        let mut work = self.work.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let first_output = all.len() - last;
+        let mut logits = Vec::new();
+        let mut position = start;
+        while position < all.len() {
+            let end = (position + self.options.batch.max(1)).min(all.len());
+            sequence.cache.reserve(end).map_err(|error| (position, error))?;
+            let outputs: Vec<usize> = (first_output.max(position)..end).map(|p| p - position).collect();
+            let mut parts = [Part { cache: &mut sequence.cache, rows: 0..end - position, position }];
+            let ids = &all[position..end];
+            let some =
+                forward(&self.model, &self.cpu, &mut work, ids, &mut parts, &[sequence.regime], &outputs)
+                    .map_err(|error| (position, error))?;
+            if logits.is_empty() {
+                logits = some;
+            } else {
+                logits.extend_from_slice(&some);
+            }
+            position = end;
+            if progress(position).is_break() && position < all.len() {
+                return Err((position, Error::Interrupted));
+            }
+        }
+        Ok(logits)
     }
 
     /// Bytes read from memory to generate one token now: weights and the KV cache so far.
-    pub fn bytes_per_token(&self, _sequence: &Sequence) -> u64 {
-        unimplemented!()
+    pub fn bytes_per_token(&self, sequence: &Sequence) -> u64 {
+        let seen = sequence.tokens.len().min(self.model.hyper.window);
+        self.model.bytes_per_token() + self.cache_shape().bytes_read(seen)
     }
 }
 
 impl Sequence {
     /// The tokens in the KV cache, in order.
     pub fn tokens(&self) -> &[u32] {
-        unimplemented!()
+        &self.tokens
     }
 
     /// Tokens that may still be appended.
     pub fn room(&self) -> usize {
-        unimplemented!()
+        self.context - self.tokens.len()
     }
 
     /// Drops everything after the first `length` tokens.
-    pub fn truncate(&mut self, _length: usize) {
-        unimplemented!()
+    pub fn truncate(&mut self, length: usize) {
+        self.tokens.truncate(length);
     }
 }

@@ -16,7 +16,6 @@ use std::ops::Range;
 pub use fault::Fault;
 pub use file::Gguf;
 pub use source::Source;
-#[allow(unused_imports, reason = "for convert")]
 pub(crate) use source::no_such_rows;
 pub use split::part_name;
 pub use tensor_type::TensorType;

@@ -1,1 +1,48 @@
 //! Matmul tiles, attention, norm, RoPE, activation: each algorithm once, generic over ISA and format.
+//!
+//! Order of arithmetic is part of a kernel's contract. A (row, token) product has one order of float
+//! operations whatever the batch, the tile or the thread that computes it, so a token's logits do not
+//! depend on what else is in flight.
+
+pub mod activations;
+pub mod attention;
+pub mod elementwise;
+pub mod float;
+pub mod matmul;
+
+pub mod matvec;
+pub mod pool;
+
+pub use activations::Activations;
+pub use pool::Pool;
+
+/// Float accumulators that a (row, token) product is spread over: span `s` goes to number
+/// `s % partial_sums`.
+const fn partial_sums(span: usize) -> usize {
+    256 / span
+}
+
+/// A raw pointer that threads may share, each writing its own part.
+pub(crate) struct SharedMut<T>(*mut T, usize);
+
+// Sound: `SharedMut::slice` is unsafe and makes its caller promise disjoint ranges.
+unsafe impl<T: Send> Sync for SharedMut<T> {}
+
+impl<T> SharedMut<T> {
+    pub(crate) fn new(slice: &mut [T]) -> Self {
+        Self(slice.as_mut_ptr(), slice.len())
+    }
+
+    /// `length` elements from `start`.
+    ///
+    /// # Safety
+    /// No two slices that are alive at once may overlap.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn slice(&self, start: usize, length: usize) -> &mut [T] {
+        assert!(start.checked_add(length).is_some_and(|end| end <= self.1));
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), length) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ pub mod low_bit;
 pub mod recipe;
 mod search;
 pub mod ternary;
+pub mod unpack;
 pub mod validity;
 
 use crate::gguf::TensorType;

@@ -1,3 +1,286 @@
 //! ISA tokens and the operations they offer; imports nothing.
+//!
+//! CPU support is a value: a token such as [`Avx512`] can only be had from its `new()`, which asks the
+//! machine, so a function that takes one may use its instructions. An algorithm is written once as a
+//! [`Kernel`], generic over [`Isa`], and [`dispatch`] runs it with the best token there is. Everything
+//! a kernel calls must be `#[inline(always)]`: only then does the body end up inside the one function
+//! that is compiled for the token's features.
+//!
+//! Two vector widths appear. A *narrow* vector is 32 bytes on every ISA: quantized blocks are
+//! unpacked in it and a row's dot product runs along columns in it. A *wide* vector has
+//! [`Isa::LANES`] 32-bit lanes: matmul tiles, attention and the element-wise work use it.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+pub use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512;
+pub use scalar::Scalar;
+
+use std::sync::OnceLock;
+
+/// The most lanes a wide vector has on any ISA; sizes buffers that are shared by all of them.
+pub const MAX_LANES: usize = 16;
+
+/// An algorithm written once, run with whichever ISA the machine has.
+pub trait Kernel {
+    type Output;
+    /// Must be `#[inline(always)]`, as must everything it calls.
+    fn run<I: Isa>(self, isa: I) -> Self::Output;
+}
+
+/// The operations an instruction set offers. Integer arithmetic wraps; float arithmetic is IEEE
+/// single precision, `fma` fused on every ISA, so results do not depend on the ISA.
+pub trait Isa: Copy + Send + Sync + 'static {
+    const NAME: &'static str;
+    /// 32-bit lanes of a wide vector: 8 or 16.
+    const LANES: usize;
+    /// Row vectors and tokens of a matmul tile that the registers hold.
+    const TILE: (usize, usize);
+
+    /// Narrow: 32 bytes, also seen as 16 i16.
+    type B: Copy;
+    /// Narrow: 8 i32.
+    type N: Copy;
+    /// Narrow: 8 f32.
+    type G: Copy;
+    /// Wide: `LANES` i32, also seen as `4 * LANES` bytes.
+    type W: Copy;
+    /// Wide: `LANES` f32.
+    type F: Copy;
+
+    /// Runs `kernel` inside a function compiled for this ISA.
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
+
+    // Narrow bytes.
+    fn b_load(self, from: &[u8; 32]) -> Self::B;
+    fn b_load_i8(self, from: &[i8; 32]) -> Self::B;
+    fn b_load_i16(self, from: &[i16; 16]) -> Self::B;
+    fn b_store(self, v: Self::B, to: &mut [u8; 32]);
+    /// The same 16 bytes twice.
+    fn b_twice(self, from: &[u8; 16]) -> Self::B;
+    /// `low` in bytes 0..16, `high` in bytes 16..32.
+    fn b_halves(self, low: &[u8; 16], high: &[u8; 16]) -> Self::B;
+    fn b_splat(self, x: u8) -> Self::B;
+    fn b_and(self, a: Self::B, b: Self::B) -> Self::B;
+    fn b_or(self, a: Self::B, b: Self::B) -> Self::B;
+    fn b_xor(self, a: Self::B, b: Self::B) -> Self::B;
+    fn b_add(self, a: Self::B, b: Self::B) -> Self::B;
+    fn b_sub(self, a: Self::B, b: Self::B) -> Self::B;
+    /// Every byte shifted right by `N` bits (0 to 7), zeros coming in.
+    fn b_shr<const N: i32>(self, v: Self::B) -> Self::B;
+    /// Every byte shifted left by `N` bits (0 to 7).
+    fn b_shl<const N: i32>(self, v: Self::B) -> Self::B;
+    /// `table[v & 15]` for every byte; bytes of `v` must be below 16.
+    fn b_lookup(self, table: &[u8; 16], v: Self::B) -> Self::B;
+    /// Byte `i` is 0xff where bit `i` of `bits` is set, else 0.
+    fn b_from_bits(self, bits: u32) -> Self::B;
+    /// i16 lanes 0..8 all hold lane `2 * pair` of `v`, lanes 8..16 lane `2 * pair + 1`.
+    fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B;
+
+    // Narrow dot products.
+    fn n_zero(self) -> Self::N;
+    fn n_add(self, a: Self::N, b: Self::N) -> Self::N;
+    fn n_sub(self, a: Self::N, b: Self::N) -> Self::N;
+    fn n_mul(self, a: Self::N, b: Self::N) -> Self::N;
+    fn n_splat(self, x: i32) -> Self::N;
+    /// `acc[i] += Σ_{j<4} u[4i+j] * a[4i+j]`; `u` unsigned (any value), `a` signed.
+    fn n_dot4(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N;
+    /// `acc[i] += Σ_{j<4} u[4i+j] * a[4i+j] * s[2i + j/2]`; `u` at most 127, `a` signed, `s` i16.
+    fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, s: Self::B) -> Self::N;
+    /// `acc[i] += a[2i] * b[2i] + a[2i+1] * b[2i+1]` over i16 lanes.
+    fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N;
+    /// Lane `i` of the result is the sum of the lanes of `v[i]`.
+    fn n_sums8(self, v: [Self::N; 8]) -> Self::N;
+    /// Lane `i` is the sum of lanes 0..4 of `v[i]` for i < 4, of lanes 4..8 of `v[i - 4]` beyond.
+    fn n_half_sums4(self, v: [Self::N; 4]) -> Self::N;
+
+    // Narrow floats.
+    fn g_zero(self) -> Self::G;
+    fn g_load(self, from: &[f32; 8]) -> Self::G;
+    fn g_store(self, v: Self::G, to: &mut [f32; 8]);
+    fn g_from_n(self, v: Self::N) -> Self::G;
+    fn g_mul(self, a: Self::G, b: Self::G) -> Self::G;
+    /// `a * b + c`, rounded once.
+    fn g_fma(self, a: Self::G, b: Self::G, c: Self::G) -> Self::G;
+    /// `c - a * b`, rounded once.
+    fn g_fnma(self, a: Self::G, b: Self::G, c: Self::G) -> Self::G;
+
+    // Wide integers.
+    fn w_splat(self, x: i32) -> Self::W;
+    /// The first `LANES` values of `from`.
+    fn w_load(self, from: &[i32]) -> Self::W;
+    fn w_store(self, v: Self::W, to: &mut [i32]);
+    fn w_add(self, a: Self::W, b: Self::W) -> Self::W;
+    fn w_mul(self, a: Self::W, b: Self::W) -> Self::W;
+    /// As [`Isa::n_dot4`], `u` and `a` seen as bytes. `WIDE`: bytes of `u` may exceed 127.
+    fn w_dot4<const WIDE: bool>(self, acc: Self::W, u: Self::W, a: Self::W) -> Self::W;
+    /// As [`Isa::n_dot2_i16`].
+    fn w_dot2_i16(self, acc: Self::W, a: Self::W, b: Self::W) -> Self::W;
+    /// Row `r`, word `c` goes to row `c`, word `r`, for the `LANES` × `LANES` words of which row `r`
+    /// starts at `from[r * stride]`; the result's rows are contiguous in `to`.
+    fn w_transpose(self, from: &[i32], stride: usize, to: &mut [i32]);
+
+    // Wide floats.
+    fn f_splat(self, x: f32) -> Self::F;
+    /// The first `LANES` values of `from`.
+    fn f_load(self, from: &[f32]) -> Self::F;
+    fn f_store(self, v: Self::F, to: &mut [f32]);
+    /// The first `LANES` half-precision values of `from`.
+    fn f_load_f16(self, from: &[u16]) -> Self::F;
+    /// Rounded to nearest even.
+    fn f_store_f16(self, v: Self::F, to: &mut [u16]);
+    /// The first `LANES` bfloat16 values of `from`.
+    fn f_load_bf16(self, from: &[u16]) -> Self::F;
+    fn f_from_w(self, v: Self::W) -> Self::F;
+    fn f_add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn f_sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn f_mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn f_div(self, a: Self::F, b: Self::F) -> Self::F;
+    fn f_max(self, a: Self::F, b: Self::F) -> Self::F;
+    fn f_min(self, a: Self::F, b: Self::F) -> Self::F;
+    fn f_abs(self, a: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn f_fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `c - a * b`, rounded once.
+    fn f_fnma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even.
+    fn f_round(self, a: Self::F) -> Self::F;
+    /// To the nearest i32, ties to even; the value must fit.
+    fn f_to_w(self, a: Self::F) -> Self::W;
+    /// `a * 2^n` for integral `n` in -126..=127 held as floats.
+    fn f_scale2(self, a: Self::F, n: Self::F) -> Self::F;
+}
+
+/// What every ISA builds from its own operations.
+pub trait IsaExt: Isa {
+    /// The sum of all lanes, as lane pairs 8 (where there are 16), 4, 2, 1 apart are added.
+    #[inline(always)]
+    fn f_sum(self, v: Self::F) -> f32 {
+        let mut lanes = [0.0f32; MAX_LANES];
+        self.f_store(v, &mut lanes);
+        let mut half = Self::LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                lanes[i] += lanes[i + half];
+            }
+            half /= 2;
+        }
+        lanes[0]
+    }
+
+    /// The largest lane.
+    #[inline(always)]
+    fn f_largest(self, v: Self::F) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; MAX_LANES];
+        self.f_store(v, &mut lanes);
+        lanes[..Self::LANES].iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
+    }
+
+    /// `e^x`, within 2 units in the last place; 0 below -87.3, about 1.6e38 from 88 on.
+    ///
+    /// x = n·ln 2 + r with |r| ≤ ln 2 / 2, then a degree-6 Taylor polynomial of e^r (its error there is
+    /// below 2^-25) scaled by 2^n. ln 2 is split so that n·ln 2 is exact in its high part.
+    #[inline(always)]
+    fn f_exp(self, x: Self::F) -> Self::F {
+        const LN2_HIGH: f32 = 0.693_359_4;
+        const LN2_LOW: f32 = -2.121_944_4e-4;
+        let x = self.f_min(x, self.f_splat(88.0));
+        let clamped = self.f_max(x, self.f_splat(-87.336_54));
+        let n = self.f_round(self.f_mul(clamped, self.f_splat(std::f32::consts::LOG2_E)));
+        let r = self.f_fnma(n, self.f_splat(LN2_HIGH), clamped);
+        let r = self.f_fnma(n, self.f_splat(LN2_LOW), r);
+        let mut p = self.f_splat(1.0 / 5040.0);
+        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            p = self.f_fma(p, r, self.f_splat(c));
+        }
+        self.f_scale2(p, n)
+    }
+}
+
+impl<I: Isa> IsaExt for I {}
+
+/// An ISA level: the names that `PHI_ISA` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    Scalar,
+    Avx2,
+    Avx512,
+    Neon,
+}
+
+impl Level {
+    /// The name, as in `PHI_ISA`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Scalar => "scalar",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+            Level::Neon => "neon",
+        }
+    }
+
+    /// The levels this machine has, best first.
+    pub fn available() -> Vec<Level> {
+        let mut levels = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            levels.extend(Avx512::new().map(|_| Level::Avx512));
+            levels.extend(Avx2::new().map(|_| Level::Avx2));
+        }
+        #[cfg(target_arch = "aarch64")]
+        levels.extend(Neon::new().map(|_| Level::Neon));
+        levels.push(Level::Scalar);
+        levels
+    }
+
+    /// The level in use: the best there is, or what the environment variable `PHI_ISA` asks for if the
+    /// machine has it.
+    pub fn current() -> Level {
+        static CURRENT: OnceLock<Level> = OnceLock::new();
+        *CURRENT.get_or_init(|| {
+            let available = Level::available();
+            let wanted = std::env::var("PHI_ISA").unwrap_or_default().to_ascii_lowercase();
+            available.iter().copied().find(|level| level.name() == wanted).unwrap_or(available[0])
+        })
+    }
+}
+
+/// Runs `kernel` at [`Level::current`].
+#[inline]
+pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    dispatch_at(Level::current(), kernel)
+}
+
+/// Runs `kernel` at `level`, or on the scalar path where the machine lacks it.
+pub fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => {
+            if let Some(isa) = Avx512::new() {
+                return isa.vectorize(kernel);
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => {
+            if let Some(isa) = Avx2::new() {
+                return isa.vectorize(kernel);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => {
+            if let Some(isa) = Neon::new() {
+                return isa.vectorize(kernel);
+            }
+        }
+        _ => {}
+    }
+    Scalar.vectorize(kernel)
+}
 
 pub mod lanes;

@@ -1,1 +1,23 @@
 //! Tokenizer, chat template, sampler: pure, no I/O.
+
+mod added;
+mod bpe;
+mod chat;
+mod clock;
+mod detokenizer;
+mod fault;
+mod hash;
+mod huggingface;
+mod json;
+mod sampler;
+mod sentencepiece;
+mod tokenizer;
+mod vocabulary;
+
+pub use added::AddedFlags;
+pub use chat::{ChatTemplate, Message};
+pub use detokenizer::Detokenizer;
+pub use fault::Fault;
+pub use sampler::{Sampler, SamplerOptions};
+pub use tokenizer::{ADDED_FLAGS_KEY, ADDED_IDS_KEY, EOS_IDS_KEY, Segment, Special, Tokenizer};
+pub use vocabulary::TokenKind;

@@ -189,7 +189,7 @@ impl Lanes for Avx2 {
     fn store_half(self, v: __m256, to: &mut [u16]) {
         let to = &mut to[..N];
         unsafe {
-            let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+            let halves = _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(v);
             _mm_storeu_si128(to.as_mut_ptr().cast(), halves);
         }
     }

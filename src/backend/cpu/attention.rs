@@ -1,0 +1,153 @@
+//! Attention on the CPU: rotate, append to the cache, attend, spread over heads and query tiles.
+
+use std::cell::RefCell;
+
+use super::cache::{Page, Pages};
+use super::{Buffer, Cache, Cpu};
+use crate::backend::{Heads, Part, Rotation};
+use crate::kernel::attention::{
+    Attention, KvElement, PAGE, PageView, Scratch, padded_head, store_key, store_value,
+};
+use crate::kernel::{SharedMut, elementwise};
+use crate::simd::Level;
+
+/// Queries of a tile: enough to share the conversion of keys, few enough to stay in the first cache.
+const TILE: usize = 32;
+
+/// Reused between the tasks of a thread.
+#[derive(Default)]
+struct TileScratch {
+    kernel: Scratch,
+    queries: Vec<f32>,
+    positions: Vec<usize>,
+    out: Vec<f32>,
+    head: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<TileScratch> = RefCell::default();
+}
+
+/// What all tasks of one sequence share.
+struct Job<'a> {
+    heads: &'a Heads,
+    rotation: &'a Rotation,
+    qkv: &'a Buffer,
+    out: &'a SharedMut<f32>,
+    rows: std::ops::Range<usize>,
+    position: usize,
+}
+
+impl Cpu {
+    pub(super) fn attend(
+        &self,
+        layer: usize,
+        heads: &Heads,
+        rotation: &Rotation,
+        qkv: &Buffer,
+        parts: &mut [Part<'_, Cache>],
+        out: &mut Buffer,
+    ) {
+        let out = SharedMut::new(&mut out.data);
+        for part in parts {
+            let job =
+                Job { heads, rotation, qkv, out: &out, rows: part.rows.clone(), position: part.position };
+            match part.cache.pages() {
+                Pages::F16(layers) => self.attend_part(&job, &mut layers[layer]),
+                Pages::F32(layers) => self.attend_part(&job, &mut layers[layer]),
+            }
+        }
+    }
+
+    fn attend_part<E: KvElement>(&self, job: &Job, pages: &mut [Page<E>]) {
+        self.append(job, pages);
+        let pages = &*pages;
+        let tokens = (TILE * job.heads.kv_count / job.heads.count).max(1);
+        let tiles = job.rows.len().div_ceil(tokens);
+        // Later tiles see more keys: hand them out first, so that no thread is left with a long one.
+        self.pool.run(tiles * job.heads.kv_count, |task| {
+            let (tile, head) = (tiles - 1 - task / job.heads.kv_count, task % job.heads.kv_count);
+            let start = job.rows.start + tile * tokens;
+            SCRATCH.with_borrow_mut(|scratch| {
+                job.attend_tile(self.level, pages, head, start..(start + tokens).min(job.rows.end), scratch);
+            });
+        });
+    }
+
+    /// Rotates the new keys and writes them and the values into the cache.
+    fn append<E: KvElement>(&self, job: &Job, pages: &mut [Page<E>]) {
+        let Heads { count, kv_count, size, .. } = *job.heads;
+        let padded = padded_head(size);
+        let elements = PAGE * padded;
+        let shared: Vec<_> =
+            pages.iter_mut().map(|p| (SharedMut::new(&mut p.keys), SharedMut::new(&mut p.values))).collect();
+        let store = |head: usize| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                for row in job.rows.clone() {
+                    let position = job.position + row - job.rows.start;
+                    let source = &job.qkv.data[row * job.qkv.columns..][..job.qkv.columns];
+                    let (keys, values) = &shared[position / PAGE];
+                    // Sound: each task writes its own head's part of the pages.
+                    let (keys, values) = unsafe {
+                        (keys.slice(head * elements, elements), values.slice(head * elements, elements))
+                    };
+                    scratch.head.clear();
+                    scratch.head.extend_from_slice(&source[(count + head) * size..][..size]);
+                    job.rotate(row, &mut scratch.head);
+                    store_key(keys, position % PAGE, padded, &scratch.head);
+                    let value = &source[(count + kv_count + head) * size..][..size];
+                    store_value(values, position % PAGE, padded, value);
+                }
+            });
+        };
+        if job.rows.len() == 1 { (0..kv_count).for_each(store) } else { self.pool.run(kv_count, store) }
+    }
+}
+
+impl Job<'_> {
+    fn rotate(&self, row: usize, head: &mut [f32]) {
+        let pairs = self.rotation.pairs;
+        let at = row * pairs;
+        elementwise::rotate_head(
+            head,
+            &self.rotation.cos[at..at + pairs],
+            &self.rotation.sin[at..at + pairs],
+        );
+    }
+
+    /// The queries of `rows` that share KV head `kv_head`.
+    fn attend_tile<E: KvElement>(
+        &self,
+        level: Level,
+        pages: &[Page<E>],
+        kv_head: usize,
+        rows: std::ops::Range<usize>,
+        scratch: &mut TileScratch,
+    ) {
+        let Heads { count, kv_count, size, window } = *self.heads;
+        let (padded, group) = (padded_head(size), count / kv_count);
+        let scale = 1.0 / (size as f32).sqrt();
+        let TileScratch { kernel, queries, positions, out, .. } = scratch;
+        queries.clear();
+        queries.resize(rows.len() * group * padded, 0.0);
+        positions.clear();
+        for (i, query) in queries.chunks_exact_mut(padded).enumerate() {
+            let (row, head) = (rows.start + i / group, kv_head * group + i % group);
+            let query = &mut query[..size];
+            query.copy_from_slice(&self.qkv.data[row * self.qkv.columns + head * size..][..size]);
+            self.rotate(row, query);
+            query.iter_mut().for_each(|x| *x *= scale);
+            positions.push(self.position + row - self.rows.start);
+        }
+        out.resize(queries.len(), 0.0);
+        let views: Vec<PageView<E>> = pages.iter().map(|page| page.view(kv_head, padded)).collect();
+        Attention { pages: &views, queries, positions, padded_head: padded, window, scratch: kernel, out }
+            .compute(level);
+        for (i, values) in out.chunks_exact(padded).enumerate() {
+            let (row, head) = (rows.start + i / group, kv_head * group + i % group);
+            // Sound: each task writes its own heads of its own rows.
+            let to = unsafe { self.out.slice((row * count + head) * size, size) };
+            to.copy_from_slice(&values[..size]);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Matrix products: which kernel, and how its work is shared out.
+
+use std::cell::RefCell;
+
+use super::{Buffer, Cpu, Scratch};
+use crate::backend::Matrix;
+use crate::gguf::TensorType;
+use crate::kernel::float::{Bf16, F16, F32, Float, FloatProducts};
+use crate::kernel::matmul::{Panel, PanelProducts, panel_rows};
+use crate::kernel::matvec::RowProducts;
+use crate::kernel::{SharedMut, activations};
+use crate::quant::unpack::{Iq4Nl, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Unpack};
+use crate::{Result, quant};
+
+/// Up to this many tokens, rows are unpacked anew for every few of them; beyond, panels pay off.
+const FEW_TOKENS: usize = 8;
+
+/// Bytes of weights a task of the memory-bound product takes: large enough to stream, small enough to share.
+const TASK_BYTES: usize = 64 * 1024;
+
+/// Rows of a task of the float products.
+const FLOAT_ROWS: usize = 16;
+
+thread_local! {
+    static PANEL: RefCell<Panel> = RefCell::default();
+    static DECODED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Cpu {
+    /// `out = x · wᵀ`; `out` has its final size.
+    pub(super) fn product(&self, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        if w.columns.is_multiple_of(w.kind.block_elements()) {
+            match w.kind {
+                TensorType::Q4_0 => return self.quantized(Q4_0, w, x, out),
+                TensorType::Q4_1 => return self.quantized(Q4_1, w, x, out),
+                TensorType::Q5_0 => return self.quantized(Q5_0, w, x, out),
+                TensorType::Q5_1 => return self.quantized(Q5_1, w, x, out),
+                TensorType::Q8_0 => return self.quantized(Q8_0, w, x, out),
+                TensorType::IQ4_NL => return self.quantized(Iq4Nl, w, x, out),
+                TensorType::Q2_K => return self.quantized(Q2K, w, x, out),
+                TensorType::Q3_K => return self.quantized(Q3K, w, x, out),
+                TensorType::Q4_K => return self.quantized(Q4K, w, x, out),
+                TensorType::Q5_K => return self.quantized(Q5K, w, x, out),
+                TensorType::Q6_K => return self.quantized(Q6K, w, x, out),
+                _ => {}
+            }
+        }
+        // Files align tensors to 32 bytes, but a file in memory may start anywhere.
+        let bytes = w.bytes();
+        // Sound: every bit pattern is a u16 and an f32.
+        let (_, halves, rest) = unsafe { bytes.align_to::<u16>() };
+        let whole_halves = halves.len() * 2 == bytes.len() && rest.is_empty();
+        let (_, singles, rest) = unsafe { bytes.align_to::<f32>() };
+        let whole_singles = singles.len() * 4 == bytes.len() && rest.is_empty();
+        match w.kind {
+            TensorType::F32 if whole_singles => self.float::<F32>(singles, w, x, out),
+            TensorType::F16 if whole_halves => self.float::<F16>(halves, w, x, out),
+            TensorType::BF16 if whole_halves => self.float::<Bf16>(halves, w, x, out),
+            _ => return self.decoded(w, x, out),
+        }
+        Ok(())
+    }
+
+    fn quantized<F: Unpack>(&self, format: F, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        let mut scratch = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.quantize_activations(&mut scratch, x, F::SPAN);
+        if x.rows() <= FEW_TOKENS {
+            self.few_tokens(format, w, &scratch, out);
+        } else {
+            let Scratch { activations, packed } = &mut *scratch;
+            packed.pack(self.level, activations);
+            self.many_tokens(format, w, &scratch, out);
+        }
+        Ok(())
+    }
+
+    fn quantize_activations(&self, scratch: &mut Scratch, x: &Buffer, span: usize) {
+        let a = &mut scratch.activations;
+        a.resize(x.rows(), x.columns, span);
+        let padded = a.padded();
+        let (quants, scales, sums) =
+            (SharedMut::new(&mut a.quants), SharedMut::new(&mut a.scales), SharedMut::new(&mut a.sums));
+        self.each_row(x.rows(), x.columns, |row| {
+            // Sound: each task writes its own row.
+            unsafe {
+                activations::quantize_row(
+                    &x.data[row * x.columns..][..x.columns],
+                    span,
+                    quants.slice(row * padded, padded),
+                    scales.slice(row * padded / span, padded / span),
+                    sums.slice(row * padded / 16, padded / 16),
+                );
+            }
+        });
+    }
+
+    fn few_tokens<F: Unpack>(&self, format: F, w: &Matrix, scratch: &Scratch, out: &mut Buffer) {
+        let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
+        let tokens = scratch.activations.rows;
+        let rows = (TASK_BYTES / row_bytes.max(1)).next_multiple_of(16).min(w.rows.max(1));
+        let to = SharedMut::new(&mut out.data);
+        self.pool.run_ranges(w.rows, rows, |range| {
+            // Sound: each task writes its own rows' columns of every token.
+            let mut slices: [&mut [f32]; FEW_TOKENS] = std::array::from_fn(|_| &mut [][..]);
+            for (t, slice) in slices.iter_mut().enumerate().take(tokens) {
+                *slice = unsafe { to.slice(t * w.rows + range.start, range.len()) };
+            }
+            RowProducts {
+                format,
+                rows: &bytes[range.start * row_bytes..range.end * row_bytes],
+                row_bytes,
+                tokens: &scratch.activations,
+                out: &mut slices[..tokens],
+            }
+            .compute(self.level);
+        });
+    }
+
+    fn many_tokens<F: Unpack>(&self, format: F, w: &Matrix, scratch: &Scratch, out: &mut Buffer) {
+        let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
+        let to = SharedMut::new(&mut out.data);
+        self.pool.run_ranges(w.rows, panel_rows(self.level), |range| {
+            PANEL.with_borrow_mut(|panel| {
+                PanelProducts {
+                    format,
+                    rows: &bytes[range.start * row_bytes..range.end * row_bytes],
+                    row_bytes,
+                    columns: w.columns,
+                    tokens: &scratch.packed,
+                    panel,
+                    out: &to,
+                    out_stride: w.rows,
+                    first: range.start,
+                }
+                .compute(self.level);
+            });
+        });
+    }
+
+    fn float<W: Float>(&self, weights: &[W::Bits], w: &Matrix, x: &Buffer, out: &mut Buffer) {
+        let to = SharedMut::new(&mut out.data);
+        self.pool.run_ranges(w.rows, FLOAT_ROWS, |range| {
+            FloatProducts::<W> {
+                rows: &weights[range.start * w.columns..range.end * w.columns],
+                columns: w.columns,
+                tokens: &x.data,
+                out: &to,
+                out_stride: w.rows,
+                first: range.start,
+            }
+            .compute(self.level);
+        });
+    }
+
+    /// For types without a kernel of their own: rows are decoded to f32 a few at a time.
+    fn decoded(&self, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
+        // Tells now whether the type can be decoded at all.
+        quant::decode(w.kind, &[], &mut [])?;
+        let to = SharedMut::new(&mut out.data);
+        self.pool.run_ranges(w.rows, FLOAT_ROWS, |range| {
+            DECODED.with_borrow_mut(|rows| {
+                rows.resize(range.len() * w.columns, 0.0);
+                let source = &bytes[range.start * row_bytes..range.end * row_bytes];
+                quant::decode(w.kind, source, rows).expect("the type and the lengths were checked");
+                FloatProducts::<F32> {
+                    rows,
+                    columns: w.columns,
+                    tokens: &x.data,
+                    out: &to,
+                    out_stride: w.rows,
+                    first: range.start,
+                }
+                .compute(self.level);
+            });
+        });
+        Ok(())
+    }
+}

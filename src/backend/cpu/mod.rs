@@ -1,0 +1,148 @@
+//! The CPU backend: kernels spread over the thread pool.
+
+mod attention;
+mod cache;
+mod linear;
+
+pub use cache::{Cache, CacheShape, available_memory, total_memory};
+
+use std::sync::Mutex;
+
+use super::{Backend, Heads, Matrix, Part, Rotation};
+use crate::kernel::matmul::PackedTokens;
+use crate::kernel::{Activations, Pool, SharedMut, elementwise};
+use crate::simd::Level;
+use crate::{Result, quant};
+
+/// Runs kernels on this machine's cores.
+pub struct Cpu {
+    pool: Pool,
+    level: Level,
+    /// The quantized activations of the product in progress.
+    scratch: Mutex<Scratch>,
+}
+
+#[derive(Default)]
+struct Scratch {
+    activations: Activations,
+    packed: PackedTokens,
+}
+
+/// `[rows, columns]` of f32.
+#[derive(Clone, Debug, Default)]
+pub struct Buffer {
+    pub data: Vec<f32>,
+    pub columns: usize,
+}
+
+impl Buffer {
+    /// Makes it `[rows, columns]`; contents are then unspecified.
+    fn resize(&mut self, rows: usize, columns: usize) {
+        self.columns = columns;
+        self.data.resize(rows * columns, 0.0);
+    }
+
+    fn rows(&self) -> usize {
+        self.data.len().checked_div(self.columns).unwrap_or(0)
+    }
+}
+
+/// Elements below which a row-wise operation is not worth waking the other threads.
+const SMALL: usize = 16 * 1024;
+
+impl Cpu {
+    /// A backend with `threads` threads.
+    pub fn new(threads: usize) -> Self {
+        Self { pool: Pool::new(threads), level: Level::current(), scratch: Mutex::default() }
+    }
+
+    /// Threads it computes with.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Calls `f(row)` for every row, on all threads if there is enough to do.
+    fn each_row(&self, rows: usize, columns: usize, f: impl Fn(usize) + Sync) {
+        if rows * columns <= SMALL {
+            (0..rows).for_each(f);
+        } else {
+            self.pool.run(rows, f);
+        }
+    }
+}
+
+impl Backend for Cpu {
+    type Buffer = Buffer;
+    type Cache = Cache;
+
+    fn embed(&self, table: &Matrix, ids: &[u32], out: &mut Buffer) -> Result<()> {
+        out.resize(ids.len(), table.columns);
+        let (bytes, row_bytes) = (table.bytes(), table.row_bytes());
+        for (&id, row) in ids.iter().zip(out.data.chunks_exact_mut(table.columns)) {
+            quant::decode(table.kind, &bytes[id as usize * row_bytes..][..row_bytes], row)?;
+        }
+        Ok(())
+    }
+
+    fn rms_norm(&self, x: &Buffer, weight: &[f32], eps: f32, out: &mut Buffer) {
+        out.resize(x.rows(), x.columns);
+        let to = SharedMut::new(&mut out.data);
+        self.each_row(x.rows(), x.columns, |row| {
+            let at = row * x.columns;
+            // Sound: each task writes its own row.
+            let out = unsafe { to.slice(at, x.columns) };
+            elementwise::rms_norm(&x.data[at..at + x.columns], weight, eps, out);
+        });
+    }
+
+    fn linear(&self, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        out.resize(x.rows(), w.rows);
+        self.product(w, x, out)
+    }
+
+    fn add(&self, x: &mut Buffer, y: &Buffer) {
+        let columns = x.columns;
+        let rows = x.rows();
+        let to = SharedMut::new(&mut x.data);
+        self.each_row(rows, columns, |row| {
+            // Sound: each task writes its own row.
+            let x = unsafe { to.slice(row * columns, columns) };
+            elementwise::add_assign(x, &y.data[row * columns..][..columns]);
+        });
+    }
+
+    fn swiglu(&self, gate_up: &Buffer, out: &mut Buffer) {
+        let width = gate_up.columns / 2;
+        out.resize(gate_up.rows(), width);
+        let to = SharedMut::new(&mut out.data);
+        self.each_row(gate_up.rows(), gate_up.columns, |row| {
+            let (gate, up) = gate_up.data[row * 2 * width..][..2 * width].split_at(width);
+            // Sound: each task writes its own row.
+            elementwise::swiglu(gate, up, unsafe { to.slice(row * width, width) });
+        });
+    }
+
+    fn attention(
+        &self,
+        layer: usize,
+        heads: &Heads,
+        rotation: &Rotation,
+        qkv: &Buffer,
+        parts: &mut [Part<'_, Cache>],
+        out: &mut Buffer,
+    ) {
+        out.resize(qkv.rows(), heads.count * heads.size);
+        self.attend(layer, heads, rotation, qkv, parts, out);
+    }
+
+    fn gather(&self, x: &Buffer, rows: &[usize], out: &mut Buffer) {
+        out.resize(rows.len(), x.columns);
+        for (&row, out) in rows.iter().zip(out.data.chunks_exact_mut(x.columns.max(1))) {
+            out.copy_from_slice(&x.data[row * x.columns..][..x.columns]);
+        }
+    }
+
+    fn read(&self, x: &Buffer) -> Vec<f32> {
+        x.data.clone()
+    }
+}

@@ -1,0 +1,240 @@
+use super::*;
+
+/// A model that says a script, whatever it is fed; token ids are indices into [`PIECES`].
+struct Script {
+    says: Vec<u32>,
+    held: Vec<u32>,
+    context: usize,
+    prompt: usize,
+    /// Lengths of the calls to `feed`.
+    fed: Vec<usize>,
+}
+
+impl Script {
+    fn new(says: &[u32]) -> Self {
+        Self { says: says.to_vec(), held: Vec::new(), context: 100, prompt: 0, fed: Vec::new() }
+    }
+}
+
+impl Decoder for Script {
+    fn tokens(&self) -> &[u32] {
+        &self.held
+    }
+
+    fn room(&self) -> usize {
+        self.context - self.held.len()
+    }
+
+    fn truncate(&mut self, length: usize) {
+        self.held.truncate(length);
+    }
+
+    fn feed(
+        &mut self,
+        tokens: &[u32],
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Vec<f32>> {
+        assert!(tokens.len() <= self.room());
+        self.fed.push(tokens.len());
+        if tokens.len() > 1 || self.prompt == 0 {
+            for (done, &token) in tokens.iter().enumerate() {
+                self.held.push(token);
+                if progress(done + 1).is_break() {
+                    return Err(Error::Interrupted);
+                }
+            }
+            self.prompt = self.held.len();
+        } else {
+            self.held.extend(tokens);
+        }
+        let mut logits = vec![0.0; PIECES.len()];
+        logits[self.says[self.held.len() - self.prompt] as usize] = 1.0;
+        Ok(logits)
+    }
+
+    fn bytes_per_token(&self) -> u64 {
+        1000
+    }
+}
+
+/// Takes the highest logit and writes down what it accepts.
+#[derive(Default)]
+struct Greedy(Vec<u32>);
+
+impl Chooser for Greedy {
+    fn choose(&mut self, logits: &mut [f32]) -> Result<u32> {
+        Ok((0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32)
+    }
+
+    fn accept(&mut self, id: u32) {
+        self.0.push(id);
+    }
+}
+
+const END: u32 = 0;
+const PIECES: &[&[u8]] =
+    &[b"<|end|>", b"Hello", b" world", b"\nUs", b"er", b":", b"\xe2\x82", b"\xac", b"\nU", b"!", b"\xff"];
+
+#[derive(Default)]
+struct Pieces(Vec<u8>);
+
+impl Speller for Pieces {
+    fn is_end(&self, id: u32) -> bool {
+        id == END
+    }
+
+    fn push(&mut self, id: u32) -> String {
+        self.0.extend(PIECES[id as usize]);
+        let whole = match std::str::from_utf8(&self.0) {
+            Ok(text) => text.len(),
+            Err(error) => error.valid_up_to(),
+        };
+        let rest = self.0.split_off(whole);
+        String::from_utf8(std::mem::replace(&mut self.0, rest)).unwrap()
+    }
+
+    fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.0)).into_owned()
+    }
+}
+
+struct Run {
+    answer: Answer,
+    /// The pieces of text, in the order they came.
+    texts: Vec<String>,
+    accepted: Vec<u32>,
+}
+
+/// Answers `prompt`; the event handler breaks at the `interrupt`th event.
+fn run(script: &mut Script, request: Request<'_>, interrupt: usize) -> Result<Run> {
+    let mut texts = Vec::new();
+    let mut chooser = Greedy::default();
+    let mut events = 0;
+    let answer = generate(script, &mut chooser, &mut Pieces::default(), &request, &mut |event| {
+        if let Event::Text(text) = event {
+            assert!(!text.is_empty());
+            texts.push(text.to_owned());
+        }
+        events += 1;
+        if events == interrupt { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    assert_eq!(texts.concat(), answer.text);
+    Ok(Run { answer, texts, accepted: chooser.0 })
+}
+
+fn simple(says: &[u32], max_tokens: Option<usize>, stops: &[&str]) -> Run {
+    let stops: Vec<_> = stops.iter().map(|stop| (*stop).to_owned()).collect();
+    let request = Request { prompt: &[5, 5, 5], max_tokens, stops: &stops };
+    run(&mut Script::new(says), request, 0).unwrap()
+}
+
+#[test]
+fn the_end_token_stops_and_is_not_printed() {
+    let run = simple(&[1, 2, END, 1], None, &[]);
+    assert_eq!(run.answer.text, "Hello world");
+    assert_eq!(run.answer.stop, Stop::End(END));
+    assert_eq!((run.answer.tokens, run.answer.steps, run.answer.bytes), (2, 2, 2000));
+    assert_eq!(run.accepted, [5, 5, 5, 1, 2]);
+}
+
+#[test]
+fn an_answer_may_be_empty() {
+    let run = simple(&[END], None, &[]);
+    assert_eq!((run.answer.text.as_str(), run.answer.tokens), ("", 0));
+}
+
+#[test]
+fn max_tokens_counts_generated_tokens() {
+    for (most, text) in [(0, ""), (1, "Hello"), (2, "Hello world")] {
+        let run = simple(&[1, 2, 9, END], Some(most), &[]);
+        assert_eq!((run.answer.text.as_str(), run.answer.stop), (text, Stop::Limit));
+        assert_eq!(run.answer.steps, most.saturating_sub(1), "the last token need not be fed");
+    }
+}
+
+#[test]
+fn a_full_context_stops() {
+    let mut script = Script::new(&[1, 2, 9, 9, 9]);
+    script.context = 5;
+    let request = Request { prompt: &[5, 5, 5], ..Request::default() };
+    let run = run(&mut script, request, 0).unwrap();
+    assert_eq!((run.answer.text.as_str(), run.answer.stop), ("Hello world!", Stop::ContextFull));
+    assert_eq!(script.room(), 0);
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_refused() {
+    let mut script = Script::new(&[1]);
+    script.context = 2;
+    let request = Request { prompt: &[5, 5, 5], ..Request::default() };
+    let error = run(&mut script, request, 0).err().unwrap().to_string();
+    assert!(error.contains("3 tokens") && error.contains("holds 2"), "{error}");
+}
+
+#[test]
+fn an_empty_prompt_is_refused() {
+    assert!(run(&mut Script::new(&[1]), Request::default(), 0).is_err());
+}
+
+#[test]
+fn a_stop_string_is_found_across_tokens_and_held_back() {
+    let run = simple(&[1, 3, 4, 5, 2, END], None, &["\nUser:"]);
+    assert_eq!(run.texts, ["Hello"]);
+    assert_eq!(run.answer.stop, Stop::String("\nUser:".into()));
+}
+
+#[test]
+fn text_held_back_for_nothing_comes_out() {
+    let run = simple(&[1, 3, 4, 2, END], None, &["\nUser:"]);
+    assert_eq!(run.texts, ["Hello", "\nUser world"]);
+    let run = simple(&[1, 8, END], None, &["\nUser:"]);
+    assert_eq!(run.texts, ["Hello", "\nU"], "also when the answer ends there");
+    let run = simple(&[1, 8, 3, 4, 5, END], None, &["\nUser:"]);
+    assert_eq!(run.texts, ["Hello", "\nU"], "and when the stop string begins anew");
+}
+
+#[test]
+fn the_stop_string_that_comes_first_wins() {
+    let run = simple(&[1, 2, END], None, &["world", "lo", ""]);
+    assert_eq!((run.answer.text.as_str(), run.answer.stop), ("Hel", Stop::String("lo".into())));
+}
+
+#[test]
+fn characters_are_never_cut() {
+    let run = simple(&[1, 6, 7, END], None, &[]);
+    assert_eq!(run.texts, ["Hello", "€"]);
+    let run = simple(&[1, 6, END], None, &[]);
+    assert_eq!(run.answer.text, "Hello\u{fffd}", "half a character at the end becomes a replacement mark");
+    let run = simple(&[6, 7, END], None, &["€"]);
+    assert_eq!(run.answer.stop, Stop::String("€".into()));
+}
+
+#[test]
+fn only_new_tokens_are_fed() {
+    let mut script = Script::new(&[1, 2, END]);
+    script.held = vec![5, 5, 4];
+    let request = Request { prompt: &[5, 5, 3, 3], ..Request::default() };
+    let first = run(&mut script, request, 0).unwrap();
+    assert_eq!(first.answer.prompt_tokens, 2);
+    assert_eq!(first.accepted, [3, 3, 1, 2]);
+    assert_eq!(script.held, [5, 5, 3, 3, 1, 2]);
+
+    script.fed.clear();
+    script.prompt = 0;
+    let request = Request { prompt: &[5, 5, 3], ..Request::default() };
+    run(&mut script, request, 0).unwrap();
+    assert_eq!(script.fed[0], 1, "the last token is fed again for its logits");
+}
+
+#[test]
+fn the_handler_can_stop_the_prompt_and_the_answer() {
+    let request = Request { prompt: &[5, 5, 5], ..Request::default() };
+    let mut script = Script::new(&[1, 2, END]);
+    let stopped = run(&mut script, request.clone(), 2).unwrap();
+    assert_eq!((stopped.answer.stop, stopped.answer.prompt_tokens), (Stop::Interrupted, 2));
+    assert_eq!(script.held.len(), 2);
+
+    let mut script = Script::new(&[1, 2, END]);
+    let stopped = run(&mut script, request, 5).unwrap();
+    assert_eq!((stopped.answer.stop, stopped.answer.text.as_str()), (Stop::Interrupted, "Hello"));
+}

@@ -1,0 +1,152 @@
+//! Activations as int8, the other operand of the quantized products.
+
+use crate::simd::{Isa, IsaExt, Kernel, MAX_LANES, dispatch};
+
+/// Rows of activations (one a token), quantized to int8 with a scale per span.
+///
+/// Columns are padded with zeros to a multiple of 256.
+#[derive(Clone, Debug, Default)]
+pub struct Activations {
+    /// Tokens.
+    pub rows: usize,
+    /// Columns of the source.
+    pub columns: usize,
+    /// Columns that share a scale.
+    pub span: usize,
+    /// `[rows, padded]`.
+    pub quants: Vec<i8>,
+    /// `[rows, padded / span]`.
+    pub scales: Vec<f32>,
+    /// `[rows, padded / 16]`: the sum of each 16 quants.
+    pub sums: Vec<i16>,
+}
+
+impl Activations {
+    /// Columns of `quants`.
+    pub fn padded(&self) -> usize {
+        padded(self.columns)
+    }
+
+    /// Makes room for `rows` × `columns` at `span`; contents are then unspecified.
+    pub fn resize(&mut self, rows: usize, columns: usize, span: usize) {
+        (self.rows, self.columns, self.span) = (rows, columns, span);
+        let padded = padded(columns);
+        self.quants.resize(rows * padded, 0);
+        self.scales.resize(rows * padded / span, 0.0);
+        self.sums.resize(rows * padded / 16, 0);
+    }
+
+    /// Quantizes `source` (`[rows, columns]`).
+    pub fn quantize(&mut self, source: &[f32], columns: usize, span: usize) {
+        let rows = source.len() / columns;
+        self.resize(rows, columns, span);
+        let padded = self.padded();
+        for (row, source) in source.chunks_exact(columns).enumerate() {
+            quantize_row(
+                source,
+                span,
+                &mut self.quants[row * padded..][..padded],
+                &mut self.scales[row * padded / span..][..padded / span],
+                &mut self.sums[row * padded / 16..][..padded / 16],
+            );
+        }
+    }
+}
+
+/// `columns` rounded up to whole super-blocks.
+pub const fn padded(columns: usize) -> usize {
+    columns.next_multiple_of(256)
+}
+
+/// Quantizes one row: per span, `d = max|x| / 127`, `q = round(x · 127 / max|x|)`.
+///
+/// The destinations have the lengths of a row of [`Activations`].
+pub fn quantize_row(source: &[f32], span: usize, quants: &mut [i8], scales: &mut [f32], sums: &mut [i16]) {
+    dispatch(QuantizeRow { source, span, quants, scales, sums });
+}
+
+struct QuantizeRow<'a> {
+    source: &'a [f32],
+    span: usize,
+    quants: &'a mut [i8],
+    scales: &'a mut [f32],
+    sums: &'a mut [i16],
+}
+
+impl Kernel for QuantizeRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let whole = self.source.len() / self.span;
+        for s in 0..whole {
+            let at = s * self.span;
+            let scale =
+                quantize_span(isa, &self.source[at..at + self.span], &mut self.quants[at..at + self.span]);
+            self.scales[s] = scale;
+        }
+        for s in whole..self.scales.len() {
+            let mut tail = [0.0f32; 256];
+            let at = s * self.span;
+            let rest = self.source.get(at..).unwrap_or_default();
+            tail[..rest.len()].copy_from_slice(rest);
+            self.scales[s] = quantize_span(isa, &tail[..self.span], &mut self.quants[at..at + self.span]);
+        }
+        for (sum, quants) in self.sums.iter_mut().zip(self.quants.chunks_exact(16)) {
+            *sum = quants.iter().map(|&q| i16::from(q)).sum();
+        }
+    }
+}
+
+#[inline(always)]
+fn quantize_span<I: Isa>(isa: I, source: &[f32], quants: &mut [i8]) -> f32 {
+    let mut largest = isa.f_splat(0.0);
+    for x in source.chunks_exact(I::LANES) {
+        largest = isa.f_max(largest, isa.f_abs(isa.f_load(x)));
+    }
+    let largest = isa.f_largest(largest);
+    // An infinite or NaN activation has no int8 image; zeros keep the rest of the row finite.
+    if !(largest > 1e-30 && largest < f32::INFINITY) {
+        quants.fill(0);
+        return 0.0;
+    }
+    let inverse = isa.f_splat(127.0 / largest);
+    for (x, q) in source.chunks_exact(I::LANES).zip(quants.chunks_exact_mut(I::LANES)) {
+        let mut words = [0i32; MAX_LANES];
+        isa.w_store(isa.f_to_w(isa.f_mul(isa.f_load(x), inverse)), &mut words);
+        for (q, &word) in q.iter_mut().zip(&words) {
+            *q = word as i8;
+        }
+    }
+    largest / 127.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quants_are_within_half_a_step_and_padding_is_zero() {
+        let source: Vec<f32> = (0..2 * 96).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.03).collect();
+        let mut a = Activations::default();
+        a.quantize(&source, 96, 32);
+        assert_eq!((a.rows, a.padded()), (2, 256));
+        for (row, source) in source.chunks(96).enumerate() {
+            for (i, x) in source.iter().enumerate() {
+                let d = a.scales[row * 8 + i / 32];
+                let q = f32::from(a.quants[row * 256 + i]);
+                assert!((x - d * q).abs() <= 0.5001 * d, "column {i}: {x} is not near {q} * {d}");
+            }
+            assert!(a.quants[row * 256 + 96..][..160].iter().all(|&q| q == 0));
+            let sum: i16 = a.quants[row * 256..][..16].iter().map(|&q| i16::from(q)).sum();
+            assert_eq!(a.sums[row * 16], sum);
+        }
+    }
+
+    #[test]
+    fn a_span_without_a_finite_maximum_becomes_zero() {
+        let mut a = Activations::default();
+        a.quantize(&[f32::INFINITY; 256], 256, 128);
+        assert!(a.quants.iter().all(|&q| q == 0) && a.scales.iter().all(|&d| d == 0.0));
+    }
+}

@@ -1,0 +1,329 @@
+//! Every product kernel against a naive reference, at every ISA level this machine has.
+
+use super::activations::Activations;
+use super::attention::{self, Attention, BLOCK, KvElement, PAGE, PageView, padded_head};
+use super::float::{Bf16, F16, F32, Float, FloatProducts};
+use super::matmul::{PackedTokens, Panel, PanelProducts, panel_rows};
+use super::matvec::RowProducts;
+use super::{SharedMut, partial_sums};
+use crate::gguf::TensorType;
+use crate::quant;
+use crate::quant::unpack::{Iq4Nl, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Unpack};
+use crate::simd::{Level, Scalar};
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// In -1..1.
+    fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.float() * self.float() * 4.0).collect()
+    }
+}
+
+/// Random bytes with finite, moderate scales.
+fn random_blocks<F: Unpack>(random: &mut Random, kind: TensorType, blocks: usize) -> Vec<u8> {
+    assert_eq!((kind.block_elements(), kind.block_bytes()), (F::BLOCK, F::BYTES), "{kind}");
+    let mut bytes = Vec::new();
+    while bytes.len() < blocks * F::BYTES {
+        let block: Vec<u8> = (0..F::BYTES).map(|_| random.next() as u8).collect();
+        let scale = F::scale(&block);
+        if scale.d.abs() < 10.0 && scale.dmin.abs() < 10.0 && scale.d.abs() > 1e-6 {
+            bytes.extend(block);
+        }
+    }
+    bytes
+}
+
+/// One product in the contract's order: integers within a span, floats from span to span.
+fn naive<F: Unpack>(row: &[u8], tokens: &Activations, token: usize) -> f32 {
+    let padded = tokens.padded();
+    let quants = &tokens.quants[token * padded..][..padded];
+    let mut partial = [0.0f32; 8];
+    for (s, columns) in quants.chunks(F::SPAN).enumerate() {
+        let at = s * F::SPAN;
+        let Some(block) = row.get(at / F::BLOCK * F::BYTES..).and_then(|rest| rest.get(..F::BYTES)) else {
+            break;
+        };
+        let mut lanes = vec![0u8; F::BLOCK];
+        for (to, from) in lanes.chunks_mut(32).zip(F::lanes(Scalar, block).as_ref()) {
+            to.copy_from_slice(from);
+        }
+        let (scales, mins) = F::groups(block);
+        let scale = F::scale(block);
+        let (mut sum, mut min) = (0i32, 0i32);
+        for (i, &a) in columns.iter().enumerate() {
+            let c = at % F::BLOCK + i;
+            let s = if F::SCALED { i32::from(scales[c / 16]) } else { 1 };
+            sum += s * (i32::from(lanes[c]) - F::OFFSET) * i32::from(a);
+            min += if F::MINS { i32::from(mins[c / 16 % 16]) * i32::from(a) } else { 0 };
+        }
+        let mut value = scale.d * sum as f32;
+        if F::MINS {
+            value = (-scale.dmin).mul_add(min as f32, value);
+        }
+        let d = tokens.scales[token * padded / F::SPAN + s];
+        let total = &mut partial[s % partial_sums(F::SPAN)];
+        *total = d.mul_add(value, *total);
+    }
+    let l = partial;
+    if partial_sums(F::SPAN) == 2 {
+        l[0] + l[1]
+    } else {
+        ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+    }
+}
+
+fn check_format<F: Unpack>(format: F, kind: TensorType) {
+    let mut random = Random(kind.id().into());
+    for (rows, blocks, tokens) in [(1, 1, 1), (5, 3, 2), (37, 2, 7), (70, 9, 13), (16, 8, 5), (33, 1, 25)] {
+        let columns = blocks * F::BLOCK;
+        let weights = random_blocks::<F>(&mut random, kind, rows * blocks);
+        let row_bytes = blocks * F::BYTES;
+        let source = random.floats(tokens * columns);
+        let mut a = Activations::default();
+        a.quantize(&source, columns, F::SPAN);
+        let want: Vec<f32> = (0..tokens)
+            .flat_map(|t| weights.chunks(row_bytes).map(move |row| (t, row)))
+            .map(|(t, row)| naive::<F>(row, &a, t))
+            .collect();
+        check_against_decoded::<F>(kind, &weights, columns, &a, &want);
+        for level in Level::available() {
+            let case = format!("{kind} {rows}×{columns}×{tokens} {level:?}");
+            assert_eq!(few(format, level, &weights, row_bytes, &a), want, "matvec, {case}");
+            assert_eq!(many(format, level, &weights, row_bytes, &a), want, "matmul, {case}");
+        }
+    }
+}
+
+/// The naive product agrees with decoded weights times dequantized activations.
+fn check_against_decoded<F: Unpack>(
+    kind: TensorType,
+    weights: &[u8],
+    columns: usize,
+    a: &Activations,
+    want: &[f32],
+) {
+    if !quant::is_supported(kind) {
+        return;
+    }
+    let rows = weights.len() / (columns / F::BLOCK * F::BYTES);
+    let mut decoded = vec![0.0f32; rows * columns];
+    quant::decode(kind, weights, &mut decoded).unwrap();
+    let padded = a.padded();
+    for (i, want) in want.iter().enumerate() {
+        let (t, r) = (i / rows, i % rows);
+        let (mut sum, mut size) = (0.0f64, 0.0f64);
+        for c in 0..columns {
+            let x =
+                f64::from(a.scales[t * padded / F::SPAN + c / F::SPAN]) * f64::from(a.quants[t * padded + c]);
+            let y = f64::from(decoded[r * columns + c]);
+            sum += x * y;
+            size += (x * y).abs();
+        }
+        assert!((sum - f64::from(*want)).abs() <= 2e-6 * size + 1e-9, "{kind} row {r}: {want} is not {sum}");
+    }
+}
+
+fn few<F: Unpack>(format: F, level: Level, weights: &[u8], row_bytes: usize, a: &Activations) -> Vec<f32> {
+    let rows = weights.len() / row_bytes;
+    let mut out = vec![f32::NAN; rows * a.rows];
+    let mut slices: Vec<&mut [f32]> = out.chunks_mut(rows).collect();
+    RowProducts { format, rows: weights, row_bytes, tokens: a, out: &mut slices }.compute(level);
+    out
+}
+
+fn many<F: Unpack>(format: F, level: Level, weights: &[u8], row_bytes: usize, a: &Activations) -> Vec<f32> {
+    let rows = weights.len() / row_bytes;
+    let mut out = vec![f32::NAN; rows * a.rows];
+    let shared = SharedMut::new(&mut out);
+    let (mut tokens, mut panel) = (PackedTokens::default(), Panel::default());
+    tokens.pack(level, a);
+    for (i, bytes) in weights.chunks(panel_rows(level) * row_bytes).enumerate() {
+        PanelProducts {
+            format,
+            rows: bytes,
+            row_bytes,
+            columns: row_bytes / F::BYTES * F::BLOCK,
+            tokens: &tokens,
+            panel: &mut panel,
+            out: &shared,
+            out_stride: rows,
+            first: i * panel_rows(level),
+        }
+        .compute(level);
+    }
+    out
+}
+
+#[test]
+fn quantized_products_equal_the_reference_bit_for_bit() {
+    check_format(Q4_0, TensorType::Q4_0);
+    check_format(Q4_1, TensorType::Q4_1);
+    check_format(Q5_0, TensorType::Q5_0);
+    check_format(Q5_1, TensorType::Q5_1);
+    check_format(Q8_0, TensorType::Q8_0);
+    check_format(Iq4Nl, TensorType::IQ4_NL);
+    check_format(Q2K, TensorType::Q2_K);
+    check_format(Q3K, TensorType::Q3_K);
+    check_format(Q4K, TensorType::Q4_K);
+    check_format(Q5K, TensorType::Q5_K);
+    check_format(Q6K, TensorType::Q6_K);
+}
+
+fn check_float<W: Float>(bits: impl Fn(f32) -> W::Bits) {
+    let mut random = Random(7);
+    for (rows, columns, tokens) in [(1, 1, 1), (5, 17, 3), (9, 96, 6), (4, 33, 4)] {
+        let weights: Vec<W::Bits> = random.floats(rows * columns).into_iter().map(&bits).collect();
+        let source = random.floats(tokens * columns);
+        for level in Level::available() {
+            let run = |source: &[f32], tokens: usize| {
+                let mut out = vec![f32::NAN; rows * tokens];
+                FloatProducts::<W> {
+                    rows: &weights,
+                    columns,
+                    tokens: source,
+                    out: &SharedMut::new(&mut out),
+                    out_stride: rows,
+                    first: 0,
+                }
+                .compute(level);
+                out
+            };
+            let out = run(&source, tokens);
+            for (i, &got) in out.iter().enumerate() {
+                let (t, r) = (i / rows, i % rows);
+                let products = (0..columns).map(|c| {
+                    f64::from(W::one(weights[r * columns + c])) * f64::from(source[t * columns + c])
+                });
+                let (sum, size) = products.fold((0.0, 0.0), |(s, a), p| (s + p, a + p.abs()));
+                assert!(
+                    (f64::from(got) - sum).abs() <= 1e-6 * size + 1e-12,
+                    "{rows}×{columns}×{tokens} {level:?}"
+                );
+            }
+            for t in 0..tokens {
+                let alone = run(&source[t * columns..][..columns], 1);
+                assert_eq!(
+                    alone,
+                    out[t * rows..][..rows],
+                    "a token alone differs from one in a batch, {level:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn float_products_follow_the_reference_and_ignore_the_batch() {
+    check_float::<F32>(|x| x);
+    check_float::<F16>(|x| half::f16::from_f32(x).to_bits());
+    check_float::<Bf16>(|x| half::bf16::from_f32(x).to_bits());
+}
+
+struct Kv<E> {
+    pages: Vec<(Vec<E>, Vec<E>)>,
+    padded: usize,
+}
+
+impl<E: KvElement> Kv<E> {
+    fn views(&self) -> Vec<PageView<'_, E>> {
+        self.pages.iter().map(|(keys, values)| PageView { keys, values }).collect()
+    }
+}
+
+fn attention_case<E: KvElement>(head: usize, length: usize, window: usize, tolerance: f64) {
+    let mut random = Random((head * 1000 + length) as u64);
+    let padded = padded_head(head);
+    let (keys, values) = (random.floats(length * head), random.floats(length * head));
+    let pages = length.div_ceil(PAGE);
+    let mut kv = Kv {
+        pages: vec![(vec![E::default(); PAGE * padded], vec![E::default(); PAGE * padded]); pages],
+        padded,
+    };
+    for p in 0..length {
+        let (k, v) = &mut kv.pages[p / PAGE];
+        attention::store_key(k, p % PAGE, padded, &keys[p * head..][..head]);
+        attention::store_value(v, p % PAGE, padded, &values[p * head..][..head]);
+    }
+    // Queries of the last positions, as a prompt's tile has them.
+    let rows = length.min(13);
+    let positions: Vec<usize> = (length - rows..length).collect();
+    let mut queries = vec![0.0f32; rows * padded];
+    for q in queries.chunks_mut(padded) {
+        q[..head].copy_from_slice(&random.floats(head));
+        q.iter_mut().for_each(|x| *x /= (head as f32).sqrt());
+    }
+    let views = kv.views();
+    for level in Level::available() {
+        let run = |range: std::ops::Range<usize>| {
+            let mut out = vec![f32::NAN; range.len() * padded];
+            Attention {
+                pages: &views,
+                queries: &queries[range.start * padded..range.end * padded],
+                positions: &positions[range],
+                padded_head: kv.padded,
+                window,
+                scratch: &mut attention::Scratch::default(),
+                out: &mut out,
+            }
+            .compute(level);
+            out
+        };
+        let out = run(0..rows);
+        for (r, &position) in positions.iter().enumerate() {
+            let seen = (position + 1).saturating_sub(window)..position + 1;
+            let q = &queries[r * padded..][..head];
+            let score = |p: usize| -> f64 {
+                q.iter().zip(&keys[p * head..]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+            };
+            let largest = seen.clone().map(score).fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = seen.clone().map(|p| (score(p) - largest).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for d in 0..head {
+                let want: f64 = seen
+                    .clone()
+                    .zip(&weights)
+                    .map(|(p, w)| w / total * f64::from(values[p * head + d]))
+                    .sum();
+                let got = f64::from(out[r * padded + d]);
+                assert!(
+                    (got - want).abs() < tolerance,
+                    "head {head}, {length} keys, query {r}, {level:?}: {got} {want}"
+                );
+            }
+            assert_eq!(
+                run(r..r + 1),
+                out[r * padded..][..padded],
+                "a query alone differs from one in a tile, {level:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn attention_follows_the_reference_and_ignores_the_tile() {
+    for (head, length, window) in [
+        (96, 1, usize::MAX),
+        (96, 300, usize::MAX),
+        (64, 64, usize::MAX),
+        (20, 65, 40),
+        (128, 520, 100),
+        (32, 130, 1),
+    ] {
+        attention_case::<f32>(head, length, window, 2e-5);
+        attention_case::<u16>(head, length, window, 2e-2);
+    }
+    assert_eq!(PAGE % BLOCK, 0);
+}

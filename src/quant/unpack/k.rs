@@ -1,0 +1,258 @@
+//! The K formats: super-blocks of 256 columns with integer scales.
+
+use super::{Scale, Unpack, bytes, f16_at};
+use crate::simd::Isa;
+
+/// Activations get a scale of their own every 128 columns: finer than the 256 that llama.cpp uses, at
+/// a cost of two multiplications, and a span of Q4_K still fits a float exactly.
+const SPAN: usize = 128;
+
+/// The eight 6-bit scales and mins of Q4_K and Q5_K, packed in 12 bytes, each twice.
+#[inline(always)]
+fn six_bit_groups(packed: &[u8; 12]) -> ([i16; 16], [i16; 16]) {
+    let word = |at: usize| u32::from_le_bytes([packed[at], packed[at + 1], packed[at + 2], packed[at + 3]]);
+    let (a, b, c) = (word(0), word(4), word(8));
+    let low_scales = a & 0x3f3f_3f3f;
+    let low_mins = b & 0x3f3f_3f3f;
+    let high_scales = (c & 0x0f0f_0f0f) | ((a >> 2) & 0x3030_3030);
+    let high_mins = ((c >> 4) & 0x0f0f_0f0f) | ((b >> 2) & 0x3030_3030);
+    let scales = (u64::from(low_scales) | u64::from(high_scales) << 32).to_le_bytes();
+    let mins = (u64::from(low_mins) | u64::from(high_mins) << 32).to_le_bytes();
+    (std::array::from_fn(|i| i16::from(scales[i / 2])), std::array::from_fn(|i| i16::from(mins[i / 2])))
+}
+
+/// `d`, `dmin` f16; 8 scales and mins of 6 bits; 128 bytes of nibbles, 32 columns low, the next 32 high.
+#[derive(Clone, Copy, Debug)]
+pub struct Q4K;
+
+impl Unpack for Q4K {
+    const BLOCK: usize = 256;
+    const BYTES: usize = 144;
+    const SPAN: usize = SPAN;
+    const GROUP: usize = 32;
+    const OFFSET: i32 = 0;
+    const WIDE: bool = false;
+    const SCALED: bool = true;
+    const MINS: bool = true;
+    type Lanes<B: Copy> = [B; 8];
+
+    #[inline(always)]
+    fn lanes<I: Isa>(isa: I, block: &[u8]) -> [I::B; 8] {
+        let nibble = isa.b_splat(15);
+        let mut lanes = [nibble; 8];
+        for i in 0..4 {
+            let packed = isa.b_load(bytes(block, 16 + 32 * i));
+            lanes[2 * i] = isa.b_and(packed, nibble);
+            lanes[2 * i + 1] = isa.b_shr::<4>(packed);
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    fn scale(block: &[u8]) -> Scale {
+        Scale { d: f16_at(block, 0), dmin: f16_at(block, 2) }
+    }
+
+    #[inline(always)]
+    fn groups(block: &[u8]) -> ([i16; 16], [i16; 16]) {
+        six_bit_groups(bytes(block, 4))
+    }
+}
+
+/// As Q4_K with a fifth bit: bit `g` of byte `i` of `qh` belongs to column `32 g + i`.
+#[derive(Clone, Copy, Debug)]
+pub struct Q5K;
+
+impl Unpack for Q5K {
+    const BLOCK: usize = 256;
+    const BYTES: usize = 176;
+    const SPAN: usize = SPAN;
+    const GROUP: usize = 32;
+    const OFFSET: i32 = 0;
+    const WIDE: bool = false;
+    const SCALED: bool = true;
+    const MINS: bool = true;
+    type Lanes<B: Copy> = [B; 8];
+
+    #[inline(always)]
+    fn lanes<I: Isa>(isa: I, block: &[u8]) -> [I::B; 8] {
+        let (nibble, fifth) = (isa.b_splat(15), isa.b_splat(16));
+        let high = isa.b_load(bytes(block, 16));
+        let bit = [
+            isa.b_shl::<4>(high),
+            isa.b_shl::<3>(high),
+            isa.b_shl::<2>(high),
+            isa.b_shl::<1>(high),
+            high,
+            isa.b_shr::<1>(high),
+            isa.b_shr::<2>(high),
+            isa.b_shr::<3>(high),
+        ];
+        let mut lanes = [nibble; 8];
+        for i in 0..4 {
+            let packed = isa.b_load(bytes(block, 48 + 32 * i));
+            lanes[2 * i] = isa.b_or(isa.b_and(packed, nibble), isa.b_and(bit[2 * i], fifth));
+            lanes[2 * i + 1] = isa.b_or(isa.b_shr::<4>(packed), isa.b_and(bit[2 * i + 1], fifth));
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    fn scale(block: &[u8]) -> Scale {
+        Scale { d: f16_at(block, 0), dmin: f16_at(block, 2) }
+    }
+
+    #[inline(always)]
+    fn groups(block: &[u8]) -> ([i16; 16], [i16; 16]) {
+        six_bit_groups(bytes(block, 4))
+    }
+}
+
+/// 128 bytes of low nibbles, 64 bytes of high bit pairs, 16 i8 scales, `d` f16: d·s·(q − 32).
+#[derive(Clone, Copy, Debug)]
+pub struct Q6K;
+
+impl Unpack for Q6K {
+    const BLOCK: usize = 256;
+    const BYTES: usize = 210;
+    const SPAN: usize = SPAN;
+    const GROUP: usize = 16;
+    const OFFSET: i32 = 32;
+    const WIDE: bool = false;
+    const SCALED: bool = true;
+    const MINS: bool = false;
+    type Lanes<B: Copy> = [B; 8];
+
+    #[inline(always)]
+    fn lanes<I: Isa>(isa: I, block: &[u8]) -> [I::B; 8] {
+        let (nibble, pair) = (isa.b_splat(15), isa.b_splat(0x30));
+        let mut lanes = [nibble; 8];
+        for half in 0..2 {
+            let a = isa.b_load(bytes(block, 64 * half));
+            let b = isa.b_load(bytes(block, 64 * half + 32));
+            let high = isa.b_load(bytes(block, 128 + 32 * half));
+            let out = &mut lanes[4 * half..4 * half + 4];
+            out[0] = isa.b_or(isa.b_and(a, nibble), isa.b_and(isa.b_shl::<4>(high), pair));
+            out[1] = isa.b_or(isa.b_and(b, nibble), isa.b_and(isa.b_shl::<2>(high), pair));
+            out[2] = isa.b_or(isa.b_shr::<4>(a), isa.b_and(high, pair));
+            out[3] = isa.b_or(isa.b_shr::<4>(b), isa.b_and(isa.b_shr::<2>(high), pair));
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    fn scale(block: &[u8]) -> Scale {
+        Scale { d: f16_at(block, 208), dmin: 0.0 }
+    }
+
+    #[inline(always)]
+    fn groups(block: &[u8]) -> ([i16; 16], [i16; 16]) {
+        (bytes::<16>(block, 192).map(|s| i16::from(s as i8)), [0; 16])
+    }
+}
+
+/// Two bits a column: byte `i` of each 32 holds columns `i`, `32 + i`, `64 + i`, `96 + i`.
+#[inline(always)]
+fn bit_pairs<I: Isa>(isa: I, block: &[u8], at: usize) -> [I::B; 8] {
+    let pair = isa.b_splat(3);
+    let mut lanes = [pair; 8];
+    for half in 0..2 {
+        let packed = isa.b_load(bytes(block, at + 32 * half));
+        let out = &mut lanes[4 * half..4 * half + 4];
+        out[0] = isa.b_and(packed, pair);
+        out[1] = isa.b_and(isa.b_shr::<2>(packed), pair);
+        out[2] = isa.b_and(isa.b_shr::<4>(packed), pair);
+        out[3] = isa.b_shr::<6>(packed);
+    }
+    lanes
+}
+
+/// 16 bytes of a 4-bit scale and min each, 64 bytes of bit pairs, `d`, `dmin` f16.
+#[derive(Clone, Copy, Debug)]
+pub struct Q2K;
+
+impl Unpack for Q2K {
+    const BLOCK: usize = 256;
+    const BYTES: usize = 84;
+    const SPAN: usize = SPAN;
+    const GROUP: usize = 16;
+    const OFFSET: i32 = 0;
+    const WIDE: bool = false;
+    const SCALED: bool = true;
+    const MINS: bool = true;
+    type Lanes<B: Copy> = [B; 8];
+
+    #[inline(always)]
+    fn lanes<I: Isa>(isa: I, block: &[u8]) -> [I::B; 8] {
+        bit_pairs(isa, block, 16)
+    }
+
+    #[inline(always)]
+    fn scale(block: &[u8]) -> Scale {
+        Scale { d: f16_at(block, 80), dmin: f16_at(block, 82) }
+    }
+
+    #[inline(always)]
+    fn groups(block: &[u8]) -> ([i16; 16], [i16; 16]) {
+        let packed = bytes::<16>(block, 0);
+        (packed.map(|s| i16::from(s & 15)), packed.map(|s| i16::from(s >> 4)))
+    }
+}
+
+/// 32 bytes of third bits, 64 bytes of bit pairs, 16 scales of 6 bits, `d` f16: d·(s − 32)·(q − 4).
+#[derive(Clone, Copy, Debug)]
+pub struct Q3K;
+
+impl Unpack for Q3K {
+    const BLOCK: usize = 256;
+    const BYTES: usize = 110;
+    const SPAN: usize = SPAN;
+    const GROUP: usize = 16;
+    const OFFSET: i32 = 4;
+    const WIDE: bool = false;
+    const SCALED: bool = true;
+    const MINS: bool = false;
+    type Lanes<B: Copy> = [B; 8];
+
+    #[inline(always)]
+    fn lanes<I: Isa>(isa: I, block: &[u8]) -> [I::B; 8] {
+        let third = isa.b_splat(4);
+        let high = isa.b_load(bytes(block, 0));
+        let bit = [
+            isa.b_shl::<2>(high),
+            isa.b_shl::<1>(high),
+            high,
+            isa.b_shr::<1>(high),
+            isa.b_shr::<2>(high),
+            isa.b_shr::<3>(high),
+            isa.b_shr::<4>(high),
+            isa.b_shr::<5>(high),
+        ];
+        let mut lanes = bit_pairs(isa, block, 32);
+        for (lane, bit) in lanes.iter_mut().zip(bit) {
+            *lane = isa.b_or(*lane, isa.b_and(bit, third));
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    fn scale(block: &[u8]) -> Scale {
+        Scale { d: f16_at(block, 108), dmin: 0.0 }
+    }
+
+    #[inline(always)]
+    fn groups(block: &[u8]) -> ([i16; 16], [i16; 16]) {
+        let packed = bytes::<12>(block, 96);
+        let word =
+            |at: usize| u32::from_le_bytes([packed[at], packed[at + 1], packed[at + 2], packed[at + 3]]);
+        let (a, b, high) = (word(0), word(4), word(8));
+        let (low, top) = (0x0f0f_0f0f, 0x3030_3030);
+        let words = [
+            (a & low) | ((high << 4) & top),
+            (b & low) | ((high << 2) & top),
+            ((a >> 4) & low) | (high & top),
+            ((b >> 4) & low) | ((high >> 2) & top),
+        ];
+        (std::array::from_fn(|i| i16::from(words[i / 4].to_le_bytes()[i % 4]) - 32), [0; 16])
+    }
+}

@@ -1,0 +1,71 @@
+//! Blocks to int8 lanes: what the matrix kernels read.
+//!
+//! Every integer format is seen in one way. A weight is
+//! `d * scale * (lane - OFFSET) - dmin * min`, with `lane` an unsigned byte, `scale` and `min` small
+//! integers given once per 16 columns, `d` and `dmin` floats of the block. Kernels then differ only in
+//! how they walk the rows, and everything within a *span* of columns is exact integer arithmetic.
+
+mod k;
+mod legacy;
+
+pub use k::{Q2K, Q3K, Q4K, Q5K, Q6K};
+pub use legacy::{Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+
+use half::f16;
+
+use crate::simd::Isa;
+
+/// The float part of a block.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scale {
+    pub d: f32,
+    /// Multiplies the mins; 0 where the format has none.
+    pub dmin: f32,
+}
+
+/// A block format, seen as lanes.
+pub trait Unpack: Copy + Send + Sync + 'static {
+    /// Columns in a block: 32 or 256.
+    const BLOCK: usize;
+    /// Bytes of a block.
+    const BYTES: usize;
+    /// Columns over which activations share a scale and sums stay integers; at most `BLOCK`.
+    const SPAN: usize;
+    /// Columns that share an integer scale: 16 or 32.
+    const GROUP: usize;
+    /// What is subtracted from a lane to get the signed quant.
+    const OFFSET: i32;
+    /// Whether lanes exceed 127.
+    const WIDE: bool;
+    /// Whether there are integer scales (otherwise all are 1).
+    const SCALED: bool;
+    /// Whether there are mins.
+    const MINS: bool;
+
+    /// The lanes of a block: `BLOCK / 32` narrow vectors.
+    type Lanes<B: Copy>: Copy + AsRef<[B]>;
+
+    /// The lanes of `block` (`BYTES` long), in column order.
+    fn lanes<I: Isa>(isa: I, block: &[u8]) -> Self::Lanes<I::B>;
+
+    /// The floats of `block`.
+    fn scale(block: &[u8]) -> Scale;
+
+    /// Integer scales and mins of `block`, one per 16 columns.
+    #[inline(always)]
+    fn groups(_block: &[u8]) -> ([i16; 16], [i16; 16]) {
+        ([1; 16], [1; 16])
+    }
+}
+
+/// The half-precision number at byte `at`.
+#[inline(always)]
+fn f16_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// `N` bytes from byte `at`.
+#[inline(always)]
+fn bytes<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
+    block[at..at + N].try_into().expect("the range has N bytes")
+}

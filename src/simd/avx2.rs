@@ -1,0 +1,395 @@
+//! AVX2 with FMA and F16C: 256-bit vectors, int8 products through `vpmaddubsw`.
+//!
+//! Safety, for every `unsafe` in this file: an [`Avx2`] exists only if `new()` found the features that
+//! the intrinsics need, and loads and stores go through references or bounds-checked slices.
+
+use std::arch::x86_64::*;
+
+use super::{Isa, Kernel};
+
+/// Proof that the machine has AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// The token, if the machine has the features.
+    pub fn new() -> Option<Self> {
+        (is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c"))
+        .then_some(Self(()))
+    }
+}
+
+/// A pointer to `N` values of `from`, checked to be there.
+#[inline(always)]
+pub(super) fn checked<const N: usize, T>(from: &[T]) -> *const T {
+    from[..N].as_ptr()
+}
+
+/// As [`checked`], to write to.
+#[inline(always)]
+pub(super) fn checked_mut<const N: usize, T>(to: &mut [T]) -> *mut T {
+    to[..N].as_mut_ptr()
+}
+
+/// The narrow (32-byte) operations, which AVX2 and AVX-512 share but for the dot products.
+macro_rules! narrow_operations {
+    () => {
+        #[inline(always)]
+        fn b_load(self, from: &[u8; 32]) -> Self::B {
+            unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+        }
+        #[inline(always)]
+        fn b_load_i8(self, from: &[i8; 32]) -> Self::B {
+            unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+        }
+        #[inline(always)]
+        fn b_load_i16(self, from: &[i16; 16]) -> Self::B {
+            unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+        }
+        #[inline(always)]
+        fn b_store(self, v: Self::B, to: &mut [u8; 32]) {
+            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), v) }
+        }
+        #[inline(always)]
+        fn b_twice(self, from: &[u8; 16]) -> Self::B {
+            unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(from.as_ptr().cast())) }
+        }
+        #[inline(always)]
+        fn b_halves(self, low: &[u8; 16], high: &[u8; 16]) -> Self::B {
+            unsafe {
+                let low = _mm_loadu_si128(low.as_ptr().cast());
+                let high = _mm_loadu_si128(high.as_ptr().cast());
+                _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high)
+            }
+        }
+        #[inline(always)]
+        fn b_splat(self, x: u8) -> Self::B {
+            unsafe { _mm256_set1_epi8(x as i8) }
+        }
+        #[inline(always)]
+        fn b_and(self, a: Self::B, b: Self::B) -> Self::B {
+            unsafe { _mm256_and_si256(a, b) }
+        }
+        #[inline(always)]
+        fn b_or(self, a: Self::B, b: Self::B) -> Self::B {
+            unsafe { _mm256_or_si256(a, b) }
+        }
+        #[inline(always)]
+        fn b_xor(self, a: Self::B, b: Self::B) -> Self::B {
+            unsafe { _mm256_xor_si256(a, b) }
+        }
+        #[inline(always)]
+        fn b_add(self, a: Self::B, b: Self::B) -> Self::B {
+            unsafe { _mm256_add_epi8(a, b) }
+        }
+        #[inline(always)]
+        fn b_sub(self, a: Self::B, b: Self::B) -> Self::B {
+            unsafe { _mm256_sub_epi8(a, b) }
+        }
+        #[inline(always)]
+        fn b_shr<const N: i32>(self, v: Self::B) -> Self::B {
+            unsafe {
+                // There is no byte shift: shift words and clear what came from the neighbour.
+                _mm256_and_si256(_mm256_srli_epi16::<N>(v), _mm256_set1_epi8((0xffu8 >> N) as i8))
+            }
+        }
+        #[inline(always)]
+        fn b_shl<const N: i32>(self, v: Self::B) -> Self::B {
+            unsafe { _mm256_and_si256(_mm256_slli_epi16::<N>(v), _mm256_set1_epi8((0xffu8 << N) as i8)) }
+        }
+        #[inline(always)]
+        fn b_lookup(self, table: &[u8; 16], v: Self::B) -> Self::B {
+            unsafe { _mm256_shuffle_epi8(self.b_twice(table), v) }
+        }
+        #[inline(always)]
+        fn b_from_bits(self, bits: u32) -> Self::B {
+            unsafe {
+                let which = _mm256_setr_epi64x(
+                    0,
+                    0x0101_0101_0101_0101,
+                    0x0202_0202_0202_0202,
+                    0x0303_0303_0303_0303,
+                );
+                let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+                let spread = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), which);
+                _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit)
+            }
+        }
+        #[inline(always)]
+        fn n_zero(self) -> Self::N {
+            unsafe { _mm256_setzero_si256() }
+        }
+        #[inline(always)]
+        fn n_add(self, a: Self::N, b: Self::N) -> Self::N {
+            unsafe { _mm256_add_epi32(a, b) }
+        }
+        #[inline(always)]
+        fn n_sub(self, a: Self::N, b: Self::N) -> Self::N {
+            unsafe { _mm256_sub_epi32(a, b) }
+        }
+        #[inline(always)]
+        fn n_mul(self, a: Self::N, b: Self::N) -> Self::N {
+            unsafe { _mm256_mullo_epi32(a, b) }
+        }
+        #[inline(always)]
+        fn n_splat(self, x: i32) -> Self::N {
+            unsafe { _mm256_set1_epi32(x) }
+        }
+        #[inline(always)]
+        fn n_sums8(self, v: [Self::N; 8]) -> Self::N {
+            unsafe {
+                let [a, b, c, d, e, f, g, h] = v;
+                let abcd = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+                let efgh = _mm256_hadd_epi32(_mm256_hadd_epi32(e, f), _mm256_hadd_epi32(g, h));
+                // Each 128-bit half holds the sums of that half of the four vectors.
+                _mm256_add_epi32(
+                    _mm256_permute2x128_si256::<0x20>(abcd, efgh),
+                    _mm256_permute2x128_si256::<0x31>(abcd, efgh),
+                )
+            }
+        }
+        #[inline(always)]
+        fn n_half_sums4(self, v: [Self::N; 4]) -> Self::N {
+            unsafe {
+                let [a, b, c, d] = v;
+                _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d))
+            }
+        }
+        #[inline(always)]
+        fn g_zero(self) -> Self::G {
+            unsafe { _mm256_setzero_ps() }
+        }
+        #[inline(always)]
+        fn g_load(self, from: &[f32; 8]) -> Self::G {
+            unsafe { _mm256_loadu_ps(from.as_ptr()) }
+        }
+        #[inline(always)]
+        fn g_store(self, v: Self::G, to: &mut [f32; 8]) {
+            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), v) }
+        }
+        #[inline(always)]
+        fn g_from_n(self, v: Self::N) -> Self::G {
+            unsafe { _mm256_cvtepi32_ps(v) }
+        }
+        #[inline(always)]
+        fn g_mul(self, a: Self::G, b: Self::G) -> Self::G {
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        fn g_fma(self, a: Self::G, b: Self::G, c: Self::G) -> Self::G {
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn g_fnma(self, a: Self::G, b: Self::G, c: Self::G) -> Self::G {
+            unsafe { _mm256_fnmadd_ps(a, b, c) }
+        }
+    };
+}
+pub(super) use narrow_operations;
+
+impl Isa for Avx2 {
+    const NAME: &'static str = "avx2";
+    const LANES: usize = 8;
+    const TILE: (usize, usize) = (1, 4);
+    type B = __m256i;
+    type N = __m256i;
+    type G = __m256;
+    type W = __m256i;
+    type F = __m256;
+
+    #[inline(always)]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
+        fn inner<K: Kernel>(isa: Avx2, kernel: K) -> K::Output {
+            kernel.run(isa)
+        }
+        // Sound: the token proves AVX2, FMA and F16C, and every CPU with AVX2 has the bit instructions.
+        unsafe { inner(self, kernel) }
+    }
+
+    narrow_operations!();
+
+    #[inline(always)]
+    fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B {
+        unsafe {
+            let half = if pair < 4 {
+                _mm256_permute2x128_si256::<0x00>(v, v)
+            } else {
+                _mm256_permute2x128_si256::<0x11>(v, v)
+            };
+            let low = (4 * (pair % 4)) as i16;
+            let (a, b) = (low | (low + 1) << 8, (low + 2) | (low + 3) << 8);
+            _mm256_shuffle_epi8(half, _mm256_setr_epi16(a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b))
+        }
+    }
+    #[inline(always)]
+    fn n_dot4(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N {
+        self.w_dot4::<true>(acc, u, a)
+    }
+    #[inline(always)]
+    fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, s: Self::B) -> Self::N {
+        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, a), s)) }
+    }
+    #[inline(always)]
+    fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N {
+        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
+    }
+
+    #[inline(always)]
+    fn w_splat(self, x: i32) -> Self::W {
+        unsafe { _mm256_set1_epi32(x) }
+    }
+    #[inline(always)]
+    fn w_load(self, from: &[i32]) -> Self::W {
+        unsafe { _mm256_loadu_si256(checked::<8, _>(from).cast()) }
+    }
+    #[inline(always)]
+    fn w_store(self, v: Self::W, to: &mut [i32]) {
+        unsafe { _mm256_storeu_si256(checked_mut::<8, _>(to).cast(), v) }
+    }
+    #[inline(always)]
+    fn w_add(self, a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm256_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn w_mul(self, a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm256_mullo_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn w_dot4<const WIDE: bool>(self, acc: Self::W, u: Self::W, a: Self::W) -> Self::W {
+        unsafe {
+            if !WIDE {
+                let pairs = _mm256_maddubs_epi16(u, a);
+                return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            }
+            // A pair of full bytes would saturate i16: take bit 7 apart and weigh it afterwards.
+            let low = _mm256_maddubs_epi16(_mm256_and_si256(u, _mm256_set1_epi8(0x7f)), a);
+            let top = _mm256_and_si256(_mm256_srli_epi16::<7>(u), _mm256_set1_epi8(1));
+            let high = _mm256_maddubs_epi16(top, a);
+            let low = _mm256_madd_epi16(low, _mm256_set1_epi16(1));
+            let high = _mm256_madd_epi16(high, _mm256_set1_epi16(128));
+            _mm256_add_epi32(acc, _mm256_add_epi32(low, high))
+        }
+    }
+    #[inline(always)]
+    fn w_dot2_i16(self, acc: Self::W, a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
+    }
+    #[inline(always)]
+    fn w_transpose(self, from: &[i32], stride: usize, to: &mut [i32]) {
+        assert!(from.len() >= 7 * stride + 8 && to.len() >= 64);
+        unsafe {
+            let row = |r: usize| _mm256_loadu_si256(from.as_ptr().add(r * stride).cast());
+            let rows: [__m256i; 8] = std::array::from_fn(row);
+            let mut pairs = rows;
+            for i in 0..4 {
+                let (a, b) = (rows[2 * i], rows[2 * i + 1]);
+                pairs[2 * i] = _mm256_unpacklo_epi32(a, b);
+                pairs[2 * i + 1] = _mm256_unpackhi_epi32(a, b);
+            }
+            let mut quads = pairs;
+            for i in 0..2 {
+                let p = &pairs[4 * i..4 * i + 4];
+                quads[4 * i] = _mm256_unpacklo_epi64(p[0], p[2]);
+                quads[4 * i + 1] = _mm256_unpackhi_epi64(p[0], p[2]);
+                quads[4 * i + 2] = _mm256_unpacklo_epi64(p[1], p[3]);
+                quads[4 * i + 3] = _mm256_unpackhi_epi64(p[1], p[3]);
+            }
+            for i in 0..4 {
+                let (a, b) = (quads[i], quads[i + 4]);
+                let low = _mm256_permute2x128_si256::<0x20>(a, b);
+                let high = _mm256_permute2x128_si256::<0x31>(a, b);
+                _mm256_storeu_si256(to.as_mut_ptr().add(8 * i).cast(), low);
+                _mm256_storeu_si256(to.as_mut_ptr().add(8 * (i + 4)).cast(), high);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn f_splat(self, x: f32) -> Self::F {
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn f_load(self, from: &[f32]) -> Self::F {
+        unsafe { _mm256_loadu_ps(checked::<8, _>(from)) }
+    }
+    #[inline(always)]
+    fn f_store(self, v: Self::F, to: &mut [f32]) {
+        unsafe { _mm256_storeu_ps(checked_mut::<8, _>(to), v) }
+    }
+    #[inline(always)]
+    fn f_load_f16(self, from: &[u16]) -> Self::F {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(checked::<8, _>(from).cast())) }
+    }
+    #[inline(always)]
+    fn f_store_f16(self, v: Self::F, to: &mut [u16]) {
+        unsafe {
+            let half = _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(v);
+            _mm_storeu_si128(checked_mut::<8, _>(to).cast(), half);
+        }
+    }
+    #[inline(always)]
+    fn f_load_bf16(self, from: &[u16]) -> Self::F {
+        unsafe {
+            let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(checked::<8, _>(from).cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+        }
+    }
+    #[inline(always)]
+    fn f_from_w(self, v: Self::W) -> Self::F {
+        unsafe { _mm256_cvtepi32_ps(v) }
+    }
+    #[inline(always)]
+    fn f_add(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn f_sub(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn f_mul(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn f_div(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn f_max(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn f_min(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn f_abs(self, a: Self::F) -> Self::F {
+        unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) }
+    }
+    #[inline(always)]
+    fn f_fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn f_fnma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { _mm256_fnmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn f_round(self, a: Self::F) -> Self::F {
+        unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+    }
+    #[inline(always)]
+    fn f_to_w(self, a: Self::F) -> Self::W {
+        unsafe { _mm256_cvtps_epi32(a) }
+    }
+    #[inline(always)]
+    fn f_scale2(self, a: Self::F, n: Self::F) -> Self::F {
+        unsafe {
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+        }
+    }
+}

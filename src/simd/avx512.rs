@@ -1,0 +1,226 @@
+//! AVX-512 with VNNI: 512-bit wide vectors, `vpdpbusd` dot products.
+//!
+//! Safety, for every `unsafe` in this file: an [`Avx512`] exists only if `new()` found the features that
+//! the intrinsics need, and loads and stores go through references or bounds-checked slices.
+
+use std::arch::x86_64::*;
+
+use super::avx2::{checked, checked_mut, narrow_operations};
+use super::{Isa, Kernel};
+
+/// Proof that the machine has AVX-512 F, BW, VL, DQ and VNNI.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// The token, if the machine has the features.
+    pub fn new() -> Option<Self> {
+        (is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c"))
+        .then_some(Self(()))
+    }
+}
+
+impl Isa for Avx512 {
+    const NAME: &'static str = "avx512";
+    const LANES: usize = 16;
+    const TILE: (usize, usize) = (2, 6);
+    type B = __m256i;
+    type N = __m256i;
+    type G = __m256;
+    type W = __m512i;
+    type F = __m512;
+
+    #[inline(always)]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(
+            enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt"
+        )]
+        fn inner<K: Kernel>(isa: Avx512, kernel: K) -> K::Output {
+            kernel.run(isa)
+        }
+        // Sound: the token proves the AVX-512 parts, FMA and F16C, and every such CPU has the others.
+        unsafe { inner(self, kernel) }
+    }
+
+    narrow_operations!();
+
+    #[inline(always)]
+    fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B {
+        unsafe {
+            let (a, b) = (2 * pair as i16, 2 * pair as i16 + 1);
+            _mm256_permutexvar_epi16(_mm256_setr_epi16(a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b), v)
+        }
+    }
+    #[inline(always)]
+    fn n_dot4(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N {
+        unsafe { _mm256_dpbusd_epi32(acc, u, a) }
+    }
+    #[inline(always)]
+    fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, s: Self::B) -> Self::N {
+        unsafe { _mm256_dpwssd_epi32(acc, _mm256_maddubs_epi16(u, a), s) }
+    }
+    #[inline(always)]
+    fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N {
+        unsafe { _mm256_dpwssd_epi32(acc, a, b) }
+    }
+
+    #[inline(always)]
+    fn w_splat(self, x: i32) -> Self::W {
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    fn w_load(self, from: &[i32]) -> Self::W {
+        unsafe { _mm512_loadu_si512(checked::<16, _>(from).cast()) }
+    }
+    #[inline(always)]
+    fn w_store(self, v: Self::W, to: &mut [i32]) {
+        unsafe { _mm512_storeu_si512(checked_mut::<16, _>(to).cast(), v) }
+    }
+    #[inline(always)]
+    fn w_add(self, a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn w_mul(self, a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm512_mullo_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn w_dot4<const WIDE: bool>(self, acc: Self::W, u: Self::W, a: Self::W) -> Self::W {
+        unsafe { _mm512_dpbusd_epi32(acc, u, a) }
+    }
+    #[inline(always)]
+    fn w_dot2_i16(self, acc: Self::W, a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm512_dpwssd_epi32(acc, a, b) }
+    }
+    #[inline(always)]
+    fn w_transpose(self, from: &[i32], stride: usize, to: &mut [i32]) {
+        assert!(from.len() >= 15 * stride + 16 && to.len() >= 256);
+        unsafe {
+            let row = |r: usize| _mm512_loadu_si512(from.as_ptr().add(r * stride).cast());
+            let rows: [__m512i; 16] = std::array::from_fn(row);
+            let mut pairs = rows;
+            for i in 0..8 {
+                let (a, b) = (rows[2 * i], rows[2 * i + 1]);
+                pairs[2 * i] = _mm512_unpacklo_epi32(a, b);
+                pairs[2 * i + 1] = _mm512_unpackhi_epi32(a, b);
+            }
+            // Now 4×4 squares: quads[4i + j], 128-bit part p, is word 4p + j of rows 4i..4i+4.
+            let mut quads = pairs;
+            for i in 0..4 {
+                let p = &pairs[4 * i..4 * i + 4];
+                quads[4 * i] = _mm512_unpacklo_epi64(p[0], p[2]);
+                quads[4 * i + 1] = _mm512_unpackhi_epi64(p[0], p[2]);
+                quads[4 * i + 2] = _mm512_unpacklo_epi64(p[1], p[3]);
+                quads[4 * i + 3] = _mm512_unpackhi_epi64(p[1], p[3]);
+            }
+            for j in 0..4 {
+                let (a, b, c, d) = (quads[j], quads[4 + j], quads[8 + j], quads[12 + j]);
+                let ab_even = _mm512_shuffle_i32x4::<0x88>(a, b);
+                let ab_odd = _mm512_shuffle_i32x4::<0xdd>(a, b);
+                let cd_even = _mm512_shuffle_i32x4::<0x88>(c, d);
+                let cd_odd = _mm512_shuffle_i32x4::<0xdd>(c, d);
+                let out = [
+                    _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even),
+                    _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd),
+                    _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even),
+                    _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd),
+                ];
+                for (p, v) in out.into_iter().enumerate() {
+                    _mm512_storeu_si512(to.as_mut_ptr().add(16 * (4 * p + j)).cast(), v);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn f_splat(self, x: f32) -> Self::F {
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn f_load(self, from: &[f32]) -> Self::F {
+        unsafe { _mm512_loadu_ps(checked::<16, _>(from)) }
+    }
+    #[inline(always)]
+    fn f_store(self, v: Self::F, to: &mut [f32]) {
+        unsafe { _mm512_storeu_ps(checked_mut::<16, _>(to), v) }
+    }
+    #[inline(always)]
+    fn f_load_f16(self, from: &[u16]) -> Self::F {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(checked::<16, _>(from).cast())) }
+    }
+    #[inline(always)]
+    fn f_store_f16(self, v: Self::F, to: &mut [u16]) {
+        unsafe {
+            let half = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(v);
+            _mm256_storeu_si256(checked_mut::<16, _>(to).cast(), half);
+        }
+    }
+    #[inline(always)]
+    fn f_load_bf16(self, from: &[u16]) -> Self::F {
+        unsafe {
+            let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(checked::<16, _>(from).cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+        }
+    }
+    #[inline(always)]
+    fn f_from_w(self, v: Self::W) -> Self::F {
+        unsafe { _mm512_cvtepi32_ps(v) }
+    }
+    #[inline(always)]
+    fn f_add(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn f_sub(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn f_mul(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn f_div(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn f_max(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn f_min(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn f_abs(self, a: Self::F) -> Self::F {
+        unsafe { _mm512_abs_ps(a) }
+    }
+    #[inline(always)]
+    fn f_fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn f_fnma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { _mm512_fnmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn f_round(self, a: Self::F) -> Self::F {
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+    }
+    #[inline(always)]
+    fn f_to_w(self, a: Self::F) -> Self::W {
+        unsafe { _mm512_cvtps_epi32(a) }
+    }
+    #[inline(always)]
+    fn f_scale2(self, a: Self::F, n: Self::F) -> Self::F {
+        unsafe {
+            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent)))
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! The portable path: plain arrays. It is the reference that the other ISAs are tested against.
+
+use super::{Isa, Kernel};
+
+/// The token that every machine has.
+#[derive(Clone, Copy, Debug)]
+pub struct Scalar;
+
+#[inline(always)]
+fn map2<T: Copy, const N: usize>(a: [T; N], b: [T; N], f: impl Fn(T, T) -> T) -> [T; N] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+#[inline(always)]
+fn first<T: Copy, const N: usize>(from: &[T]) -> [T; N] {
+    std::array::from_fn(|i| from[i])
+}
+
+#[inline(always)]
+fn i16s(v: [u8; 32]) -> [i16; 16] {
+    std::array::from_fn(|i| i16::from_le_bytes([v[2 * i], v[2 * i + 1]]))
+}
+
+#[inline(always)]
+fn from_i16s(v: [i16; 16]) -> [u8; 32] {
+    std::array::from_fn(|i| v[i / 2].to_le_bytes()[i % 2])
+}
+
+#[inline(always)]
+fn dot4(acc: i32, u: [u8; 4], a: [u8; 4]) -> i32 {
+    (0..4).fold(acc, |acc, j| acc.wrapping_add(i32::from(u[j]) * i32::from(a[j] as i8)))
+}
+
+impl Isa for Scalar {
+    const NAME: &'static str = "scalar";
+    const LANES: usize = 8;
+    const TILE: (usize, usize) = (1, 4);
+    type B = [u8; 32];
+    type N = [i32; 8];
+    type G = [f32; 8];
+    type W = [i32; 8];
+    type F = [f32; 8];
+
+    #[inline(always)]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+
+    #[inline(always)]
+    fn b_load(self, from: &[u8; 32]) -> Self::B {
+        *from
+    }
+    #[inline(always)]
+    fn b_load_i8(self, from: &[i8; 32]) -> Self::B {
+        from.map(|x| x as u8)
+    }
+    #[inline(always)]
+    fn b_load_i16(self, from: &[i16; 16]) -> Self::B {
+        from_i16s(*from)
+    }
+    #[inline(always)]
+    fn b_store(self, v: Self::B, to: &mut [u8; 32]) {
+        *to = v;
+    }
+    #[inline(always)]
+    fn b_twice(self, from: &[u8; 16]) -> Self::B {
+        std::array::from_fn(|i| from[i % 16])
+    }
+    #[inline(always)]
+    fn b_halves(self, low: &[u8; 16], high: &[u8; 16]) -> Self::B {
+        std::array::from_fn(|i| if i < 16 { low[i] } else { high[i - 16] })
+    }
+    #[inline(always)]
+    fn b_splat(self, x: u8) -> Self::B {
+        [x; 32]
+    }
+    #[inline(always)]
+    fn b_and(self, a: Self::B, b: Self::B) -> Self::B {
+        map2(a, b, |a, b| a & b)
+    }
+    #[inline(always)]
+    fn b_or(self, a: Self::B, b: Self::B) -> Self::B {
+        map2(a, b, |a, b| a | b)
+    }
+    #[inline(always)]
+    fn b_xor(self, a: Self::B, b: Self::B) -> Self::B {
+        map2(a, b, |a, b| a ^ b)
+    }
+    #[inline(always)]
+    fn b_add(self, a: Self::B, b: Self::B) -> Self::B {
+        map2(a, b, u8::wrapping_add)
+    }
+    #[inline(always)]
+    fn b_sub(self, a: Self::B, b: Self::B) -> Self::B {
+        map2(a, b, u8::wrapping_sub)
+    }
+    #[inline(always)]
+    fn b_shr<const N: i32>(self, v: Self::B) -> Self::B {
+        v.map(|x| x >> N)
+    }
+    #[inline(always)]
+    fn b_shl<const N: i32>(self, v: Self::B) -> Self::B {
+        v.map(|x| x << N)
+    }
+    #[inline(always)]
+    fn b_lookup(self, table: &[u8; 16], v: Self::B) -> Self::B {
+        v.map(|x| table[usize::from(x & 15)])
+    }
+    #[inline(always)]
+    fn b_from_bits(self, bits: u32) -> Self::B {
+        std::array::from_fn(|i| if bits >> i & 1 == 1 { 0xff } else { 0 })
+    }
+    #[inline(always)]
+    fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B {
+        let v = i16s(v);
+        from_i16s(std::array::from_fn(|i| v[2 * pair + i / 8]))
+    }
+
+    #[inline(always)]
+    fn n_zero(self) -> Self::N {
+        [0; 8]
+    }
+    #[inline(always)]
+    fn n_add(self, a: Self::N, b: Self::N) -> Self::N {
+        map2(a, b, i32::wrapping_add)
+    }
+    #[inline(always)]
+    fn n_sub(self, a: Self::N, b: Self::N) -> Self::N {
+        map2(a, b, i32::wrapping_sub)
+    }
+    #[inline(always)]
+    fn n_mul(self, a: Self::N, b: Self::N) -> Self::N {
+        map2(a, b, i32::wrapping_mul)
+    }
+    #[inline(always)]
+    fn n_splat(self, x: i32) -> Self::N {
+        [x; 8]
+    }
+    #[inline(always)]
+    fn n_dot4(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N {
+        std::array::from_fn(|i| dot4(acc[i], first(&u[4 * i..]), first(&a[4 * i..])))
+    }
+    #[inline(always)]
+    fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, s: Self::B) -> Self::N {
+        let s = i16s(s);
+        std::array::from_fn(|i| {
+            (0..4).fold(acc[i], |acc, j| {
+                let product = i32::from(u[4 * i + j]) * i32::from(a[4 * i + j] as i8);
+                acc.wrapping_add(product * i32::from(s[2 * i + j / 2]))
+            })
+        })
+    }
+    #[inline(always)]
+    fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N {
+        let (a, b) = (i16s(a), i16s(b));
+        std::array::from_fn(|i| {
+            (2 * i..2 * i + 2).fold(acc[i], |acc, j| acc.wrapping_add(i32::from(a[j]) * i32::from(b[j])))
+        })
+    }
+    #[inline(always)]
+    fn n_sums8(self, v: [Self::N; 8]) -> Self::N {
+        v.map(|x| x.iter().fold(0, |a: i32, &b| a.wrapping_add(b)))
+    }
+    #[inline(always)]
+    fn n_half_sums4(self, v: [Self::N; 4]) -> Self::N {
+        std::array::from_fn(|i| {
+            let half = 4 * (i / 4);
+            v[i % 4][half..half + 4].iter().fold(0, |a: i32, &b| a.wrapping_add(b))
+        })
+    }
+
+    #[inline(always)]
+    fn g_zero(self) -> Self::G {
+        [0.0; 8]
+    }
+    #[inline(always)]
+    fn g_load(self, from: &[f32; 8]) -> Self::G {
+        *from
+    }
+    #[inline(always)]
+    fn g_store(self, v: Self::G, to: &mut [f32; 8]) {
+        *to = v;
+    }
+    #[inline(always)]
+    fn g_from_n(self, v: Self::N) -> Self::G {
+        v.map(|x| x as f32)
+    }
+    #[inline(always)]
+    fn g_mul(self, a: Self::G, b: Self::G) -> Self::G {
+        map2(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn g_fma(self, a: Self::G, b: Self::G, c: Self::G) -> Self::G {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn g_fnma(self, a: Self::G, b: Self::G, c: Self::G) -> Self::G {
+        std::array::from_fn(|i| (-a[i]).mul_add(b[i], c[i]))
+    }
+
+    #[inline(always)]
+    fn w_splat(self, x: i32) -> Self::W {
+        [x; 8]
+    }
+    #[inline(always)]
+    fn w_load(self, from: &[i32]) -> Self::W {
+        first(from)
+    }
+    #[inline(always)]
+    fn w_store(self, v: Self::W, to: &mut [i32]) {
+        to[..8].copy_from_slice(&v);
+    }
+    #[inline(always)]
+    fn w_add(self, a: Self::W, b: Self::W) -> Self::W {
+        map2(a, b, i32::wrapping_add)
+    }
+    #[inline(always)]
+    fn w_mul(self, a: Self::W, b: Self::W) -> Self::W {
+        map2(a, b, i32::wrapping_mul)
+    }
+    #[inline(always)]
+    fn w_dot4<const WIDE: bool>(self, acc: Self::W, u: Self::W, a: Self::W) -> Self::W {
+        std::array::from_fn(|i| dot4(acc[i], u[i].to_le_bytes(), a[i].to_le_bytes()))
+    }
+    #[inline(always)]
+    fn w_dot2_i16(self, acc: Self::W, a: Self::W, b: Self::W) -> Self::W {
+        std::array::from_fn(|i| {
+            let (low, high) = (i32::from(a[i] as i16) * i32::from(b[i] as i16), (a[i] >> 16) * (b[i] >> 16));
+            acc[i].wrapping_add(low).wrapping_add(high)
+        })
+    }
+    #[inline(always)]
+    fn w_transpose(self, from: &[i32], stride: usize, to: &mut [i32]) {
+        for c in 0..8 {
+            for r in 0..8 {
+                to[c * 8 + r] = from[r * stride + c];
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn f_splat(self, x: f32) -> Self::F {
+        [x; 8]
+    }
+    #[inline(always)]
+    fn f_load(self, from: &[f32]) -> Self::F {
+        first(from)
+    }
+    #[inline(always)]
+    fn f_store(self, v: Self::F, to: &mut [f32]) {
+        to[..8].copy_from_slice(&v);
+    }
+    #[inline(always)]
+    fn f_load_f16(self, from: &[u16]) -> Self::F {
+        std::array::from_fn(|i| half::f16::from_bits(from[i]).to_f32())
+    }
+    #[inline(always)]
+    fn f_store_f16(self, v: Self::F, to: &mut [u16]) {
+        for (to, x) in to[..8].iter_mut().zip(v) {
+            *to = half::f16::from_f32(x).to_bits();
+        }
+    }
+    #[inline(always)]
+    fn f_load_bf16(self, from: &[u16]) -> Self::F {
+        std::array::from_fn(|i| f32::from_bits(u32::from(from[i]) << 16))
+    }
+    #[inline(always)]
+    fn f_from_w(self, v: Self::W) -> Self::F {
+        v.map(|x| x as f32)
+    }
+    #[inline(always)]
+    fn f_add(self, a: Self::F, b: Self::F) -> Self::F {
+        map2(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn f_sub(self, a: Self::F, b: Self::F) -> Self::F {
+        map2(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn f_mul(self, a: Self::F, b: Self::F) -> Self::F {
+        map2(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn f_div(self, a: Self::F, b: Self::F) -> Self::F {
+        map2(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn f_max(self, a: Self::F, b: Self::F) -> Self::F {
+        map2(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn f_min(self, a: Self::F, b: Self::F) -> Self::F {
+        map2(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn f_abs(self, a: Self::F) -> Self::F {
+        a.map(f32::abs)
+    }
+    #[inline(always)]
+    fn f_fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        self.g_fma(a, b, c)
+    }
+    #[inline(always)]
+    fn f_fnma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        self.g_fnma(a, b, c)
+    }
+    #[inline(always)]
+    fn f_round(self, a: Self::F) -> Self::F {
+        a.map(f32::round_ties_even)
+    }
+    #[inline(always)]
+    fn f_to_w(self, a: Self::F) -> Self::W {
+        a.map(|x| x.round_ties_even() as i32)
+    }
+    #[inline(always)]
+    fn f_scale2(self, a: Self::F, n: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] * f32::from_bits(((n[i] as i32 + 127) << 23) as u32))
+    }
+}
