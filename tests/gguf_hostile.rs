@@ -74,7 +74,8 @@ fn valid() -> Vec<u8> {
     metadata.set("texts", Value::Array(Array::String(vec!["a".into(), String::new(), "▁b".into()])));
     metadata.set("nested", Value::Array(Array::Array(vec![Array::U8(vec![1]), Array::Bool(vec![true])])));
     metadata.set("number", Value::F64(1.5));
-    let declare = |name: &str, shape: &[u64], kind| TensorDecl { name: name.into(), shape: shape.into(), kind };
+    let declare =
+        |name: &str, shape: &[u64], kind| TensorDecl { name: name.into(), shape: shape.into(), kind };
     let tensors = [declare("a", &[32, 2], TensorType::Q8_0), declare("b", &[3], TensorType::F32)];
     let mut writer = Writer::in_memory("valid", &metadata, &tensors).unwrap();
     writer.write(&[1; 80]).unwrap();
@@ -105,7 +106,9 @@ fn a_changed_byte_never_panics() {
             let mut changed = whole.clone();
             changed[at] = byte;
             if let Ok(gguf) = open(changed) {
-                gguf.tensors().iter().for_each(|tensor| assert_eq!(gguf.data(tensor).len() as u64, tensor.bytes()));
+                gguf.tensors()
+                    .iter()
+                    .for_each(|tensor| assert_eq!(gguf.data(tensor).len() as u64, tensor.bytes()));
             }
         }
     }
@@ -113,7 +116,10 @@ fn a_changed_byte_never_panics() {
 
 #[test]
 fn other_formats_and_versions_are_named() {
-    assert_eq!(open(b"PK\x03\x04 a zip".to_vec()).err(), Some(Fault::NotGguf { found: "PK\u{3}\u{4}".into() }));
+    assert_eq!(
+        open(b"PK\x03\x04 a zip".to_vec()).err(),
+        Some(Fault::NotGguf { found: "PK\u{3}\u{4}".into() })
+    );
     assert_eq!(open(b"GG".to_vec()).err(), Some(Fault::NotGguf { found: "GG".into() }));
     assert!(matches!(open(Vec::new()).err(), Some(Fault::NotGguf { .. })));
     for version in [0, 1, 4, 1 << 20] {
@@ -170,7 +176,10 @@ fn array_lengths_beyond_the_file_are_refused() {
 fn value_and_element_types_are_checked() {
     for id in [13, 99, u32::MAX] {
         let key = "key".to_owned();
-        assert_eq!(Raw::new(0, 1).text("key").u32(id).u64(0).fault(), Fault::ValueType { key: key.clone(), id });
+        assert_eq!(
+            Raw::new(0, 1).text("key").u32(id).u64(0).fault(),
+            Fault::ValueType { key: key.clone(), id }
+        );
         let array = Raw::new(0, 1).text("key").u32(9).u32(id).u64(0);
         assert_eq!(array.fault(), Fault::ValueType { key, id });
     }
@@ -182,7 +191,8 @@ fn value_and_element_types_are_checked() {
 
 #[test]
 fn nesting_of_arrays_is_bounded() {
-    let nested = |depth| (1..depth).fold(Raw::new(0, 1).text("key").u32(9), |raw, _| raw.u32(9).u64(1)).u32(0).u64(0);
+    let nested =
+        |depth| (1..depth).fold(Raw::new(0, 1).text("key").u32(9), |raw, _| raw.u32(9).u64(1)).u32(0).u64(0);
     assert!(nested(4).open().is_ok());
     for depth in [5, 6, 100_000] {
         assert_eq!(nested(depth).fault(), Fault::ArrayNesting { key: "key".into(), limit: 4 });
@@ -197,7 +207,8 @@ fn a_tiny_file_cannot_make_the_reader_loop() {
     let mut file = fault;
     file.truncate(43);
     assert!(open(file).is_err());
-    let many = (0..50_000).fold(Raw::new(0, 1).text("k").u32(9).u32(9).u64(50_000), |raw, _| raw.u32(0).u64(0));
+    let many =
+        (0..50_000).fold(Raw::new(0, 1).text("k").u32(9).u32(9).u64(50_000), |raw, _| raw.u32(0).u64(0));
     assert!(many.open().is_ok());
     assert!(started.elapsed() < Duration::from_secs(2));
 }
@@ -304,7 +315,8 @@ fn large_vocabularies_are_read_quickly() {
     let mut metadata = Metadata::new();
     metadata.set("tokenizer.ggml.tokens", Value::Array(Array::String(tokens)));
     metadata.set("tokenizer.ggml.scores", Value::Array(Array::F32(vec![0.5; 200_000])));
-    let Output::Memory(image) = Writer::in_memory("vocabulary", &metadata, &[]).unwrap().finish().unwrap() else {
+    let Output::Memory(image) = Writer::in_memory("vocabulary", &metadata, &[]).unwrap().finish().unwrap()
+    else {
         unreachable!()
     };
     let started = Instant::now();
