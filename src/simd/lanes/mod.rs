@@ -96,6 +96,37 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// To half precision, nearest even; NaN lanes hold some NaN.
     fn store_half(self, v: Self::F, to: &mut [u16]);
 
+    /// One bit a lane, lane 0 lowest.
+    fn bitmask(self, mask: Self::M) -> u32;
+    /// The smallest lane; none may be NaN.
+    fn smallest(self, v: Self::F) -> f32;
+
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn xor_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn eq_i(self, a: Self::I, b: Self::I) -> Self::M;
+    /// `a < b`, signed.
+    fn lt_i(self, a: Self::I, b: Self::I) -> Self::M;
+    /// Shifts every lane `by` bits to the left.
+    fn shl(self, a: Self::I, by: u32) -> Self::I;
+    /// Shifts every lane `by` bits to the right, zeros coming in.
+    fn shr(self, a: Self::I, by: u32) -> Self::I;
+    /// `a` where the mask is true, else `b`.
+    fn select_i(self, mask: Self::M, a: Self::I, b: Self::I) -> Self::I;
+    /// The first `WIDTH` values of `from`.
+    fn load_i(self, from: &[i32]) -> Self::I;
+    /// Writes `WIDTH` values to the start of `to`.
+    fn store_i(self, v: Self::I, to: &mut [i32]);
+    /// The first `WIDTH` values of `from`, zero-extended.
+    fn load_u16(self, from: &[u16]) -> Self::I;
+    /// Writes the low 16 bits of every lane.
+    fn store_u16(self, v: Self::I, to: &mut [u16]);
+    /// Lane by lane, the entry of a table of 4 that the two lowest bits choose.
+    fn lookup4(self, table: &[f32], at: Self::I) -> Self::F;
+    /// Lane by lane, the entry of a table of 8 that the three lowest bits choose.
+    fn lookup8(self, table: &[f32], at: Self::I) -> Self::F;
+    /// Lane by lane, the entry of a table of 16 that the four lowest bits choose.
+    fn lookup16(self, table: &[f32], at: Self::I) -> Self::F;
+
     /// Columns of a row-major matrix of `WIDTH` rows: lane `r` of `out[c]` is `rows[r * stride + c]`.
     ///
     /// Panics if `rows` is too short for that.

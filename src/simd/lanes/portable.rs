@@ -42,6 +42,12 @@ fn compare(a: F4, b: F4, f: impl Fn(f32, f32) -> bool) -> M4 {
     M4([lane(0), lane(1), lane(2), lane(3)])
 }
 
+#[inline(always)]
+fn compare_i(a: I4, b: I4, f: impl Fn(i32, i32) -> bool) -> M4 {
+    let lane = |i: usize| if f(a.0[i], b.0[i]) { u32::MAX } else { 0 };
+    M4([lane(0), lane(1), lane(2), lane(3)])
+}
+
 /// `_mm_cvttps_epi32` for one lane; a saturating cast differs for what is out of range.
 #[inline(always)]
 fn truncate(v: f32) -> i32 {
@@ -214,5 +220,91 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn store_half(self, v: F4, to: &mut [u16]) {
         to_half(v.0, to);
+    }
+
+    #[inline(always)]
+    fn bitmask(self, mask: M4) -> u32 {
+        (mask.0[0] & 1) | (mask.0[1] & 2) | (mask.0[2] & 4) | (mask.0[3] & 8)
+    }
+
+    #[inline(always)]
+    fn smallest(self, v: F4) -> f32 {
+        v.0[0].min(v.0[1]).min(v.0[2].min(v.0[3]))
+    }
+
+    #[inline(always)]
+    fn add_i(self, a: I4, b: I4) -> I4 {
+        zip_i(a, b, i32::wrapping_add)
+    }
+
+    #[inline(always)]
+    fn xor_i(self, a: I4, b: I4) -> I4 {
+        zip_i(a, b, |a, b| a ^ b)
+    }
+
+    #[inline(always)]
+    fn eq_i(self, a: I4, b: I4) -> M4 {
+        compare_i(a, b, |a, b| a == b)
+    }
+
+    #[inline(always)]
+    fn lt_i(self, a: I4, b: I4) -> M4 {
+        compare_i(a, b, |a, b| a < b)
+    }
+
+    #[inline(always)]
+    fn shl(self, a: I4, by: u32) -> I4 {
+        I4(a.0.map(|v| v << by))
+    }
+
+    #[inline(always)]
+    fn shr(self, a: I4, by: u32) -> I4 {
+        I4(a.0.map(|v| (v as u32 >> by) as i32))
+    }
+
+    #[inline(always)]
+    fn select_i(self, mask: M4, a: I4, b: I4) -> I4 {
+        let lane = |i: usize| (a.0[i] & mask.0[i] as i32) | (b.0[i] & !mask.0[i] as i32);
+        I4([lane(0), lane(1), lane(2), lane(3)])
+    }
+
+    #[inline(always)]
+    fn load_i(self, from: &[i32]) -> I4 {
+        let from = &from[..N];
+        I4([from[0], from[1], from[2], from[3]])
+    }
+
+    #[inline(always)]
+    fn store_i(self, v: I4, to: &mut [i32]) {
+        to[..N].copy_from_slice(&v.0);
+    }
+
+    #[inline(always)]
+    fn load_u16(self, from: &[u16]) -> I4 {
+        let from = &from[..N];
+        I4([from[0], from[1], from[2], from[3]].map(i32::from))
+    }
+
+    #[inline(always)]
+    fn store_u16(self, v: I4, to: &mut [u16]) {
+        to[..N].copy_from_slice(&v.0.map(|v| v as u16));
+    }
+
+    #[inline(always)]
+    fn lookup4(self, table: &[f32], at: I4) -> F4 {
+        let table = &table[..4];
+        F4(at.0.map(|at| table[(at & 3) as usize]))
+    }
+
+    #[inline(always)]
+    fn lookup8(self, table: &[f32], at: I4) -> F4 {
+        let table = &table[..8];
+        F4(at.0.map(|at| table[(at & 7) as usize]))
+    }
+
+    #[inline(always)]
+    fn lookup16(self, table: &[f32], at: I4) -> F4 {
+        let table = &table[..16];
+        F4(at.0.map(|at| table[(at & 15) as usize]))
     }
 }
