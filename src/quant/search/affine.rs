@@ -12,6 +12,7 @@ pub struct AffineSearch<const MAX: i32, const ABSOLUTE: bool> {
 }
 
 /// The best fit found, one sub-block a lane.
+#[derive(Clone, Copy)]
 pub struct AffineFit<L: Lanes> {
     pub scale: L::F,
     /// What to subtract (the reference's `the_min`).
@@ -56,6 +57,7 @@ impl<const N: usize> Affine<N> {
 }
 
 /// State of one group of lanes during the search.
+#[derive(Clone, Copy)]
 struct State<L: Lanes> {
     /// Lanes without any spread; nothing to search.
     flat: L::M,
@@ -82,7 +84,11 @@ impl<const MAX: i32, const ABSOLUTE: bool> AffineSearch<MAX, ABSOLUTE> {
         x: &[[L::F; N]; G],
         w: &[[L::F; N]; G],
     ) -> [AffineFit<L>; G] {
-        let mut states: [State<L>; G] = std::array::from_fn(|g| Self::start(lanes, &x[g], &w[g]));
+        // Loops, not array::from_fn: its closures are not always inlined, and then compiled without the ISA.
+        let mut states = [Self::start(lanes, &x[0], &w[0]); G];
+        for g in 1..G {
+            states[g] = Self::start(lanes, &x[g], &w[g]);
+        }
         let mut levels = [[lanes.splat(0.0); N]; G];
         for k in 0..=self.candidates {
             // Candidate 0 is the plain range over MAX levels, with its own scale and minimum, unconditionally.
@@ -90,9 +96,14 @@ impl<const MAX: i32, const ABSOLUTE: bool> AffineSearch<MAX, ABSOLUTE> {
                 0 => MAX as f32,
                 _ => self.first + self.step * (k - 1) as f32 + MAX as f32,
             };
-            let inverse: [L::F; G] = std::array::from_fn(|g| states[g].inverse(lanes, spread));
-            let small = (0..G).all(|g| states[g].products_are_small(lanes, inverse[g]));
-            let low = std::array::from_fn(|g| states[g].low);
+            let mut inverse = [lanes.splat(0.0); G];
+            let mut low = inverse;
+            let mut small = true;
+            for g in 0..G {
+                low[g] = states[g].low;
+                inverse[g] = states[g].inverse(lanes, spread);
+                small &= states[g].products_are_small(lanes, inverse[g]);
+            }
             let sums = if small {
                 Self::sums::<L, N, G, true>(lanes, x, w, inverse, low, &mut levels)
             } else {
@@ -126,7 +137,11 @@ impl<const MAX: i32, const ABSOLUTE: bool> AffineSearch<MAX, ABSOLUTE> {
                 state.low = lanes.select(better, min[g], state.low);
             }
         }
-        std::array::from_fn(|g| states[g].finish(lanes))
+        let mut fits = [states[0].finish(lanes); G];
+        for g in 1..G {
+            fits[g] = states[g].finish(lanes);
+        }
+        fits
     }
 
     /// Range and weight sums, and the first candidate's place.
