@@ -8,7 +8,7 @@ use serde_json::json;
 use super::input;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Conversion};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Source};
 use crate::text::{Special, Tokenizer};
 use crate::{Error, Result};
 
