@@ -17,7 +17,6 @@ pub mod legacy;
 pub mod low_bit;
 pub mod recipe;
 mod search;
-mod search_positive;
 pub mod ternary;
 pub mod unpack;
 pub mod validity;
