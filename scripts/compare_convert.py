@@ -2,7 +2,7 @@
 """Compare `phi convert` with llama.cpp's convert_hf_to_gguf.py, key by key and tensor by tensor.
 
     scripts/compare_convert.py PATH/TO/convert_hf_to_gguf.py [--phi target/release/phi] [--checkpoint models/phi-tiny]
-                               [--only SUBSTRING] [--write-golden tests/golden/convert-phi-tiny.json]
+                               [--only REGEX] [--write-golden tests/golden/convert-phi-tiny.json]
 
 Converts the checkpoint, and variations made of it, with both and compares metadata (key, type, value, order) and
 tensors (order, name, type, shape, bytes). Keys of phi's own (docs/formats.md) may be there in addition. Prints a line
@@ -11,7 +11,7 @@ the values that tests/convert.rs checks.
 
 Needs a Python with what convert_hf_to_gguf.py needs (torch, transformers, sentencepiece, gguf) and safetensors.
 """
-import argparse, hashlib, json, mmap, os, shutil, struct, subprocess, sys, tempfile
+import argparse, hashlib, json, mmap, re, shutil, struct, subprocess, sys, tempfile
 from pathlib import Path
 
 BLOCK = {0: (1, 4), 1: (1, 2), 8: (32, 34), 30: (1, 2)}
@@ -265,7 +265,7 @@ def main():
             a.write_golden.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
             return 0
         for number, (name, folder_name, outtype, change) in enumerate(cases()):
-            if a.only not in name:
+            if not re.search(a.only, name):
                 continue
             folder = scratch / str(number) / (folder_name or a.checkpoint.resolve().name)
             shutil.copytree(a.checkpoint, folder, ignore=shutil.ignore_patterns("*.gguf", "*.pt"))

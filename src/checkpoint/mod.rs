@@ -69,8 +69,8 @@ impl Checkpoint {
         Self::open_with(folder, true)
     }
 
-    /// Opens the checkpoint in `folder` without its weights, which need not be there.
-    pub fn open_without_weights(folder: &Path) -> Result<Self> {
+    /// Opens the checkpoint in `folder` for its vocabulary: its weights need not be there.
+    pub fn open_for_vocabulary(folder: &Path) -> Result<Self> {
         Self::open_with(folder, false)
     }
 
@@ -81,11 +81,8 @@ impl Checkpoint {
             let error = error.unwrap_or_else(|| std::io::ErrorKind::NotADirectory.into());
             return Err(Error::io("open the checkpoint folder", folder, error));
         }
-        if !config_path.is_file() {
-            return Err(Error::invalid(folder, Fault::MissingFile("config.json")));
-        }
         let invalid = |fault| Error::invalid(&config_path, fault);
-        let config_json = read_json(&config_path)?;
+        let config_json = config_json(folder)?;
         if !config_json.is_object() {
             return Err(invalid(Fault::Json("an object was expected".into())));
         }
@@ -98,7 +95,10 @@ impl Checkpoint {
             )));
         }
         let config = Phi3Config::from_json(&config_json).map_err(invalid)?;
-        let weights = if with_weights { Weights::open(folder)? } else { Weights::from_files(Vec::new())? };
+        let weights = match Weights::open(folder) {
+            Err(_) if !with_weights => Weights::from_files(Vec::new())?,
+            weights => weights?,
+        };
         Ok(Self {
             config,
             weights: Arc::new(weights),
@@ -212,6 +212,15 @@ fn read_text_if_there(path: &Path) -> Result<Option<String>> {
 
 fn read_json_if_there(path: &Path) -> Result<Option<Value>> {
     read_text_if_there(path)?.map(|text| parse_json(path, &text)).transpose()
+}
+
+/// The config.json of the checkpoint in `folder`, of whatever architecture.
+pub fn config_json(folder: &Path) -> Result<Value> {
+    let path = folder.join("config.json");
+    if !path.is_file() {
+        return Err(Error::invalid(folder, Fault::MissingFile("config.json")));
+    }
+    read_json(&path)
 }
 
 /// The JSON in the file at `path`, which must exist.

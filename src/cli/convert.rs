@@ -59,7 +59,7 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let started = Instant::now();
     let checkpoint = if args.vocab_only {
-        Checkpoint::open_without_weights(&args.model)?
+        Checkpoint::open_for_vocabulary(&args.model)?
     } else {
         Checkpoint::open(&args.model)?
     };

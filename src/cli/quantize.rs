@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::checkpoint::Checkpoint;
+use crate::convert::{self, Conversion, OutType};
 use crate::fs::{ensure_distinct, human_bytes};
 use crate::gguf::{Gguf, Output, Source, TensorType, Value};
 use crate::quant::recipe::{FileType, Recipe};
@@ -213,20 +215,27 @@ impl Args {
 /// Opens a GGUF file or a checkpoint folder, and lists the files that are read from.
 fn open(path: &Path) -> Result<(Box<dyn Source>, Vec<PathBuf>)> {
     if path.is_dir() {
-        return Err(Error::Unsupported(format!(
-            "{} is a folder; convert it to a GGUF file first",
-            path.display()
-        )));
+        let options = convert::Options { outtype: OutType::Stored, ..convert::Options::default() };
+        let conversion = Conversion::plan(&Checkpoint::open(path)?, &options)?;
+        for warning in conversion.warnings() {
+            eprintln!("warning: {warning}");
+        }
+        let files = std::fs::read_dir(path).map_err(|error| Error::io("read", path, error))?;
+        let files = files.filter_map(|file| Some(file.ok()?.path()));
+        // A GGUF file in the folder is no input: it is where the last output went.
+        let files = files.filter(|file| file.extension().is_none_or(|suffix| suffix != "gguf")).collect();
+        return Ok((Box::new(conversion), files));
     }
     let gguf = Gguf::open(path)?;
     let files = gguf.files().map(Path::to_owned).collect();
     Ok((Box::new(gguf), files))
 }
 
-/// "ggml-model-TYPE.gguf" beside the input.
+/// "ggml-model-TYPE.gguf" beside the input, or in it if it is a folder.
 fn default_output(input: &Path, type_name: &str, split: bool) -> PathBuf {
     let suffix = if split { "" } else { ".gguf" };
-    input.with_file_name(format!("ggml-model-{type_name}{suffix}"))
+    let name = format!("ggml-model-{type_name}{suffix}");
+    if input.is_dir() { input.join(name) } else { input.with_file_name(name) }
 }
 
 /// What the names of a split model's parts begin with.

@@ -151,3 +151,103 @@ fn q8_0_degenerate(numbers: &[f32; 32], inverse: f32, quants: &mut [u8]) {
         *quant = if scaled.is_finite() { scaled as i32 as u8 } else { 0 };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    /// F32 bit patterns of all sizes; the generator of scripts/cast_vectors.py.
+    fn wild() -> Vec<u32> {
+        let mut x = 1_u64;
+        let numbers = std::iter::repeat_with(|| {
+            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (x >> 32) as u32
+        });
+        numbers.filter(|bits| bits >> 23 & 0xff != 0xff).take(1 << 14).collect()
+    }
+
+    fn scaled() -> Vec<f32> {
+        wild().iter().map(|bits| ((bits % 2001) as f32 - 1000.0) / 64.0).collect()
+    }
+
+    fn digest(from: DataType, source: &[u8], kind: TensorType) -> String {
+        let bytes = kind.row_bytes((source.len() / from.bytes()) as u64).unwrap();
+        let mut target = vec![0xa5; bytes as usize];
+        assert!(convert(from, source, kind, &mut target));
+        Sha256::digest(&target)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Expected figures: scripts/cast_vectors.py with gguf 0.19 and numpy 2.
+    #[test]
+    fn conversions_are_those_of_the_python_package() {
+        let kinds = [TensorType::F32, TensorType::F16, TensorType::BF16, TensorType::Q8_0];
+        let wild: Vec<u8> = wild().iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        let f32s: Vec<u8> = scaled().iter().flat_map(|number| number.to_le_bytes()).collect();
+        let f16s: Vec<u8> = scaled().iter().flat_map(|n| half::f16::from_f32(*n).to_le_bytes()).collect();
+        let bf16s: Vec<u8> = f32s.chunks(4).flat_map(|bytes| [bytes[2], bytes[3]]).collect();
+        let cases = [
+            (
+                DataType::F32,
+                &wild,
+                ["46ce6a97270caa4e", "751f4bc6e3da9af2", "698bc3c990edb975", "b7b7a79d98f73b82"],
+            ),
+            (
+                DataType::F32,
+                &f32s,
+                ["411f8987945f75d4", "a8817b9f24f7aa07", "503683ddd8db2dd3", "c0c868058b801433"],
+            ),
+            (
+                DataType::F16,
+                &f16s,
+                ["411f8987945f75d4", "a8817b9f24f7aa07", "503683ddd8db2dd3", "c0c868058b801433"],
+            ),
+            (
+                DataType::Bf16,
+                &bf16s,
+                ["033d525e4a7643bd", "5ee20061ad008227", "2a68896c8b6c9b22", "63ff412a4e27d9e8"],
+            ),
+        ];
+        for (from, source, expected) in cases {
+            for (kind, expected) in kinds.into_iter().zip(expected) {
+                assert_eq!(digest(from, source, kind), expected, "{from:?} to {kind}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_f16_becomes_infinite() {
+        let numbers = [1e5_f32, -7e4, 65519.9, 65520.0, 1e-8, -0.0, f32::INFINITY, f32::NAN];
+        let expected = [0x7c00_u16, 0xfc00, 0x7bff, 0x7c00, 0, 0x8000, 0x7c00, 0x7e00];
+        let mut plain = [0; 16];
+        to_f16_plain(&numbers, &mut plain);
+        let mut detected = [0; 16];
+        to_f16(&numbers, &mut detected);
+        assert_eq!(plain, detected);
+        assert_eq!(plain.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b)).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_not_a_number_stays_one_in_every_type() {
+        let signalling = 0x7f81_u16.to_le_bytes();
+        let mut quiet = [0; 2];
+        assert!(convert(DataType::Bf16, &signalling, TensorType::BF16, &mut quiet));
+        assert_eq!(u16::from_le_bytes(quiet), 0x7fc1);
+        let mut block = [0; 34];
+        let mut numbers = [1.0_f32; 32];
+        numbers[3] = f32::NAN;
+        q8_0(&numbers, &mut block);
+        assert!(half::f16::from_le_bytes([block[0], block[1]]).is_nan());
+    }
+
+    #[test]
+    fn sizes_that_do_not_match_are_refused() {
+        let mut target = [0; 34];
+        assert!(convert(DataType::F32, &[0; 128], TensorType::Q8_0, &mut target));
+        assert!(!convert(DataType::F32, &[0; 124], TensorType::Q8_0, &mut target));
+        assert!(!convert(DataType::F16, &[0; 3], TensorType::F16, &mut target[..2]));
+        assert!(!convert(DataType::F16, &[0; 4], TensorType::F16, &mut target[..2]));
+        assert!(!convert(DataType::F32, &[0; 128], TensorType::Q4_0, &mut target[..18]));
+    }
+}

@@ -18,6 +18,9 @@ struct Chunk {
     bytes: usize,
 }
 
+/// The writing side's ends of a thread's channels: filled buffers come in, empty ones go back.
+type Lane = (Receiver<Result<Vec<u8>>>, Sender<Vec<u8>>);
+
 /// Passes the bytes of all tensors of `source`, in their kinds and in order, to `sink`, chunk by chunk.
 ///
 /// Holds `threads` × 2 chunks of about 4 MB. Errors: those of `source` and of `sink`; the first ends it.
@@ -26,7 +29,7 @@ pub fn stream(source: &dyn Source, threads: usize, mut sink: impl FnMut(&[u8]) -
     let chunks = &chunks;
     let threads = threads.clamp(1, 64).min(chunks.len().max(1));
     std::thread::scope(|scope| {
-        let mut lanes: Vec<(Receiver<Result<Vec<u8>>>, Sender<Vec<u8>>)> = Vec::with_capacity(threads);
+        let mut lanes: Vec<Lane> = Vec::with_capacity(threads);
         for lane in 0..threads {
             let (full_out, full_in) = sync_channel(BUFFERS);
             let (empty_out, empty_in) = channel();

@@ -1,6 +1,6 @@
 //! The vocabulary: tokens, scores and types from tokenizer.model, or from tokenizer.json alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value as Json;
 
@@ -120,6 +120,8 @@ impl Vocabulary {
             ));
         }
         tokens.sort_by_key(|(_, id)| *id);
+        let added = json.get("added_tokens").and_then(Json::as_array).into_iter().flatten();
+        let added: HashSet<u64> = added.filter_map(|token| token.get("id")?.as_u64()).collect();
         let mut last_rank = ranks.len();
         for (token, id) in tokens {
             let (score, kind) = if Some(token.as_str()) == unknown {
@@ -128,6 +130,9 @@ impl Vocabulary {
                 (0.0, token_type::BYTE)
             } else if let Some(rank) = ranks.get(token) {
                 (-(*rank as f32), token_type::NORMAL)
+            } else if added.contains(&id) {
+                // Replaced below.
+                (0.0, token_type::CONTROL)
             } else {
                 last_rank += 1;
                 (-((last_rank - 1) as f32), token_type::NORMAL)

@@ -192,7 +192,7 @@ pub(super) fn check_size(name: &str, shape: &[u64], kind: TensorType) -> Result<
     }
     let overflow = || Fault::SizeOverflow { tensor: name.to_owned(), shape: shape.to_vec() };
     let block = kind.block_elements();
-    if shape[0] % block as u64 != 0 {
+    if !shape[0].is_multiple_of(block as u64) {
         return Err(Fault::PartialBlock { tensor: name.to_owned(), row: shape[0], kind: kind.name(), block });
     }
     let row_bytes = kind.row_bytes(shape[0]).ok_or_else(overflow)?;
@@ -212,7 +212,7 @@ fn check_ranges(tensors: &[TensorInfo], alignment: u64, data_start: u64, file: u
             return Err(Fault::DuplicateTensor { tensor: tensor.name.clone() });
         }
         let (offset, bytes) = (tensor.offset, tensor.bytes());
-        if offset % alignment != 0 {
+        if !offset.is_multiple_of(alignment) {
             return Err(Fault::Misaligned { tensor: tensor.name.clone(), offset, alignment });
         }
         if offset.checked_add(bytes).is_none_or(|last| last > end) {

@@ -137,7 +137,8 @@ impl TensorType {
     /// Bytes of a row of `elements`; `None` if that is no whole number of blocks or overflows.
     pub fn row_bytes(self, elements: u64) -> Option<u64> {
         let row = self.row();
-        (elements % row.block_elements as u64 == 0)
+        elements
+            .is_multiple_of(row.block_elements as u64)
             .then(|| (elements / row.block_elements as u64).checked_mul(row.block_bytes as u64))?
     }
 

@@ -130,8 +130,13 @@ pub fn execute(
     let chunks = chunk::split(&plan.tensors, chunk_bytes(options.max_buffer, threads));
     let (total, mut done) = (plan.bytes_in(), 0);
 
+    let ahead = pipeline::window(threads);
+    let prefetch =
+        |chunk: &chunk::Chunk| source.prefetch(plan.tensors[chunk.tensor].source, chunk.rows.clone());
+    chunks.iter().take(ahead).for_each(prefetch);
     let make = |index: usize, scratch: &mut chunk::Scratch, out: &mut Vec<u8>| {
         let chunk = &chunks[index];
+        chunks.get(index + ahead).into_iter().for_each(prefetch);
         chunk::encode(source, &plan.tensors[chunk.tensor], chunk, options.imatrix.as_ref(), scratch, out)
     };
     let mut next_tensor = 0;
