@@ -29,7 +29,7 @@ impl Avx512 {
 impl Isa for Avx512 {
     const NAME: &'static str = "avx512";
     const LANES: usize = 16;
-    const TILE: (usize, usize) = (2, 6);
+    const TILE: (usize, usize) = (1, 12);
     type B = __m256i;
     type N = __m256i;
     type G = __m256;
