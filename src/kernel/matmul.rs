@@ -69,7 +69,7 @@ impl Kernel for Pack<'_> {
             let quads = &mut to.quads[i * padded / 4 * tile..][..padded / 4 * tile];
             let (four, _) = from.quants[row * padded..][..padded].as_chunks::<4>();
             for (to, from) in quads.chunks_exact_mut(tile).zip(four) {
-                to[t] = i32::from_le_bytes(from.map(|q| q as u8));
+                to[t] = i32::from_le_bytes([from[0] as u8, from[1] as u8, from[2] as u8, from[3] as u8]);
             }
             let scales = &mut to.scales[i * spans * tile..][..spans * tile];
             for (to, from) in scales.chunks_exact_mut(tile).zip(&from.scales[row * spans..][..spans]) {
@@ -187,11 +187,11 @@ fn unpack_panel<F: Unpack, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, column
                     store_words(isa, bytes, &mut square[lane * quads + 8 * j..][..8]);
                 }
                 let scale = F::scale(block);
-                panel.d[b * wide + r] = scale.d;
-                panel.dmin[b * wide + r] = scale.dmin;
+                panel.d[b * wide + r] = isa.half(scale.d) * F::FACTOR;
+                panel.dmin[b * wide + r] = isa.half(scale.dmin);
                 if F::SCALED || F::MINS {
-                    let (scales, mins) = F::groups(block);
-                    store_groups::<F>(panel, b, wide, r, &scales, &mins);
+                    let (scales, mins) = F::groups(isa, block);
+                    store_groups::<F>(panel, b, wide, r, &i16s(isa, scales), &i16s(isa, mins));
                 }
             }
             // Squares of LANES words: columns become rows of the panel.
@@ -216,6 +216,18 @@ fn store_words<I: Isa>(isa: I, v: I::B, to: &mut [i32]) {
     for (to, from) in to.iter_mut().zip(bytes.as_chunks::<4>().0) {
         *to = i32::from_le_bytes(*from);
     }
+}
+
+/// The i16 lanes of `v`.
+#[inline(always)]
+fn i16s<I: Isa>(isa: I, v: I::B) -> [i16; 16] {
+    let mut bytes = [0u8; 32];
+    isa.b_store(v, &mut bytes);
+    let mut lanes = [0i16; 16];
+    for (lane, from) in lanes.iter_mut().zip(bytes.as_chunks::<2>().0) {
+        *lane = i16::from_le_bytes(*from);
+    }
+    lanes
 }
 
 #[inline(always)]
@@ -312,8 +324,10 @@ impl<F: Unpack> PanelProducts<'_, F> {
                 }
             }
             for q in g * F::GROUP / 4..(g + 1) * F::GROUP / 4 {
-                let lanes: [I::W; R] =
-                    std::array::from_fn(|r| isa.w_load(&panel.lanes[q * wide + r * I::LANES..]));
+                let mut lanes = [zero; R];
+                for (r, lanes) in lanes.iter_mut().enumerate() {
+                    *lanes = isa.w_load(&panel.lanes[q * wide + r * I::LANES..]);
+                }
                 for t in 0..T {
                     let a = isa.w_splat(quads[q * T + t]);
                     for r in 0..R {
