@@ -141,7 +141,7 @@ impl Coder<'_> {
         quant::encode(tensor.kind, self.values, columns, weights, to)?;
 
         let step = (tensor.elements() / MEASURED).clamp(1, MEASURED_PART);
-        if let Some(sums) = self.sums.as_deref_mut().filter(|_| number % step == 0) {
+        if let Some(sums) = self.sums.as_deref_mut().filter(|_| number.is_multiple_of(step)) {
             self.decoded.resize(elements, 0.0);
             quant::decode(tensor.kind, to, self.decoded)?;
             for (values, decoded) in self.values.chunks(columns).zip(self.decoded.chunks(columns)) {
