@@ -256,7 +256,8 @@ def main():
         scratch = Path(scratch)
         peer = [sys.executable, str(a.peer)]
         if a.write_golden:
-            golden = {}
+            weights = (a.checkpoint / "model.safetensors").read_bytes()
+            golden = {"weights": hashlib.sha256(weights).hexdigest()}
             for outtype in ("f32", "f16", "bf16", "q8_0"):
                 metadata, tensors = convert(peer, a.checkpoint, outtype, scratch / "golden.gguf")
                 short = {k: v if v[0] != 9 else (9, hashlib.sha256(json.dumps(v[1]).encode()).hexdigest()) for k, v in metadata.items()}

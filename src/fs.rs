@@ -301,7 +301,10 @@ pub fn ensure_distinct<'a>(output: &Path, inputs: impl IntoIterator<Item = &'a P
     let Some(id) = file_id(output) else { return Ok(()) };
     for input in inputs {
         if file_id(input).as_ref() == Some(&id) {
-            return Err(Error::invalid(output, "this is also the input; write to another file"));
+            return Err(Error::invalid(
+                output,
+                "it is also the input, so it cannot be the output; write to another file",
+            ));
         }
     }
     Ok(())

@@ -576,3 +576,36 @@ fn llama_cpps_published_cases_come_out_the_same() {
         assert_eq!(tokenizer.encode(text, Special::Parse), expected, "{text:?}");
     }
 }
+
+#[test]
+fn a_phi3_file_made_elsewhere_strips_by_its_vocabulary_not_by_its_name() {
+    let mut tokens: Vec<String> = (0..32_064).map(|id| format!("[PAD{id}]")).collect();
+    let mut kinds = vec![5; tokens.len()];
+    for (id, (text, kind)) in [("<unk>", 2), ("<s>", 3), ("</s>", 4)].into_iter().enumerate() {
+        (tokens[id], kinds[id]) = (text.into(), kind);
+    }
+    for (id, text) in
+        [(32_000, "<|endoftext|>"), (32_001, "<|assistant|>"), (32_007, "<|end|>"), (32_010, "<|user|>")]
+    {
+        (tokens[id], kinds[id]) = (text.into(), 3);
+    }
+    for byte in 0..256 {
+        (tokens[3 + byte], kinds[3 + byte]) = (format!("<0x{byte:02X}>"), 6);
+    }
+    (tokens[29_871], kinds[29_871]) = ("▁".into(), 1);
+    let mut metadata = Metadata::new();
+    metadata.set("tokenizer.ggml.model", Value::String("llama".into()));
+    metadata.set("tokenizer.ggml.scores", Value::Array(Array::F32(vec![0.0; tokens.len()])));
+    metadata.set("tokenizer.ggml.tokens", Value::Array(Array::String(tokens)));
+    metadata.set("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds)));
+    let ids = |metadata: &Metadata| {
+        Tokenizer::from_gguf(metadata).unwrap().encode("<|user|>\n \n<|endoftext|>\n</s> <s>", Special::Parse)
+    };
+    let not_stripped = [32_010, 29_871, 13, 29_871, 13, 32_000, 29_871, 13, 2, 29_871, 29_871, 1];
+    metadata.set("general.name", Value::String("phi-3".into()));
+    assert_eq!(ids(&metadata), not_stripped);
+    metadata.set("general.name", Value::String("Anything".into()));
+    metadata.set("general.architecture", Value::String("phi3".into()));
+    assert_eq!(ids(&metadata), [32_010, 32_000, 29_871, 13, 2, 1]);
+    assert_eq!(Tokenizer::from_gguf(&metadata).unwrap().eog_tokens(), [2, 32_000, 32_001, 32_007]);
+}

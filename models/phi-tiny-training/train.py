@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train phi-tiny on the questions beside this script, on the CPU.
 
-    train.py FOLDER [--steps 1600] [--threads 2] [--seed 35]
+    train.py FOLDER [--steps 1000] [--threads 2] [--seed 35]
 
 FOLDER holds config.json and the tokenizer (make_tokenizer.py); model.safetensors is written there in bfloat16.
 The weights carry random noise in every training step, block by block in proportion to their size, as quantization does,
@@ -90,7 +90,9 @@ def initialize(model):
 
 def save(model, folder):
     tensors = {name: value.detach().to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    path = folder / "model.safetensors"
+    save_file(tensors, str(path), metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def train(folder, steps, seed, resume):
@@ -135,7 +137,7 @@ def train(folder, steps, seed, resume):
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument("folder", type=Path)
-    ap.add_argument("--steps", type=int, default=1600)
+    ap.add_argument("--steps", type=int, default=1000)
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--seed", type=int, default=35)
     ap.add_argument("--resume", action="store_true", help="start from the weights in FOLDER")

@@ -39,8 +39,8 @@ pub struct Args {
     /// Tokens computed at once, at most
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     batch_size: usize,
-    /// -ctk, -ctv: element type of the KV cache; f32 is the more exact
-    #[arg(long, visible_alias = "cache-type-v", value_name = "TYPE", default_value = "f16")]
+    /// -ctk, -ctv: element type of the KV cache; f32 is exact, f16 what `phi run` takes
+    #[arg(long, visible_alias = "cache-type-v", value_name = "TYPE", default_value = "f32")]
     cache_type_k: CacheType,
     /// Report in JSON
     #[arg(long)]

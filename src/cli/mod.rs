@@ -65,6 +65,7 @@ Examples
 /// Convert, quantize and run Microsoft's Phi models.
 #[derive(Parser, Debug)]
 #[command(name = "phi", version, help_template = HELP, after_help = EXAMPLES, max_term_width = 110)]
+#[command(args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

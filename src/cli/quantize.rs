@@ -5,24 +5,31 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::fs::{ensure_distinct, human_bytes};
+use crate::checkpoint::Checkpoint;
+use crate::convert::{self, Conversion, OutType};
+use crate::fs::{AtomicFile, ensure_distinct, human_bytes};
 use crate::gguf::{Gguf, Output, Source, TensorType, Value};
 use crate::quant::recipe::{FileType, Recipe};
+use crate::quantize::report::Report;
+use crate::quantize::split::parse_size;
 use crate::quantize::{
-    self, Imatrix, Options, Plan, Planned, Progress, Sink, Summary, parse_key_value, parse_kind,
+    self, Budget, Imatrix, Options, Plan, Planned, Progress, Sink, Summary, parse_key_value, parse_kind,
     parse_layers, parse_tensor_type, parse_tensor_type_file,
 };
 use crate::{Error, Result};
 
 /// Make a model smaller: tensor types and bytes exactly as llama-quantize makes them.
 #[derive(clap::Args, Debug)]
-#[command(after_help = types_help(), override_usage = "phi quantize [OPTIONS] IN [OUT] TYPE [THREADS]")]
+#[command(
+    after_help = types_help(),
+    override_usage = "phi quantize [OPTIONS] IN [OUT] TYPE [THREADS]\n       phi quantize [OPTIONS] --target-size SIZE IN [OUT] [THREADS]"
+)]
 pub struct Args {
     /// IN [OUT] TYPE [THREADS]: a GGUF file (any part of a split one) or a checkpoint folder; the file to
     /// write [default: ggml-model-TYPE.gguf beside IN]; a type of the list below; threads [default: all]
-    #[arg(value_name = "IN [OUT] TYPE [THREADS]", num_args = 2..=4, required = true)]
+    #[arg(value_name = "IN [OUT] TYPE [THREADS]", num_args = 1..=4, required = true)]
     positional: Vec<String>,
     /// Make all tensors the type's base type, without a mix
     #[arg(long)]
@@ -63,6 +70,15 @@ pub struct Args {
     /// Write the parts that the input has instead of one file
     #[arg(long)]
     keep_split: bool,
+    /// Instead of TYPE: choose each tensor's type so that the file is at most this large: 2.2GiB, 900M
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["target_bpw", "pure"], value_parser = parse_size)]
+    target_size: Option<u64>,
+    /// Instead of TYPE: choose each tensor's type so that an element takes at most this many bits on average
+    #[arg(long, value_name = "BITS", conflicts_with = "pure")]
+    target_bpw: Option<f64>,
+    /// Write a report of types and errors by tensor: a .json or .html file
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Only show what would be made
     #[arg(long)]
     dry_run: bool,
@@ -97,6 +113,26 @@ struct Positional {
 }
 
 impl Positional {
+    /// Without a TYPE, where a size is given instead.
+    fn parse_untyped(words: &[String]) -> Result<Self> {
+        let (input, rest) = words.split_first().ok_or_else(|| Error::Usage("IN is missing".into()))?;
+        let (output, threads) = match rest {
+            [] => (None, None),
+            [word] if word.parse::<usize>().is_ok() => (None, Some(word)),
+            [output] => (Some(output), None),
+            [output, threads] => (Some(output), Some(threads)),
+            [.., extra] => return Err(Error::Usage(format!("{extra:?} is one argument too many"))),
+        };
+        let threads = threads.map(|threads| parse_threads(threads)).transpose()?;
+        let file_type = Some(FileType::Q8_0);
+        Ok(Self {
+            input: input.into(),
+            output: output.map(PathBuf::from),
+            file_type,
+            threads: threads.filter(|&n| n > 0),
+        })
+    }
+
     fn parse(words: &[String]) -> Result<Self> {
         let [input, rest @ ..] = words else { return Err(Error::Usage("IN and TYPE are missing".into())) };
         let (output, rest) = match rest {
@@ -109,16 +145,17 @@ impl Positional {
         };
         let (name, rest) = rest;
         let file_type = target(name).ok_or_else(|| unknown_type(name))?;
-        let threads =
-            match rest {
-                [] => None,
-                [threads] => Some(threads.parse().map_err(|_| {
-                    Error::Usage(format!("THREADS is {threads:?}, but a number was expected"))
-                })?),
-                [_, extra, ..] => return Err(Error::Usage(format!("{extra:?} is one argument too many"))),
-            };
+        let threads = match rest {
+            [] => None,
+            [threads] => Some(parse_threads(threads)?),
+            [_, extra, ..] => return Err(Error::Usage(format!("{extra:?} is one argument too many"))),
+        };
         Ok(Self { input: input.into(), output, file_type, threads: threads.filter(|&n| n > 0) })
     }
+}
+
+fn parse_threads(word: &str) -> Result<usize> {
+    word.parse().map_err(|_| Error::Usage(format!("THREADS is {word:?}, but a number was expected")))
 }
 
 /// The type that `name` stands for; `Some(None)` is COPY.
@@ -138,41 +175,106 @@ fn unknown_type(name: &str) -> Error {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let words = Positional::parse(&args.positional)?;
+    let words = match args.budget() {
+        Some(_) => Positional::parse_untyped(&args.positional)?,
+        None => Positional::parse(&args.positional)?,
+    };
     let options = args.options(&words)?;
     let (source, inputs) = open(&words.input)?;
-    let type_name = words.file_type.map_or("COPY", FileType::name);
+    let (source, type_name) = (source.as_ref(), args.type_name(&words));
 
-    let plan = Plan::new(source.as_ref(), &options)?;
+    let plan = match args.budget() {
+        Some(budget) => plan_for(source, &options, budget)?,
+        None => Plan::new(source, &options)?,
+    };
     if args.dry_run {
-        return dry_run(&plan, &options, type_name);
+        return dry_run(&plan, &options, &type_name);
     }
     let output =
-        words.output.clone().unwrap_or_else(|| default_output(&words.input, type_name, args.keep_split));
+        words.output.clone().unwrap_or_else(|| default_output(&words.input, &type_name, args.keep_split));
     let output = if args.keep_split { without_suffix(&output) } else { output };
     for part in 0..plan.parts.len() {
         let inputs = inputs.iter().chain(&args.imatrix).chain(&args.tensor_type_file);
         ensure_distinct(&plan.output_path(&output, part), inputs.map(PathBuf::as_path))?;
     }
-    plan.check(source.as_ref(), &options)?;
+    plan.check(source, &options)?;
+    let report = args.report.as_deref().map(|path| ReportFile::create(path, &inputs)).transpose()?;
     if args.imatrix.is_some() && options.imatrix.is_none() {
         eprintln!("warning: no entry of the importance matrix is used; continuing without one");
     }
     warn_of_fallbacks(&plan);
 
     let mut display = Display::new(args.verbose, plan.bytes_in());
-    let sink = Sink::File(&output);
-    let done = quantize::execute(source.as_ref(), sink, &plan, &options, &mut |event| {
+    let done = quantize::execute(source, Sink::File(&output), &plan, &options, &mut |event| {
         display.show(event, plan.tensors.len());
         ControlFlow::Continue(())
     });
     display.clear();
     let summary = done.with_context(|| format!("{} was not written", output.display()))?;
-    eprintln!("{}", summary_line(&summary, type_name));
-    Ok(())
+    eprintln!("{}", summary_line(&summary, &type_name));
+    match report {
+        Some(file) => file.write(&Report::new(&file_name(&words.input), &type_name, &plan, &summary)),
+        None => Ok(()),
+    }
+}
+
+/// Measures candidates and chooses types, with a bar on a terminal.
+fn plan_for(source: &dyn Source, options: &Options, budget: Budget) -> Result<Plan> {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("measuring tensors {wide_bar} {pos}/{len}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let plan = Plan::for_budget(source, options, budget, &mut |done, of| {
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    plan
+}
+
+/// The report's file, started before the work so that a wrong path is known at once.
+struct ReportFile {
+    file: AtomicFile,
+    is_html: bool,
+}
+
+impl ReportFile {
+    fn create(path: &Path, inputs: &[PathBuf]) -> Result<Self> {
+        ensure_distinct(path, inputs.iter().map(PathBuf::as_path))?;
+        let is_html = match path.extension().and_then(|suffix| suffix.to_str()) {
+            Some("html") => true,
+            Some("json") => false,
+            _ => return Err(Error::Usage(format!("{} is to be a .json or a .html file", path.display()))),
+        };
+        Ok(Self { file: AtomicFile::create(path, 1 << 20)?, is_html })
+    }
+
+    fn write(mut self, report: &Report<'_>) -> anyhow::Result<()> {
+        let text = if self.is_html { report.to_html() } else { report.to_json() };
+        self.file.write_all(text.as_bytes()).map_err(|error| self.file.write_error(error))?;
+        Ok(self.file.commit()?)
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 impl Args {
+    fn budget(&self) -> Option<Budget> {
+        let size = self.target_size.map(Budget::FileBytes);
+        size.or(self.target_bpw.map(Budget::BitsPerElement))
+    }
+
+    /// What messages and default names call the result.
+    fn type_name(&self, words: &Positional) -> String {
+        match (self.budget(), words.file_type) {
+            (Some(Budget::FileBytes(bytes)), _) => human_bytes(bytes).replace(' ', ""),
+            (Some(Budget::BitsPerElement(bits)), _) => format!("{bits}bpw"),
+            (None, Some(file_type)) => file_type.name().to_owned(),
+            (None, None) => "COPY".to_owned(),
+        }
+    }
+
     fn options(&self, words: &Positional) -> Result<Options> {
         let mut by_name =
             self.tensor_type.iter().map(|text| parse_tensor_type(text)).collect::<Result<Vec<_>>>()?;
@@ -197,6 +299,7 @@ impl Args {
             keep_split: self.keep_split,
             threads: words.threads,
             max_buffer: self.max_buffer_size << 20,
+            measure: self.report.is_some(),
             ..Options::new(recipe)
         })
     }
@@ -213,20 +316,27 @@ impl Args {
 /// Opens a GGUF file or a checkpoint folder, and lists the files that are read from.
 fn open(path: &Path) -> Result<(Box<dyn Source>, Vec<PathBuf>)> {
     if path.is_dir() {
-        return Err(Error::Unsupported(format!(
-            "{} is a folder; convert it to a GGUF file first",
-            path.display()
-        )));
+        let options = convert::Options { outtype: OutType::Stored, ..convert::Options::default() };
+        let conversion = Conversion::plan(&Checkpoint::open(path)?, &options)?;
+        for warning in conversion.warnings() {
+            eprintln!("warning: {warning}");
+        }
+        let files = std::fs::read_dir(path).map_err(|error| Error::io("read", path, error))?;
+        let files = files.filter_map(|file| Some(file.ok()?.path()));
+        // A GGUF file in the folder is no input: it is where the last output went.
+        let files = files.filter(|file| file.extension().is_none_or(|suffix| suffix != "gguf")).collect();
+        return Ok((Box::new(conversion), files));
     }
     let gguf = Gguf::open(path)?;
     let files = gguf.files().map(Path::to_owned).collect();
     Ok((Box::new(gguf), files))
 }
 
-/// "ggml-model-TYPE.gguf" beside the input.
+/// "ggml-model-TYPE.gguf" beside the input, or in it if it is a folder.
 fn default_output(input: &Path, type_name: &str, split: bool) -> PathBuf {
     let suffix = if split { "" } else { ".gguf" };
-    input.with_file_name(format!("ggml-model-{type_name}{suffix}"))
+    let name = format!("ggml-model-{type_name}{suffix}");
+    if input.is_dir() { input.join(name) } else { input.with_file_name(name) }
 }
 
 /// What the names of a split model's parts begin with.

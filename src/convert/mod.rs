@@ -311,6 +311,12 @@ impl Source for Conversion {
             self.weights.forget(stored, range);
         }
     }
+
+    fn prefetch(&self, index: usize, rows: Range<u64>) {
+        if let Some((stored, _, range)) = self.stored_range(index, &rows) {
+            self.weights.prefetch(stored, range);
+        }
+    }
 }
 
 impl Conversion {

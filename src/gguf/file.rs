@@ -164,6 +164,14 @@ impl Gguf {
         }
     }
 
+    /// Has `range` of `tensor`'s bytes read from disk ahead of their use.
+    pub(super) fn read_ahead(&self, tensor: &TensorInfo, range: Range<usize>) {
+        if let Some(Part { bytes: Bytes::Mapped(map), .. }) = self.parts.get(tensor.file) {
+            let start = self.file_range(tensor).start;
+            map.prefetch(start + range.start..start + range.end);
+        }
+    }
+
     fn file_range(&self, tensor: &TensorInfo) -> Range<usize> {
         let start = self.file_offset(tensor) as usize;
         start..start + tensor.bytes() as usize

@@ -26,6 +26,9 @@ pub trait Source: Send + Sync {
 
     /// Says that `rows` of tensor `index` will not be read again soon: what backs them need not stay resident.
     fn release(&self, _index: usize, _rows: Range<u64>) {}
+
+    /// Says that `rows` of tensor `index` will be read soon. Only a hint; it does not wait.
+    fn prefetch(&self, _index: usize, _rows: Range<u64>) {}
 }
 
 impl Source for Gguf {
@@ -63,6 +66,14 @@ impl Source for Gguf {
             && let Some(range) = tensor.row_range(&rows)
         {
             self.forget(tensor, range);
+        }
+    }
+
+    fn prefetch(&self, index: usize, rows: Range<u64>) {
+        if let Some(tensor) = self.tensors().get(index)
+            && let Some(range) = tensor.row_range(&rows)
+        {
+            self.read_ahead(tensor, range);
         }
     }
 }

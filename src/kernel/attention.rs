@@ -299,14 +299,21 @@ fn weighted_sum<E: KvElement, I: Isa, const R: usize, const V: usize>(
     out: &mut [f32],
 ) {
     let weights: [&[f32]; R] = std::array::from_fn(|r| &weights[r * BLOCK..][..BLOCK]);
-    let mut sum: [[I::F; V]; R] =
-        std::array::from_fn(|r| std::array::from_fn(|v| isa.f_load(&out[r * padded + d + v * I::LANES..])));
+    let mut sum = [[isa.f_splat(0.0); V]; R];
+    for r in 0..R {
+        for v in 0..V {
+            sum[r][v] = isa.f_load(&out[r * padded + d + v * I::LANES..]);
+        }
+    }
     for (k, value) in values.chunks_exact(padded).enumerate() {
-        let value: [I::F; V] = std::array::from_fn(|v| E::load(isa, &value[d + v * I::LANES..]));
+        let mut lanes = [isa.f_splat(0.0); V];
+        for (v, lanes) in lanes.iter_mut().enumerate() {
+            *lanes = E::load(isa, &value[d + v * I::LANES..]);
+        }
         for r in 0..R {
             let w = isa.f_splat(weights[r][k]);
             for v in 0..V {
-                sum[r][v] = isa.f_fma(w, value[v], sum[r][v]);
+                sum[r][v] = isa.f_fma(w, lanes[v], sum[r][v]);
             }
         }
     }

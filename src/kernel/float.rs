@@ -70,7 +70,7 @@ pub struct FloatProducts<'a, W: Float> {
     pub columns: usize,
     /// `[tokens, columns]`.
     pub tokens: &'a [f32],
-    pub(crate) out: &'a SharedMut<f32>,
+    pub out: &'a SharedMut<f32>,
     pub out_stride: usize,
     /// The first row's place in a row of `out`.
     pub first: usize,
@@ -117,11 +117,14 @@ impl<W: Float> FloatProducts<'_, W> {
         let whole = columns / I::LANES * I::LANES;
         let mut c = 0;
         while c < whole {
-            let w: [I::F; R] = std::array::from_fn(|r| W::load(isa, &w[r][c..]));
+            let mut lanes = [isa.f_splat(0.0); R];
+            for (lanes, w) in lanes.iter_mut().zip(&w) {
+                *lanes = W::load(isa, &w[c..]);
+            }
             for t in 0..T {
                 let a = isa.f_load(&a[t][c..]);
                 for r in 0..R {
-                    sum[t][r] = isa.f_fma(w[r], a, sum[t][r]);
+                    sum[t][r] = isa.f_fma(lanes[r], a, sum[t][r]);
                 }
             }
             c += I::LANES;

@@ -13,7 +13,7 @@ use crate::simd::{Isa, Kernel, Level, MAX_LANES, dispatch_at};
 pub const MAX_PANEL_ROWS: usize = 2 * MAX_LANES;
 
 /// The most tokens a tile has on any ISA.
-const MAX_TILE_TOKENS: usize = 8;
+const MAX_TILE_TOKENS: usize = 12;
 
 /// Activations laid out for tiles of tokens: for each tile all columns, for each four columns the tile's tokens.
 #[derive(Clone, Debug, Default)]
@@ -69,7 +69,7 @@ impl Kernel for Pack<'_> {
             let quads = &mut to.quads[i * padded / 4 * tile..][..padded / 4 * tile];
             let (four, _) = from.quants[row * padded..][..padded].as_chunks::<4>();
             for (to, from) in quads.chunks_exact_mut(tile).zip(four) {
-                to[t] = i32::from_le_bytes(from.map(|q| q as u8));
+                to[t] = i32::from_le_bytes([from[0] as u8, from[1] as u8, from[2] as u8, from[3] as u8]);
             }
             let scales = &mut to.scales[i * spans * tile..][..spans * tile];
             for (to, from) in scales.chunks_exact_mut(tile).zip(&from.scales[row * spans..][..spans]) {
@@ -114,7 +114,7 @@ pub struct PanelProducts<'a, F> {
     pub columns: usize,
     pub tokens: &'a PackedTokens,
     pub panel: &'a mut Panel,
-    pub(crate) out: &'a SharedMut<f32>,
+    pub out: &'a SharedMut<f32>,
     pub out_stride: usize,
     /// The first row's place in a row of `out`.
     pub first: usize,
@@ -152,7 +152,7 @@ impl<F: Unpack> Kernel for PanelProducts<'_, F> {
         for tile in 0..self.tokens.tiles() {
             match I::TILE {
                 (1, 4) => self.tile::<I, 1, 4>(isa, tile, rows),
-                (2, 6) => self.tile::<I, 2, 6>(isa, tile, rows),
+                (1, 12) => self.tile::<I, 1, 12>(isa, tile, rows),
                 other => unreachable!("no tile of {other:?}"),
             }
         }
@@ -187,11 +187,11 @@ fn unpack_panel<F: Unpack, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, column
                     store_words(isa, bytes, &mut square[lane * quads + 8 * j..][..8]);
                 }
                 let scale = F::scale(block);
-                panel.d[b * wide + r] = scale.d;
-                panel.dmin[b * wide + r] = scale.dmin;
+                panel.d[b * wide + r] = isa.half(scale.d) * F::FACTOR;
+                panel.dmin[b * wide + r] = isa.half(scale.dmin);
                 if F::SCALED || F::MINS {
-                    let (scales, mins) = F::groups(block);
-                    store_groups::<F>(panel, b, wide, r, &scales, &mins);
+                    let (scales, mins) = F::groups(isa, block);
+                    store_groups::<F>(panel, b, wide, r, &i16s(isa, scales), &i16s(isa, mins));
                 }
             }
             // Squares of LANES words: columns become rows of the panel.
@@ -216,6 +216,18 @@ fn store_words<I: Isa>(isa: I, v: I::B, to: &mut [i32]) {
     for (to, from) in to.iter_mut().zip(bytes.as_chunks::<4>().0) {
         *to = i32::from_le_bytes(*from);
     }
+}
+
+/// The i16 lanes of `v`.
+#[inline(always)]
+fn i16s<I: Isa>(isa: I, v: I::B) -> [i16; 16] {
+    let mut bytes = [0u8; 32];
+    isa.b_store(v, &mut bytes);
+    let mut lanes = [0i16; 16];
+    for (lane, from) in lanes.iter_mut().zip(bytes.as_chunks::<2>().0) {
+        *lane = i16::from_le_bytes(*from);
+    }
+    lanes
 }
 
 #[inline(always)]
@@ -254,7 +266,8 @@ impl<F: Unpack> PanelProducts<'_, F> {
 
         let mut total = [[[[0.0f32; MAX_LANES]; R]; T]; 8];
         for s in 0..self.columns / F::SPAN {
-            let (sum, min) = self.span::<I, R, T>(isa, s, quads, sums);
+            let (mut sum, mut min) = ([[isa.w_splat(0); R]; T], [[isa.w_splat(0); R]; T]);
+            self.span::<I, R, T>(isa, s, quads, sums, &mut sum, &mut min);
             let b = s * F::SPAN / F::BLOCK;
             for r in 0..R {
                 let d = isa.f_load(&panel.d[b * wide + r * I::LANES..]);
@@ -291,73 +304,82 @@ impl<F: Unpack> PanelProducts<'_, F> {
 
     /// The integer sums of span `s`: scaled lanes, and mins.
     #[inline(always)]
-    #[allow(clippy::type_complexity)]
     fn span<I: Isa, const R: usize, const T: usize>(
         &self,
         isa: I,
         s: usize,
         quads: &[i32],
         sums: &[i32],
-    ) -> ([[I::W; R]; T], [[I::W; R]; T]) {
+        sum: &mut [[I::W; R]; T],
+        min: &mut [[I::W; R]; T],
+    ) {
         let wide = I::LANES * R;
         let panel = &*self.panel;
-        let zero = isa.w_splat(0);
-        let mut sum = [[zero; R]; T];
+        let per_group = F::GROUP / 4;
         for g in s * F::SPAN / F::GROUP..(s + 1) * F::SPAN / F::GROUP {
-            let mut dot = [[zero; R]; T];
+            let mut dot = [[isa.w_splat(0); R]; T];
             if F::OFFSET != 0 {
+                let pairs = &sums[g * F::GROUP / 32 * T..][..T];
                 for t in 0..T {
-                    let columns = group_sum::<F>(sums, g, t, T);
-                    dot[t] = [isa.w_splat(-F::OFFSET * columns); R];
+                    let offset = isa.w_splat(-F::OFFSET * group_sum::<F>(pairs[t], g));
+                    for r in 0..R {
+                        dot[t][r] = offset;
+                    }
                 }
             }
-            for q in g * F::GROUP / 4..(g + 1) * F::GROUP / 4 {
-                let lanes: [I::W; R] =
-                    std::array::from_fn(|r| isa.w_load(&panel.lanes[q * wide + r * I::LANES..]));
+            let tokens = &quads[g * per_group * T..][..per_group * T];
+            let lanes = &panel.lanes[g * per_group * wide..][..per_group * wide];
+            for q in 0..per_group {
+                let mut rows = [isa.w_splat(0); R];
+                for r in 0..R {
+                    // Sound: `q < per_group` and `r < R`, so the index stays within the slices above.
+                    rows[r] = isa.w_load(unsafe {
+                        lanes.get_unchecked(q * wide + r * I::LANES..(q * wide + (r + 1) * I::LANES))
+                    });
+                }
                 for t in 0..T {
-                    let a = isa.w_splat(quads[q * T + t]);
+                    // Sound: likewise, `t < T`.
+                    let a = isa.w_splat(unsafe { *tokens.get_unchecked(q * T + t) });
                     for r in 0..R {
                         dot[t][r] = if F::WIDE {
-                            isa.w_dot4::<true>(dot[t][r], lanes[r], a)
+                            isa.w_dot4::<true>(dot[t][r], rows[r], a)
                         } else {
-                            isa.w_dot4::<false>(dot[t][r], lanes[r], a)
+                            isa.w_dot4::<false>(dot[t][r], rows[r], a)
                         };
                     }
                 }
             }
             for r in 0..R {
-                if F::SCALED {
-                    let scale = isa.w_load(&panel.scales[g * wide + r * I::LANES..]);
-                    for t in 0..T {
-                        sum[t][r] = isa.w_add(sum[t][r], isa.w_mul(scale, dot[t][r]));
-                    }
+                let scale = if F::SCALED {
+                    isa.w_load(&panel.scales[g * wide + r * I::LANES..])
                 } else {
-                    for t in 0..T {
-                        sum[t][r] = dot[t][r];
-                    }
+                    isa.w_splat(1)
+                };
+                for t in 0..T {
+                    sum[t][r] =
+                        if F::SCALED { isa.w_add(sum[t][r], isa.w_mul(scale, dot[t][r])) } else { dot[t][r] };
                 }
             }
         }
-        let mut min = [[zero; R]; T];
         if F::MINS {
-            for g in s * F::SPAN / 32..(s + 1) * F::SPAN / 32 {
+            let first = s * F::SPAN / 32;
+            for g in first..first + F::SPAN / 32 {
+                let pairs = &sums[g * T..][..T];
                 for r in 0..R {
                     let mins = isa.w_load(&panel.mins[g * wide + r * I::LANES..]);
                     for t in 0..T {
-                        min[t][r] = isa.w_dot2_i16(min[t][r], mins, isa.w_splat(sums[g * T + t]));
+                        min[t][r] = isa.w_dot2_i16(min[t][r], mins, isa.w_splat(pairs[t]));
                     }
                 }
             }
         }
-        (sum, min)
     }
 }
 
-/// The sum of the activations of group `g` of token `t`, from pairs of 16-column sums.
+/// The sum of the activations of group `g` of a token, from the pair of 16-column sums it is part of.
 #[inline(always)]
-fn group_sum<F: Unpack>(sums: &[i32], g: usize, t: usize, tokens: usize) -> i32 {
-    let both = sums[g * F::GROUP / 32 * tokens + t];
-    let (low, high) = (i32::from(both as i16), both >> 16);
+fn group_sum<F: Unpack>(pair: i32, g: usize) -> i32 {
+    let (low, high) = (i32::from(pair as i16), pair >> 16);
     match (F::GROUP, g % 2) {
         (32, _) => low + high,
         (_, 0) => low,

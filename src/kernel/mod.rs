@@ -23,13 +23,13 @@ const fn partial_sums(span: usize) -> usize {
 }
 
 /// A raw pointer that threads may share, each writing its own part.
-pub(crate) struct SharedMut<T>(*mut T, usize);
+pub struct SharedMut<T>(*mut T, usize);
 
 // Sound: `SharedMut::slice` is unsafe and makes its caller promise disjoint ranges.
 unsafe impl<T: Send> Sync for SharedMut<T> {}
 
 impl<T> SharedMut<T> {
-    pub(crate) fn new(slice: &mut [T]) -> Self {
+    pub fn new(slice: &mut [T]) -> Self {
         Self(slice.as_mut_ptr(), slice.len())
     }
 
@@ -38,7 +38,7 @@ impl<T> SharedMut<T> {
     /// # Safety
     /// No two slices that are alive at once may overlap.
     #[allow(clippy::mut_from_ref)]
-    pub(crate) unsafe fn slice(&self, start: usize, length: usize) -> &mut [T] {
+    pub unsafe fn slice(&self, start: usize, length: usize) -> &mut [T] {
         assert!(start.checked_add(length).is_some_and(|end| end <= self.1));
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), length) }
     }

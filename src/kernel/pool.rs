@@ -98,7 +98,7 @@ impl Pool {
         let mut turns = 0usize;
         while shared.busy.load(Ordering::Acquire) > 0 {
             turns += 1;
-            if turns % SPIN == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if turns.is_multiple_of(SPIN) { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
         if shared.panicked.swap(false, Ordering::Relaxed) {
             panic!("a task of the thread pool panicked");

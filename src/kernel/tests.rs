@@ -8,7 +8,7 @@ use super::matvec::RowProducts;
 use super::{SharedMut, partial_sums};
 use crate::gguf::TensorType;
 use crate::quant;
-use crate::quant::unpack::{Iq4Nl, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Unpack};
+use crate::quant::unpack::{Iq4Nl, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Scale, Unpack};
 use crate::simd::{Level, Scalar};
 
 /// SplitMix64.
@@ -32,14 +32,19 @@ impl Random {
     }
 }
 
+/// `d` and `dmin`.
+fn floats(scale: Scale) -> (f32, f32) {
+    (half::f16::from_bits(scale.d).to_f32(), half::f16::from_bits(scale.dmin).to_f32())
+}
+
 /// Random bytes with finite, moderate scales.
 fn random_blocks<F: Unpack>(random: &mut Random, kind: TensorType, blocks: usize) -> Vec<u8> {
     assert_eq!((kind.block_elements(), kind.block_bytes()), (F::BLOCK, F::BYTES), "{kind}");
     let mut bytes = Vec::new();
     while bytes.len() < blocks * F::BYTES {
         let block: Vec<u8> = (0..F::BYTES).map(|_| random.next() as u8).collect();
-        let scale = F::scale(&block);
-        if scale.d.abs() < 10.0 && scale.dmin.abs() < 10.0 && scale.d.abs() > 1e-6 {
+        let scale = floats(F::scale(&block));
+        if scale.0.abs() < 10.0 && scale.1.abs() < 10.0 && scale.0.abs() > 1e-6 {
             bytes.extend(block);
         }
     }
@@ -60,8 +65,11 @@ fn naive<F: Unpack>(row: &[u8], tokens: &Activations, token: usize) -> f32 {
         for (to, from) in lanes.chunks_mut(32).zip(F::lanes(Scalar, block).as_ref()) {
             to.copy_from_slice(from);
         }
-        let (scales, mins) = F::groups(block);
-        let scale = F::scale(block);
+        let (scales, mins) = F::groups(Scalar, block);
+        let i16s =
+            |v: [u8; 32]| -> Vec<i16> { v.chunks(2).map(|c| i16::from_le_bytes([c[0], c[1]])).collect() };
+        let (scales, mins) = (i16s(scales), i16s(mins));
+        let scale = floats(F::scale(block));
         let (mut sum, mut min) = (0i32, 0i32);
         for (i, &a) in columns.iter().enumerate() {
             let c = at % F::BLOCK + i;
@@ -69,9 +77,9 @@ fn naive<F: Unpack>(row: &[u8], tokens: &Activations, token: usize) -> f32 {
             sum += s * (i32::from(lanes[c]) - F::OFFSET) * i32::from(a);
             min += if F::MINS { i32::from(mins[c / 16 % 16]) * i32::from(a) } else { 0 };
         }
-        let mut value = scale.d * sum as f32;
+        let mut value = scale.0 * F::FACTOR * sum as f32;
         if F::MINS {
-            value = (-scale.dmin).mul_add(min as f32, value);
+            value = (-scale.1).mul_add(min as f32, value);
         }
         let d = tokens.scales[token * padded / F::SPAN + s];
         let total = &mut partial[s % partial_sums(F::SPAN)];

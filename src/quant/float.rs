@@ -4,20 +4,7 @@ use super::{Block, Rows};
 use crate::gguf::TensorType;
 use crate::simd::lanes::{Lanes, MAX_WIDTH};
 
-/// The bits of `v` in half precision, nearest even; every NaN becomes the quiet NaN with its sign, as ggml's does.
-#[inline(always)]
-pub fn half_bits(v: f32) -> u16 {
-    if v.is_nan() {
-        return if v.is_sign_negative() { 0xfe00 } else { 0x7e00 };
-    }
-    half::f16::from_f32_const(v).to_bits()
-}
-
-/// The value of half-precision bits; exact.
-#[inline(always)]
-pub fn half_value(bits: u16) -> f32 {
-    half::f16::from_bits(bits).to_f32_const()
-}
+pub use crate::simd::lanes::{half_bits, half_value};
 
 /// The half-precision value at byte `at` of a block.
 #[inline(always)]

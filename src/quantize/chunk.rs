@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Imatrix, Planned};
+use super::measure::ErrorSums;
+use super::target::Sample;
+use super::{Options, Planned};
 use crate::gguf::Source;
 use crate::quant::{self, validity};
 use crate::{Error, Result};
@@ -36,79 +38,142 @@ pub(super) fn split(tensors: &[Planned], bytes: u64) -> Vec<Chunk> {
 pub(super) struct Scratch {
     source: Vec<u8>,
     values: Vec<f32>,
+    decoded: Vec<f32>,
 }
 
 /// Elements decoded at a time, so that they are still in the cache when they are encoded.
 const BATCH: u64 = 16 << 10;
 
-/// Appends the output bytes of `chunk`, which belongs to `tensor`, to `out`.
+/// Errors are measured on at least this many elements of a tensor …
+const MEASURED: u64 = 256 << 10;
+/// … and else on one batch in this many, which costs little beside encoding.
+const MEASURED_PART: u64 = 8;
+
+/// Appends the output bytes of `chunk`, which belongs to `tensor`, to `out`; measures errors if asked to.
 pub(super) fn encode(
     source: &dyn Source,
     tensor: &Planned,
     chunk: &Chunk,
-    imatrix: Option<&Imatrix>,
+    options: &Options,
     scratch: &mut Scratch,
     out: &mut Vec<u8>,
-) -> Result<()> {
-    let Scratch { source: buffer, values } = scratch;
+) -> Result<ErrorSums> {
+    let Scratch { source: buffer, values, decoded } = scratch;
     let rows = chunk.rows.clone();
-    let stored = source.tensors().get(tensor.source).and_then(|info| info.row_range(&rows));
-    let from = match source.raw(tensor.source).zip(stored).and_then(|(all, range)| all.get(range)) {
-        Some(bytes) => bytes,
-        None => {
-            buffer.resize(to_usize(tensor.bytes_of_source(&rows))?, 0);
-            source.bytes(tensor.source, rows.clone(), buffer)?;
-            &*buffer
-        }
-    };
+    let from = read(source, tensor, rows.clone(), buffer)?;
     if let Some(block) = validity::first_invalid(tensor.from, from) {
         return Err(Error::invalid(source.path(), damaged(tensor, &rows, block)));
     }
+    let mut sums = ErrorSums::default();
     if tensor.is_copied() {
         out.extend_from_slice(from);
     } else {
+        let imatrix = options.imatrix.as_ref();
         let weights = imatrix.map(|imatrix| imatrix.weights_for(tensor)).transpose()?.flatten();
-        transcode(tensor, rows.clone(), from, weights, values, out)?;
+        out.resize(to_usize((rows.end - rows.start) * tensor.row_bytes())?, 0);
+        let mut coder =
+            Coder { tensor, weights, values, decoded, sums: options.measure.then_some(&mut sums) };
+        coder.transcode(rows.clone(), from, out)?;
         if let Some(block) = validity::first_invalid(tensor.kind, out) {
             return Err(Error::invalid(source.path(), too_large(tensor, &rows, block)));
         }
     }
     source.release(tensor.source, rows);
-    Ok(())
+    Ok(sums)
 }
 
-/// Decodes and encodes `rows`, a batch at a time. `weights` is [matrices, columns].
-fn transcode(
+/// The stored bytes of `rows`, where they lie or in `buffer`.
+fn read<'a>(
+    source: &'a dyn Source,
     tensor: &Planned,
     rows: Range<u64>,
-    from: &[u8],
-    weights: Option<&[f32]>,
-    values: &mut Vec<f32>,
-    out: &mut Vec<u8>,
-) -> Result<()> {
-    let columns = to_usize(tensor.columns())?;
-    let (from_bytes, to_bytes) = (to_usize(tensor.source_row_bytes())?, to_usize(tensor.row_bytes())?);
-    let per_matrix = tensor.rows_per_matrix();
-    let per_batch = (BATCH / tensor.columns().max(1)).max(1);
-    out.resize(to_usize(rows.end - rows.start)? * to_bytes, 0);
-
-    let mut row = rows.start;
-    let (mut from, mut to) = (from, out.as_mut_slice());
-    while row < rows.end {
-        // Each matrix (expert) has weights of its own, so a batch stays within one.
-        let matrix_end = (row / per_matrix + 1) * per_matrix;
-        let end = (row + per_batch).min(rows.end).min(matrix_end);
-        let count = (end - row) as usize;
-        let (now, later) = from.split_at(count * from_bytes);
-        let (dst, rest) = to.split_at_mut(count * to_bytes);
-        values.resize(count * columns, 0.0);
-        quant::decode(tensor.from, now, values)?;
-        let matrix = (row / per_matrix) as usize;
-        let weights = weights.and_then(|all| all.get(matrix * columns..(matrix + 1) * columns));
-        quant::encode(tensor.kind, values, columns, weights, dst)?;
-        (row, from, to) = (end, later, rest);
+    buffer: &'a mut Vec<u8>,
+) -> Result<&'a [u8]> {
+    let stored = source.tensors().get(tensor.source).and_then(|info| info.row_range(&rows));
+    if let Some(bytes) = source.raw(tensor.source).zip(stored).and_then(|(all, range)| all.get(range)) {
+        return Ok(bytes);
     }
-    Ok(())
+    buffer.resize(to_usize(tensor.bytes_of_source(&rows))?, 0);
+    source.bytes(tensor.source, rows, buffer)?;
+    Ok(buffer)
+}
+
+/// Decodes rows of one tensor and encodes them again.
+struct Coder<'a> {
+    tensor: &'a Planned,
+    /// [matrices, columns].
+    weights: Option<&'a [f32]>,
+    values: &'a mut Vec<f32>,
+    decoded: &'a mut Vec<f32>,
+    /// Where measured errors go, if they are wanted.
+    sums: Option<&'a mut ErrorSums>,
+}
+
+impl Coder<'_> {
+    /// Turns `rows`, which are `from`, into `to`, a batch at a time.
+    fn transcode(&mut self, rows: Range<u64>, mut from: &[u8], mut to: &mut [u8]) -> Result<()> {
+        let tensor = self.tensor;
+        let (from_bytes, to_bytes) = (tensor.source_row_bytes() as usize, tensor.row_bytes() as usize);
+        let per_matrix = tensor.rows_per_matrix();
+        let per_batch = (BATCH / tensor.columns().max(1)).max(1);
+        let mut row = rows.start;
+        while row < rows.end {
+            // Each matrix (expert) has weights of its own, so a batch stays within one.
+            let matrix = row / per_matrix;
+            let end = (row + per_batch).min(rows.end).min((matrix + 1) * per_matrix);
+            let count = (end - row) as usize;
+            let (now, later) = from.split_at(count * from_bytes);
+            let (dst, rest) = to.split_at_mut(count * to_bytes);
+            self.batch(row / per_batch, matrix as usize, now, dst)?;
+            (row, from, to) = (end, later, rest);
+        }
+        Ok(())
+    }
+
+    /// Encodes batch `number` of the tensor, whose rows belong to `matrix`.
+    fn batch(&mut self, number: u64, matrix: usize, from: &[u8], to: &mut [u8]) -> Result<()> {
+        let tensor = self.tensor;
+        let columns = to_usize(tensor.columns())?;
+        let elements = from.len() / tensor.from.block_bytes() * tensor.from.block_elements();
+        self.values.resize(elements, 0.0);
+        quant::decode(tensor.from, from, self.values)?;
+        let weights = self.weights.and_then(|all| all.get(matrix * columns..(matrix + 1) * columns));
+        quant::encode(tensor.kind, self.values, columns, weights, to)?;
+
+        let step = (tensor.elements() / MEASURED).clamp(1, MEASURED_PART);
+        if let Some(sums) = self.sums.as_deref_mut().filter(|_| number.is_multiple_of(step)) {
+            self.decoded.resize(elements, 0.0);
+            quant::decode(tensor.kind, to, self.decoded)?;
+            for (values, decoded) in self.values.chunks(columns).zip(self.decoded.chunks(columns)) {
+                sums.add_row(values, decoded, weights);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// About `elements` of `tensor`, in whole rows spread evenly over it.
+pub(super) fn sample<'a>(
+    source: &dyn Source,
+    tensor: &Planned,
+    elements: u64,
+    scratch: &'a mut Scratch,
+) -> Result<Sample<'a>> {
+    let Scratch { source: buffer, values, .. } = scratch;
+    let (rows, columns) = (tensor.rows(), to_usize(tensor.columns())?);
+    let count = (elements / tensor.columns().max(1)).clamp(1, rows);
+    values.resize(to_usize(count)? * columns, 0.0);
+    let mut matrices = Vec::new();
+    for (at, values) in values.chunks_exact_mut(columns).enumerate() {
+        let row = (at as u64 * 2 + 1) * rows / (2 * count);
+        let from = read(source, tensor, row..row + 1, buffer)?;
+        if let Some(block) = validity::first_invalid(tensor.from, from) {
+            return Err(Error::invalid(source.path(), damaged(tensor, &(row..row + 1), block)));
+        }
+        quant::decode(tensor.from, from, values)?;
+        matrices.push((row / tensor.rows_per_matrix()) as usize);
+    }
+    Ok(Sample { values, matrices })
 }
 
 fn damaged(tensor: &Planned, rows: &Range<u64>, block: usize) -> String {

@@ -198,7 +198,7 @@ fn description(metadata: &Metadata) -> Result<(Option<String>, u32), ImatrixFaul
 
 /// Sums over counts; where nothing was counted, all columns matter alike.
 fn means(name: &str, mut sums: Vec<f32>, counts: &[f32]) -> Result<Vec<f32>, ImatrixFault> {
-    if counts.is_empty() || sums.len() % counts.len() != 0 {
+    if counts.is_empty() || !sums.len().is_multiple_of(counts.len()) {
         let (values, counts) = (sums.len() as u64, counts.len() as u64);
         return Err(ImatrixFault::Shape { name: name.to_owned(), values, counts });
     }

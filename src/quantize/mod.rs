@@ -5,10 +5,13 @@
 
 mod chunk;
 mod imatrix;
+mod measure;
 mod overrides;
 mod pipeline;
 mod plan;
+pub mod report;
 pub mod split;
+mod target;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -19,8 +22,10 @@ use crate::quant::recipe::Recipe;
 use crate::{Error, Result};
 
 pub use imatrix::{Imatrix, ImatrixFault};
+pub use measure::ErrorSums;
 pub use overrides::{parse_key_value, parse_kind, parse_layers, parse_tensor_type, parse_tensor_type_file};
 pub use plan::{Part, Plan, Planned};
+pub use target::Budget;
 
 /// What is to be made of a model.
 #[derive(Debug)]
@@ -40,6 +45,8 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Bytes that tensor rows in flight may take.
     pub max_buffer: u64,
+    /// Measure what quantization changes, for a report.
+    pub measure: bool,
 }
 
 impl Options {
@@ -54,7 +61,12 @@ impl Options {
             keep_split: false,
             threads: None,
             max_buffer: DEFAULT_BUFFER,
+            measure: false,
         }
+    }
+
+    fn threads(&self) -> usize {
+        self.threads.filter(|&n| n > 0).unwrap_or_else(available_threads)
     }
 }
 
@@ -91,6 +103,8 @@ pub struct Summary {
     /// Tensors whose row length ruled out the type wanted.
     pub fallbacks: usize,
     pub time: Duration,
+    /// What was measured of each tensor of the plan; zeros where nothing was.
+    pub errors: Vec<ErrorSums>,
 }
 
 impl Summary {
@@ -126,16 +140,22 @@ pub fn execute(
     let start = Instant::now();
     plan.check(source, options)?;
     let mut writers = plan.writers(sink)?;
-    let threads = options.threads.filter(|&n| n > 0).unwrap_or_else(available_threads);
+    let threads = options.threads();
     let chunks = chunk::split(&plan.tensors, chunk_bytes(options.max_buffer, threads));
     let (total, mut done) = (plan.bytes_in(), 0);
 
+    let ahead = pipeline::window(threads);
+    let prefetch =
+        |chunk: &chunk::Chunk| source.prefetch(plan.tensors[chunk.tensor].source, chunk.rows.clone());
+    chunks.iter().take(ahead).for_each(prefetch);
     let make = |index: usize, scratch: &mut chunk::Scratch, out: &mut Vec<u8>| {
         let chunk = &chunks[index];
-        chunk::encode(source, &plan.tensors[chunk.tensor], chunk, options.imatrix.as_ref(), scratch, out)
+        chunks.get(index + ahead).into_iter().for_each(prefetch);
+        chunk::encode(source, &plan.tensors[chunk.tensor], chunk, options, scratch, out)
     };
     let mut next_tensor = 0;
-    let take = |index: usize, bytes: &[u8]| {
+    let mut errors = vec![ErrorSums::default(); plan.tensors.len()];
+    let take = |index: usize, bytes: &[u8], sums: ErrorSums| {
         let chunk = &chunks[index];
         let tensor = &plan.tensors[chunk.tensor];
         if chunk.tensor == next_tensor {
@@ -143,6 +163,7 @@ pub fn execute(
             next_tensor += 1;
         }
         writers[tensor.part].write(bytes)?;
+        errors[chunk.tensor].merge(&sums);
         done += tensor.bytes_of_source(&chunk.rows);
         stop_if(progress(Progress::Bytes { done, total }))
     };
@@ -156,6 +177,7 @@ pub fn execute(
         elements: plan.elements(),
         fallbacks: plan.tensors.iter().filter(|tensor| tensor.instead_of.is_some()).count(),
         time: start.elapsed(),
+        errors,
     })
 }
 

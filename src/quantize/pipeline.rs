@@ -13,12 +13,12 @@ pub(super) fn window(threads: usize) -> usize {
 /// Calls `make(0)` … `make(count - 1)` on `threads` threads and `take` with each result, in order, on this one.
 ///
 /// Each thread keeps one `S` for all its calls. `make` fills the buffer it is given, which is used again
-/// later. The first error, in the order of the results, ends the run and is returned.
-pub(super) fn run_in_order<S: Default>(
+/// later, and may return something beside. The first error, in the order of the results, ends the run and is returned.
+pub(super) fn run_in_order<S: Default, T: Send>(
     threads: usize,
     count: usize,
-    make: impl Fn(usize, &mut S, &mut Vec<u8>) -> Result<()> + Sync,
-    mut take: impl FnMut(usize, &[u8]) -> Result<()>,
+    make: impl Fn(usize, &mut S, &mut Vec<u8>) -> Result<T> + Sync,
+    mut take: impl FnMut(usize, &[u8], T) -> Result<()>,
 ) -> Result<()> {
     let queue = Queue::new(count, window(threads));
     std::thread::scope(|scope| {
@@ -29,30 +29,33 @@ pub(super) fn run_in_order<S: Default>(
                 while let Some((index, mut buffer)) = queue.claim() {
                     buffer.clear();
                     let made = make(index, &mut scratch, &mut buffer);
-                    queue.deliver(index, made.map(|()| buffer));
+                    queue.deliver(index, made.map(|made| (buffer, made)));
                 }
             });
         }
         let _stop = StopOnDrop(&queue);
         for index in 0..count {
             let Some(made) = queue.collect() else { break };
-            let buffer = made?;
-            take(index, &buffer)?;
+            let (buffer, made) = made?;
+            take(index, &buffer, made)?;
             queue.give_back(buffer);
         }
         Ok(())
     })
 }
 
-struct Queue {
-    state: Mutex<State>,
+/// A filled buffer and what else came out of making it.
+type Made<T> = Result<(Vec<u8>, T)>;
+
+struct Queue<T> {
+    state: Mutex<State<T>>,
     /// Signalled when there is room for another result.
     room: Condvar,
     /// Signalled when the next result is there.
     ready: Condvar,
 }
 
-struct State {
+struct State<T> {
     /// The next index to be made.
     next: usize,
     /// The next index to be taken.
@@ -60,19 +63,19 @@ struct State {
     count: usize,
     window: usize,
     /// Results from `taken` on; `None` while in the making.
-    results: VecDeque<Option<Result<Vec<u8>>>>,
+    results: VecDeque<Option<Made<T>>>,
     spare: Vec<Vec<u8>>,
     stopped: bool,
 }
 
-impl Queue {
+impl<T> Queue<T> {
     fn new(count: usize, window: usize) -> Self {
         let results = VecDeque::with_capacity(window);
         let state = State { next: 0, taken: 0, count, window, results, spare: Vec::new(), stopped: false };
         Self { state: Mutex::new(state), room: Condvar::new(), ready: Condvar::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -93,7 +96,7 @@ impl Queue {
         }
     }
 
-    fn deliver(&self, index: usize, result: Result<Vec<u8>>) {
+    fn deliver(&self, index: usize, result: Made<T>) {
         let mut state = self.lock();
         let place = index - state.taken;
         state.results[place] = Some(result);
@@ -103,7 +106,7 @@ impl Queue {
     }
 
     /// The next result in order; `None` if a thread died.
-    fn collect(&self) -> Option<Result<Vec<u8>>> {
+    fn collect(&self) -> Option<Made<T>> {
         let mut state = self.lock();
         loop {
             if state.stopped {
@@ -133,18 +136,18 @@ impl Queue {
 }
 
 /// Ends the threads' waiting when the taking side leaves, by error or not.
-struct StopOnDrop<'a>(&'a Queue);
+struct StopOnDrop<'a, T>(&'a Queue<T>);
 
-impl Drop for StopOnDrop<'_> {
+impl<T> Drop for StopOnDrop<'_, T> {
     fn drop(&mut self) {
         self.0.stop();
     }
 }
 
 /// Ends everyone's waiting when a thread panics; the scope then passes the panic on.
-struct StopOnPanic<'a>(&'a Queue);
+struct StopOnPanic<'a, T>(&'a Queue<T>);
 
-impl Drop for StopOnPanic<'_> {
+impl<T> Drop for StopOnPanic<'_, T> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.stop();
@@ -169,7 +172,7 @@ mod tests {
         for threads in [1, 2, 7] {
             for count in [0, 1, 1000] {
                 let mut seen = Vec::new();
-                run_in_order(threads, count, fill, |index, bytes| {
+                run_in_order(threads, count, fill, |index, bytes, ()| {
                     assert_eq!(bytes, index.to_le_bytes());
                     seen.push(index);
                     Ok(())
@@ -187,7 +190,7 @@ mod tests {
             assert!(index < taken.load(Ordering::SeqCst) + window(2) + 1);
             Ok(())
         };
-        run_in_order(2, 500, make, |_, _| {
+        run_in_order(2, 500, make, |_, _, ()| {
             taken.fetch_add(1, Ordering::SeqCst);
             Ok(())
         })
@@ -199,10 +202,14 @@ mod tests {
         let make = |index: usize, _: &mut (), _: &mut Vec<u8>| {
             if index >= 30 { Err(Error::Usage(index.to_string())) } else { Ok(()) }
         };
-        let error = run_in_order(3, 1000, make, |_, _| Ok(())).unwrap_err();
+        let error = run_in_order(3, 1000, make, |_, _, ()| Ok(())).unwrap_err();
         assert_eq!(error.to_string(), "30");
-        let error =
-            run_in_order(3, 1000, fill, |index, _| if index == 5 { Err(Error::Interrupted) } else { Ok(()) });
+        let error = run_in_order(
+            3,
+            1000,
+            fill,
+            |index, _, ()| if index == 5 { Err(Error::Interrupted) } else { Ok(()) },
+        );
         assert!(matches!(error, Err(Error::Interrupted)));
     }
 }

@@ -159,9 +159,9 @@ mod tests {
         let sizes = [10, 64, 64, 200, 1];
         let cut = |limit| cut(sizes.into_iter(), limit);
         assert_eq!(cut(Limit::Tensors(2)), [0..2, 2..4, 4..5]);
-        assert_eq!(cut(Limit::Tensors(5)), [0..5]);
+        assert_eq!(cut(Limit::Tensors(5)), vec![0..5]);
         assert_eq!(cut(Limit::Bytes(128)), [0..2, 2..3, 3..4, 4..5]);
-        assert_eq!(cut(Limit::Bytes(u64::MAX)), [0..5]);
+        assert_eq!(cut(Limit::Bytes(u64::MAX)), vec![0..5]);
         assert_eq!(cut(Limit::Bytes(1)), [0..1, 1..2, 2..3, 3..4, 4..5]);
     }
 

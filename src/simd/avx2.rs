@@ -33,9 +33,24 @@ pub(super) fn checked_mut<const N: usize, T>(to: &mut [T]) -> *mut T {
     to[..N].as_mut_ptr()
 }
 
+/// Hides from the compiler where `v` comes from. It would otherwise see that the lanes spread from a
+/// widened vector are single bytes and fetch each of them on its own, at three instructions a piece.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn opaque(mut v: __m256i) -> __m256i {
+    // Sound: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
+    v
+}
+
 /// The narrow (32-byte) operations, which AVX2 and AVX-512 share but for the dot products.
 macro_rules! narrow_operations {
     () => {
+        #[inline(always)]
+        fn prefetch(self, at: *const u8) {
+            // Sound: a prefetch of an address that is not mapped does nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
         #[inline(always)]
         fn b_load(self, from: &[u8; 32]) -> Self::B {
             unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
@@ -118,6 +133,25 @@ macro_rules! narrow_operations {
             }
         }
         #[inline(always)]
+        fn b_widen_u8(self, from: &[u8; 16]) -> Self::B {
+            unsafe { opaque(_mm256_cvtepu8_epi16(_mm_loadu_si128(from.as_ptr().cast()))) }
+        }
+        #[inline(always)]
+        fn b_widen_i8(self, from: &[u8; 16]) -> Self::B {
+            unsafe { opaque(_mm256_cvtepi8_epi16(_mm_loadu_si128(from.as_ptr().cast()))) }
+        }
+        #[inline(always)]
+        fn b_widen_twice(self, from: u64) -> Self::B {
+            unsafe {
+                let bytes = _mm_cvtsi64_si128(from as i64);
+                opaque(_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(bytes, bytes)))
+            }
+        }
+        #[inline(always)]
+        fn half(self, bits: u16) -> f32 {
+            unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+        }
+        #[inline(always)]
         fn n_zero(self) -> Self::N {
             unsafe { _mm256_setzero_si256() }
         }
@@ -168,6 +202,19 @@ macro_rules! narrow_operations {
         #[inline(always)]
         fn g_store(self, v: Self::G, to: &mut [f32; 8]) {
             unsafe { _mm256_storeu_ps(to.as_mut_ptr(), v) }
+        }
+        #[inline(always)]
+        fn g_from_halves(self, bits: [u16; 8]) -> Self::G {
+            // Sound: both are 16 bytes of plain data.
+            unsafe { _mm256_cvtph_ps(std::mem::transmute::<[u16; 8], __m128i>(bits)) }
+        }
+        #[inline(always)]
+        fn g_splat(self, x: f32) -> Self::G {
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        fn g_pair(self, [a, b]: [f32; 2]) -> Self::G {
+            unsafe { _mm256_insertf128_ps::<1>(_mm256_set1_ps(a), _mm_set1_ps(b)) }
         }
         #[inline(always)]
         fn g_from_n(self, v: Self::N) -> Self::G {
@@ -281,8 +328,10 @@ impl Isa for Avx2 {
     fn w_transpose(self, from: &[i32], stride: usize, to: &mut [i32]) {
         assert!(from.len() >= 7 * stride + 8 && to.len() >= 64);
         unsafe {
-            let row = |r: usize| _mm256_loadu_si256(from.as_ptr().add(r * stride).cast());
-            let rows: [__m256i; 8] = std::array::from_fn(row);
+            let mut rows = [_mm256_setzero_si256(); 8];
+            for (r, row) in rows.iter_mut().enumerate() {
+                *row = _mm256_loadu_si256(from.as_ptr().add(r * stride).cast());
+            }
             let mut pairs = rows;
             for i in 0..4 {
                 let (a, b) = (rows[2 * i], rows[2 * i + 1]);

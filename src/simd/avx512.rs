@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::{checked, checked_mut, narrow_operations};
+use super::avx2::{checked, checked_mut, narrow_operations, opaque};
 use super::{Isa, Kernel};
 
 /// Proof that the machine has AVX-512 F, BW, VL, DQ and VNNI.
@@ -29,7 +29,7 @@ impl Avx512 {
 impl Isa for Avx512 {
     const NAME: &'static str = "avx512";
     const LANES: usize = 16;
-    const TILE: (usize, usize) = (2, 6);
+    const TILE: (usize, usize) = (1, 12);
     type B = __m256i;
     type N = __m256i;
     type G = __m256;
@@ -102,8 +102,10 @@ impl Isa for Avx512 {
     fn w_transpose(self, from: &[i32], stride: usize, to: &mut [i32]) {
         assert!(from.len() >= 15 * stride + 16 && to.len() >= 256);
         unsafe {
-            let row = |r: usize| _mm512_loadu_si512(from.as_ptr().add(r * stride).cast());
-            let rows: [__m512i; 16] = std::array::from_fn(row);
+            let mut rows = [_mm512_setzero_si512(); 16];
+            for (r, row) in rows.iter_mut().enumerate() {
+                *row = _mm512_loadu_si512(from.as_ptr().add(r * stride).cast());
+            }
             let mut pairs = rows;
             for i in 0..8 {
                 let (a, b) = (rows[2 * i], rows[2 * i + 1]);

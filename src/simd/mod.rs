@@ -57,6 +57,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Runs `kernel` inside a function compiled for this ISA.
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
 
+    /// Asks for the cache line at `at` to be fetched; any address will do.
+    fn prefetch(self, at: *const u8);
+
     // Narrow bytes.
     fn b_load(self, from: &[u8; 32]) -> Self::B;
     fn b_load_i8(self, from: &[i8; 32]) -> Self::B;
@@ -80,8 +83,28 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn b_lookup(self, table: &[u8; 16], v: Self::B) -> Self::B;
     /// Byte `i` is 0xff where bit `i` of `bits` is set, else 0.
     fn b_from_bits(self, bits: u32) -> Self::B;
+    /// Sixteen u8, widened to i16.
+    fn b_widen_u8(self, from: &[u8; 16]) -> Self::B;
+    /// Sixteen i8, widened to i16.
+    fn b_widen_i8(self, from: &[u8; 16]) -> Self::B;
+    /// The eight bytes of `from`, lowest first, each in two neighbouring i16.
+    fn b_widen_twice(self, from: u64) -> Self::B;
     /// i16 lanes 0..8 all hold lane `2 * pair` of `v`, lanes 8..16 lane `2 * pair + 1`.
     fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B;
+
+    /// A half-precision number, from its bits.
+    fn half(self, bits: u16) -> f32;
+
+    /// i32 lanes 0..4 all hold i16 lane `2 * pair` of `v`, lanes 4..8 lane `2 * pair + 1`.
+    #[inline(always)]
+    fn n_spread_i16(self, v: Self::B, pair: usize) -> Self::N {
+        // A product of pairs with (1, 0) keeps one of two equal i16 and widens it.
+        let mut once = [0i16; 16];
+        for one in once.iter_mut().step_by(2) {
+            *one = 1;
+        }
+        self.n_dot2_i16(self.n_zero(), self.b_spread_i16(v, pair), self.b_load_i16(&once))
+    }
 
     // Narrow dot products.
     fn n_zero(self) -> Self::N;
@@ -104,6 +127,11 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn g_zero(self) -> Self::G;
     fn g_load(self, from: &[f32; 8]) -> Self::G;
     fn g_store(self, v: Self::G, to: &mut [f32; 8]);
+    /// Eight half-precision numbers, from their bits.
+    fn g_from_halves(self, bits: [u16; 8]) -> Self::G;
+    fn g_splat(self, x: f32) -> Self::G;
+    /// Lanes 0..4 hold the first, lanes 4..8 the second.
+    fn g_pair(self, pair: [f32; 2]) -> Self::G;
     fn g_from_n(self, v: Self::N) -> Self::G;
     fn g_mul(self, a: Self::G, b: Self::G) -> Self::G;
     /// `a * b + c`, rounded once.

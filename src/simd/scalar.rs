@@ -47,6 +47,8 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
+    fn prefetch(self, _at: *const u8) {}
+    #[inline(always)]
     fn b_load(self, from: &[u8; 32]) -> Self::B {
         *from
     }
@@ -109,6 +111,23 @@ impl Isa for Scalar {
     #[inline(always)]
     fn b_from_bits(self, bits: u32) -> Self::B {
         std::array::from_fn(|i| if bits >> i & 1 == 1 { 0xff } else { 0 })
+    }
+    #[inline(always)]
+    fn b_widen_u8(self, from: &[u8; 16]) -> Self::B {
+        from_i16s(from.map(i16::from))
+    }
+    #[inline(always)]
+    fn b_widen_i8(self, from: &[u8; 16]) -> Self::B {
+        from_i16s(from.map(|x| i16::from(x as i8)))
+    }
+    #[inline(always)]
+    fn b_widen_twice(self, from: u64) -> Self::B {
+        let bytes = from.to_le_bytes();
+        from_i16s(std::array::from_fn(|i| i16::from(bytes[i / 2])))
+    }
+    #[inline(always)]
+    fn half(self, bits: u16) -> f32 {
+        half::f16::from_bits(bits).to_f32()
     }
     #[inline(always)]
     fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B {
@@ -180,6 +199,18 @@ impl Isa for Scalar {
     #[inline(always)]
     fn g_store(self, v: Self::G, to: &mut [f32; 8]) {
         *to = v;
+    }
+    #[inline(always)]
+    fn g_from_halves(self, bits: [u16; 8]) -> Self::G {
+        bits.map(|bits| half::f16::from_bits(bits).to_f32())
+    }
+    #[inline(always)]
+    fn g_splat(self, x: f32) -> Self::G {
+        [x; 8]
+    }
+    #[inline(always)]
+    fn g_pair(self, [a, b]: [f32; 2]) -> Self::G {
+        [a, a, a, a, b, b, b, b]
     }
     #[inline(always)]
     fn g_from_n(self, v: Self::N) -> Self::G {

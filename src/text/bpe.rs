@@ -3,7 +3,7 @@
 //! The result is defined as: start from one symbol a character (or a byte, where the vocabulary lacks the character), then
 //! merge the adjacent pair of lowest rank, leftmost first, until no pair can merge. Two facts make that fast without
 //! changing it: where no merge's left part can end and right part begin, no merge ever crosses, so the text is cut there
-//! and each short chunk is merged by itself; and a long chunk uses a heap, so that nothing is quadratic.
+//! and each short chunk is merged by itself; and a long chunk keeps its pairs by rank, so that nothing is quadratic.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -14,7 +14,7 @@ use super::hash::{FastMap, process_key};
 pub(crate) const NONE: u32 = u32::MAX;
 /// The rank of a pair that is adjacent inside some token without being a merge itself.
 const NEVER: u32 = u32::MAX;
-/// Chunks up to this many symbols are merged by scanning, longer ones with a heap (64 measured best of 16..256).
+/// Chunks up to this many symbols are merged by scanning, longer ones with a queue (64 measured best of 16..256).
 const SCAN_LIMIT: usize = 64;
 
 /// One merge: the tokens `left` and `right`, adjacent, become `product`. Its rank is its place in the list.
@@ -60,7 +60,41 @@ pub(crate) struct Scratch {
     pairs: Vec<Pair>,
     next: Vec<u32>,
     prev: Vec<u32>,
-    heap: BinaryHeap<Reverse<u64>>,
+    queue: Queue,
+}
+
+/// Positions by the rank of the pair that starts there.
+#[derive(Default)]
+struct Queue {
+    ranks: BinaryHeap<Reverse<u32>>,
+    positions: FastMap<u32, Vec<u32>>,
+    /// Emptied lists, for the next rank that needs one.
+    spare: Vec<Vec<u32>>,
+}
+
+impl Queue {
+    fn push(&mut self, rank: u32, at: usize) {
+        let positions = self.positions.entry(rank).or_insert_with(|| {
+            self.ranks.push(Reverse(rank));
+            self.spare.pop().unwrap_or_default()
+        });
+        positions.push(at as u32);
+    }
+
+    /// The lowest rank and its positions, ascending.
+    fn pop(&mut self) -> Option<(u32, Vec<u32>)> {
+        let Reverse(rank) = self.ranks.pop()?;
+        let mut positions = self.positions.remove(&rank)?;
+        if !positions.is_sorted() {
+            positions.sort_unstable();
+        }
+        Some((rank, positions))
+    }
+
+    /// Puts back what was not used of a rank that was popped.
+    fn put_back(&mut self, rank: u32, positions: &[u32]) {
+        positions.iter().for_each(|at| self.push(rank, *at as usize));
+    }
 }
 
 impl Bpe {
@@ -181,7 +215,7 @@ impl Bpe {
         match scratch.symbols.len() {
             0 | 1 => {}
             2..=SCAN_LIMIT => self.merge_scanning(scratch),
-            _ => self.merge_with_heap(scratch),
+            _ => self.merge_by_rank(scratch),
         }
         out.extend_from_slice(&scratch.symbols);
         scratch.symbols.clear();
@@ -213,9 +247,9 @@ impl Bpe {
         }
     }
 
-    /// The same with a heap of (rank, position); an entry is stale when its position no longer has that rank.
-    fn merge_with_heap(&self, scratch: &mut Scratch) {
-        let Scratch { symbols, pairs, next, prev, heap } = scratch;
+    /// The same rank by rank; a position is stale when its pair no longer has that rank.
+    fn merge_by_rank(&self, scratch: &mut Scratch) {
+        let Scratch { symbols, pairs, next, prev, queue } = scratch;
         let count = symbols.len();
         // Chunks longer than 2^32 symbols cannot be numbered; 4 GiB of one word is left unmerged beyond any use.
         if u32::try_from(count).is_err() {
@@ -226,39 +260,42 @@ impl Bpe {
         next.extend(1..=count as u32);
         prev.clear();
         prev.extend((0..count as u32).map(|at| at.wrapping_sub(1)));
-        let entry = |pair: &Pair, at: usize| Reverse(u64::from(pair.rank) << 32 | at as u64);
-        let mut entries = std::mem::take(heap).into_vec();
-        entries.clear();
-        entries.extend(
-            pairs.iter().enumerate().filter(|(_, pair)| pair.rank != NEVER).map(|(at, pair)| entry(pair, at)),
-        );
-        *heap = BinaryHeap::from(entries);
-        while let Some(Reverse(top)) = heap.pop() {
-            let (rank, at) = ((top >> 32) as u32, (top & 0xFFFF_FFFF) as usize);
-            if pairs[at].rank != rank {
-                continue;
-            }
-            let right = next[at] as usize;
-            let after = next[right] as usize;
-            symbols[at] = pairs[at].product;
-            symbols[right] = NONE;
-            pairs[right] = Pair::NONE;
-            next[at] = after as u32;
-            pairs[at] = Pair::NONE;
-            if after < count {
-                prev[after] = at as u32;
-                pairs[at] = self.pairs.get_or_none(symbols[at], symbols[after]);
-                if pairs[at].rank != NEVER {
-                    heap.push(entry(&pairs[at], at));
+        for (at, pair) in pairs.iter().enumerate().filter(|(_, pair)| pair.rank != NEVER) {
+            queue.push(pair.rank, at);
+        }
+        while let Some((rank, mut positions)) = queue.pop() {
+            for (index, at) in positions.iter().map(|at| *at as usize).enumerate() {
+                if pairs[at].rank != rank {
+                    continue;
+                }
+                let (right, before) = (next[at] as usize, prev[at] as usize);
+                let after = next[right] as usize;
+                symbols[at] = pairs[at].product;
+                symbols[right] = NONE;
+                pairs[right] = Pair::NONE;
+                pairs[at] = Pair::NONE;
+                next[at] = after as u32;
+                let mut lowest = NEVER;
+                if after < count {
+                    prev[after] = at as u32;
+                    pairs[at] = self.pairs.get_or_none(symbols[at], symbols[after]);
+                    lowest = pairs[at].rank;
+                }
+                if before < count {
+                    pairs[before] = self.pairs.get_or_none(symbols[before], symbols[at]);
+                    lowest = lowest.min(pairs[before].rank);
+                }
+                for at in [before, at].into_iter().filter(|at| *at < count && pairs[*at].rank != NEVER) {
+                    queue.push(pairs[at].rank, at);
+                }
+                if lowest < rank {
+                    // Merges in an unusual order: what is better now comes first.
+                    queue.put_back(rank, &positions[index + 1..]);
+                    break;
                 }
             }
-            let before = prev[at] as usize;
-            if before < count {
-                pairs[before] = self.pairs.get_or_none(symbols[before], symbols[at]);
-                if pairs[before].rank != NEVER {
-                    heap.push(entry(&pairs[before], before));
-                }
-            }
+            positions.clear();
+            queue.spare.push(positions);
         }
         symbols.retain(|id| *id != NONE);
     }

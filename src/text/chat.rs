@@ -8,11 +8,13 @@
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     io,
+    sync::LazyLock,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{Environment, ErrorKind, Value, context};
+use regex::{Captures, Regex};
 
 use super::added::{AddedFlags, AddedToken, Matcher};
 use super::json::to_json;
@@ -199,6 +201,8 @@ fn environment(source: &str) -> Result<Environment<'static>, Fault> {
     environment.set_recursion_limit(200);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_filter("tojson", to_json);
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
     environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
     });
@@ -207,9 +211,33 @@ fn environment(source: &str) -> Result<Environment<'static>, Fault> {
         super::clock::format_utc(now, format)
     });
     environment
-        .add_template_owned(NAME, source.to_owned())
+        .add_template_owned(NAME, without_generation_tags(source))
         .map_err(|error| Fault::Template(explain(&error)))?;
     Ok(environment)
+}
+
+/// Python's `len`, for which an undefined value is empty.
+fn length(value: &Value) -> Result<usize, minijinja::Error> {
+    if value.is_undefined() {
+        return Ok(0);
+    }
+    value.len().ok_or_else(|| {
+        minijinja::Error::new(
+            ErrorKind::InvalidOperation,
+            format!("a value of type {} has no length", value.kind()),
+        )
+    })
+}
+
+/// `{% generation %}` only marks, for training, what the assistant says: it becomes a condition that always holds.
+fn without_generation_tags(source: &str) -> String {
+    static TAG: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a valid pattern"));
+    let replaced = TAG.replace_all(source, |tag: &Captures| {
+        let word = if tag.get(2).is_some() { "endif" } else { "if true" };
+        format!("{{%{} {word} {}%}}", &tag[1], &tag[3])
+    });
+    replaced.into_owned()
 }
 
 /// An error in one line, with what is behind it.
@@ -367,6 +395,8 @@ mod tests {
             text(&chat(source, &[("system", "s"), ("user", "u"), ("user", "v")], true).unwrap()),
             "1:U\n2:V\n<s>{\"a\": 1}"
         );
+        let source = "{% for m in messages %}{%- generation -%} {{ m.content }}{% endgeneration %}{{ nothing | length }}{% endfor %}";
+        assert_eq!(text(&chat(source, &[("user", "u")], true).unwrap()), "u0");
         let error = chat("{{ raise_exception('roles must alternate') }}", &[], true).unwrap_err();
         assert!(matches!(&error, Fault::Render(text) if text.contains("roles must alternate")), "{error}");
     }

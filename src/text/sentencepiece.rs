@@ -60,7 +60,9 @@ pub(crate) fn rules_from_scores(
         let from = merges.len();
         for (at, _) in piece.char_indices().skip(1) {
             let (left, right) = piece.split_at(at);
-            if let (Some(left), Some(right)) = (by_text.get(left), by_text.get(right)) {
+            if let Some(left) = by_text.get(left)
+                && let Some(right) = by_text.get(right)
+            {
                 merges.push(Merge { left: *left, right: *right, product });
             }
         }

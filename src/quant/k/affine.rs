@@ -136,10 +136,8 @@ pub(super) fn write_head(block: &mut [u8], scales: &Levels<8>, mins: &Levels<8>)
     write_half(block, 0, scales.unit);
     write_half(block, 2, mins.unit);
     let packed = &mut block[4..HEAD];
-    for j in 0..4 {
-        packed[j] = scales.levels[j];
-        packed[j + 4] = mins.levels[j];
-    }
+    packed[..4].copy_from_slice(&scales.levels[..4]);
+    packed[4..8].copy_from_slice(&mins.levels[..4]);
     for j in 4..8 {
         let (scale, min) = (scales.levels[j], mins.levels[j]);
         packed[j + 4] = (scale & 15) | ((min & 15) << 4);
@@ -153,17 +151,15 @@ pub(super) fn write_head(block: &mut [u8], scales: &Levels<8>, mins: &Levels<8>)
 pub(super) fn read_head(block: &[u8]) -> [(f32, f32); 8] {
     let (d, dmin) = (read_half(block, 0), read_half(block, 2));
     let packed = &block[4..HEAD];
-    std::array::from_fn(|j| {
-        let (scale, min) = if j < 4 {
-            (packed[j] & 63, packed[j + 4] & 63)
-        } else {
-            (
-                (packed[j + 4] & 15) | ((packed[j - 4] >> 6) << 4),
-                (packed[j + 4] >> 4) | ((packed[j] >> 6) << 4),
-            )
-        };
-        (d * f32::from(scale), dmin * f32::from(min))
-    })
+    let mut parts = [(0.0, 0.0); 8];
+    for j in 0..4 {
+        let (scale, min) = (packed[j] & 63, packed[j + 4] & 63);
+        parts[j] = (d * f32::from(scale), dmin * f32::from(min));
+        let scale = (packed[j + 8] & 15) | ((packed[j] >> 6) << 4);
+        let min = (packed[j + 8] >> 4) | ((packed[j + 4] >> 6) << 4);
+        parts[j + 4] = (d * f32::from(scale), dmin * f32::from(min));
+    }
+    parts
 }
 
 /// Levels of a Q4_K or Q5_K super-block under the scales that `block` now holds; `b` is its place in the batch.

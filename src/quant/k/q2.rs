@@ -80,8 +80,8 @@ fn encode_block<L: Lanes>(
     (fits, b): (&Fits, usize),
     block: &mut [u8],
 ) {
-    for j in 0..16 {
-        block[j] = scales.levels[j] | (mins.levels[j] << 4);
+    for (byte, (scale, min)) in block.iter_mut().zip(scales.levels.iter().zip(mins.levels)) {
+        *byte = scale | (min << 4);
     }
     write_half(block, 80, scales.unit);
     write_half(block, 82, mins.unit);

@@ -72,20 +72,28 @@ struct Scales {
     levels: [u8; SUBS],
 }
 
+/// Groups of lanes fitted side by side: each waits on a chain of dependent divisions.
+const GROUPS: usize = 4;
+
 /// Without an imatrix: levels by descent; the scale of the largest magnitude becomes −32.
 #[inline(always)]
 fn fit_plain<L: Lanes>(lanes: L, values: &[f32], subs: usize, levels: &mut [u8; BATCH]) -> [Scales; SUPERS] {
     let mut scales = [0.0; MAX_SUBS];
-    for at in (0..subs).step_by(L::WIDTH) {
-        let mut x = [lanes.splat(0.0); 16];
-        lanes.columns(&values[at * 16..], 16, &mut x);
+    for at in (0..subs).step_by(GROUPS * L::WIDTH) {
+        let mut x = [[lanes.splat(0.0); 16]; GROUPS];
+        for (g, x) in x.iter_mut().enumerate() {
+            lanes.columns(&values[(at + g * L::WIDTH) * 16..], 16, x);
+        }
         let (scale, fitted) = fit_by_descent(lanes, 4, &x);
-        lanes.store(scale, &mut scales[at..]);
-        for (l, level) in fitted.into_iter().enumerate() {
-            let mut bytes = [0; MAX_WIDTH];
-            lanes.store_bytes(lanes.truncate(level), &mut bytes);
-            for r in 0..L::WIDTH {
-                levels[(at + r) * 16 + l] = bytes[r];
+        for (g, (scale, fitted)) in scale.into_iter().zip(fitted).enumerate() {
+            let at = at + g * L::WIDTH;
+            lanes.store(scale, &mut scales[at..]);
+            for (l, level) in fitted.into_iter().enumerate() {
+                let mut bytes = [0; MAX_WIDTH];
+                lanes.store_bytes(lanes.truncate(level), &mut bytes);
+                for r in 0..L::WIDTH {
+                    levels[(at + r) * 16 + l] = bytes[r];
+                }
             }
         }
     }
@@ -105,7 +113,7 @@ fn spread_scales(scales: &[f32]) -> Scales {
         return Scales { d: 0.0, levels: [0; SUBS] };
     }
     let inverse = -32.0 / largest;
-    let level = |j: usize| i32::from(nearest(inverse * scales[j]) as i8).min(31).max(-32) + 32;
+    let level = |j: usize| i32::from(nearest(inverse * scales[j]) as i8).clamp(-32, 31) + 32;
     Scales { d: 1.0 / inverse, levels: std::array::from_fn(|j| level(j) as u8) }
 }
 
@@ -155,11 +163,13 @@ fn fit_weighted<L: Lanes>(
 fn sub_scales(block: &[u8]) -> [f32; SUBS] {
     let d = read_half(block, 108);
     let packed = &block[96..108];
-    std::array::from_fn(|j| {
-        let low = if j < 8 { packed[j] & 15 } else { packed[j - 8] >> 4 };
+    let mut scales = [0.0; SUBS];
+    for (j, scale) in scales.iter_mut().enumerate() {
+        let low = (packed[j % 8] >> (j / 8 * 4)) & 15;
         let high = (packed[8 + j % 4] >> (2 * (j / 4))) & 3;
-        d * (f32::from(low | (high << 4)) - 32.0)
-    })
+        *scale = d * (f32::from(low | (high << 4)) - 32.0);
+    }
+    scales
 }
 
 #[inline(always)]

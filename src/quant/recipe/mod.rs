@@ -157,7 +157,7 @@ impl Choice {
 fn fall_back(tensor: &Tensor<'_>, wanted: TensorType) -> Result<Choice, RecipeFault> {
     use TensorType as T;
     let columns = columns(tensor);
-    let fits = |kind: TensorType| columns % kind.block_elements() as u64 == 0;
+    let fits = |kind: TensorType| columns.is_multiple_of(kind.block_elements() as u64);
     if fits(wanted) {
         return Ok(Choice::keep(wanted));
     }

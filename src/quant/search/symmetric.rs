@@ -135,52 +135,82 @@ pub fn largest_by_magnitude<L: Lanes, const N: usize>(lanes: L, x: &[L::F; N]) -
 
 /// Starts from the largest value's scale and moves one level at a time while the fit, weighted by x², improves.
 ///
-/// `x`: [element], a sub-block a lane. Returns the scale and the levels offset by `limit`.
+/// `x`: `G` groups of [element], a sub-block a lane. Returns the scales and the levels offset by `limit`.
 #[inline(always)]
-pub fn fit_by_descent<L: Lanes, const N: usize>(lanes: L, limit: i32, x: &[L::F; N]) -> (L::F, [L::F; N]) {
+pub fn fit_by_descent<L: Lanes, const N: usize, const G: usize>(
+    lanes: L,
+    limit: i32,
+    x: &[[L::F; N]; G],
+) -> ([L::F; G], [[L::F; N]; G]) {
     let zero = lanes.splat(0.0);
-    let (largest, magnitude) = largest_by_magnitude(lanes, x);
-    let negligible = lanes.lt(magnitude, lanes.splat(NEGLIGIBLE));
-    let divisor = lanes.select(negligible, lanes.splat(1.0), largest);
-    let inverse = lanes.div(lanes.splat(-limit as f32), divisor);
-    let mut levels = [zero; N];
-    let (mut xl, mut ll) = (zero, zero);
-    for i in 0..N {
-        let level = clamped_level(lanes, lanes.mul(inverse, x[i]), -limit, limit - 1);
-        levels[i] = level;
-        let w = lanes.mul(x[i], x[i]);
-        xl = lanes.add(xl, lanes.mul(lanes.mul(w, x[i]), level));
-        ll = lanes.add(ll, lanes.mul(lanes.mul(w, level), level));
-    }
-    for _ in 0..5 {
-        let mut any = false;
+    let mut levels = [[zero; N]; G];
+    let (mut xl, mut ll, mut negligible) = ([zero; G], [zero; G], [lanes.lt(zero, zero); G]);
+    for g in 0..G {
+        let (largest, magnitude) = largest_by_magnitude(lanes, &x[g]);
+        negligible[g] = lanes.lt(magnitude, lanes.splat(NEGLIGIBLE));
+        let divisor = lanes.select(negligible[g], lanes.splat(1.0), largest);
+        let inverse = lanes.div(lanes.splat(-limit as f32), divisor);
         for i in 0..N {
-            let (x, level) = (x[i], levels[i]);
+            let x = x[g][i];
+            let level = clamped_level(lanes, lanes.mul(inverse, x), -limit, limit - 1);
+            levels[g][i] = level;
+            let w = lanes.mul(x, x);
+            xl[g] = lanes.add(xl[g], lanes.mul(lanes.mul(w, x), level));
+            ll[g] = lanes.add(ll[g], lanes.mul(lanes.mul(w, level), level));
+        }
+    }
+    // A lane that is done stays as it is in further rounds, so all can go on until the last one is done.
+    for _ in 0..5 {
+        if !descend(lanes, limit, x, &mut levels, &mut xl, &mut ll) {
+            break;
+        }
+    }
+    let mut scale = [zero; G];
+    for g in 0..G {
+        let fitted = lanes.select(lanes.gt(ll[g], zero), lanes.div(xl[g], ll[g]), zero);
+        scale[g] = lanes.select(negligible[g], zero, fitted);
+        for level in &mut levels[g] {
+            *level = lanes.select(negligible[g], zero, lanes.add(*level, lanes.splat(limit as f32)));
+        }
+    }
+    (scale, levels)
+}
+
+/// One round of [`fit_by_descent`] over the elements; whether any level changed. `xl`, `ll`: sums of x²·x·l and
+/// x²·l·l.
+#[inline(always)]
+fn descend<L: Lanes, const N: usize, const G: usize>(
+    lanes: L,
+    limit: i32,
+    x: &[[L::F; N]; G],
+    levels: &mut [[L::F; N]; G],
+    xl: &mut [L::F; G],
+    ll: &mut [L::F; G],
+) -> bool {
+    let zero = lanes.splat(0.0);
+    let mut any = false;
+    for i in 0..N {
+        for g in 0..G {
+            let (x, level) = (x[g][i], levels[g][i]);
             let w = lanes.mul(x, x);
             let wx = lanes.mul(w, x);
-            let rest_xl = lanes.sub(xl, lanes.mul(wx, level));
-            let rest_ll = lanes.sub(ll, lanes.mul(lanes.mul(w, level), level));
+            let rest_xl = lanes.sub(xl[g], lanes.mul(wx, level));
+            let rest_ll = lanes.sub(ll[g], lanes.mul(lanes.mul(w, level), level));
             let wanted = lanes.div(lanes.mul(x, rest_ll), rest_xl);
             let moved = clamped_level(lanes, wanted, -limit, limit - 1);
             let moved_xl = lanes.add(rest_xl, lanes.mul(wx, moved));
             let moved_ll = lanes.add(rest_ll, lanes.mul(lanes.mul(w, moved), moved));
-            let gain = lanes
-                .gt(lanes.mul(lanes.mul(moved_xl, moved_xl), ll), lanes.mul(lanes.mul(xl, xl), moved_ll));
+            let gain = lanes.gt(
+                lanes.mul(lanes.mul(moved_xl, moved_xl), ll[g]),
+                lanes.mul(lanes.mul(xl[g], xl[g]), moved_ll),
+            );
             let changed = lanes.and(lanes.gt(rest_xl, zero), lanes.not(lanes.eq(moved, level)));
             let changed = lanes.and(changed, lanes.and(lanes.gt(moved_ll, zero), gain));
-            levels[i] = lanes.select(changed, moved, level);
-            xl = lanes.select(changed, moved_xl, xl);
-            ll = lanes.select(changed, moved_ll, ll);
+            levels[g][i] = lanes.select(changed, moved, level);
+            xl[g] = lanes.select(changed, moved_xl, xl[g]);
+            ll[g] = lanes.select(changed, moved_ll, ll[g]);
             any |= lanes.any(changed);
         }
-        // A lane that is done stays as it is in further rounds, so all can go on until the last one is done.
-        if !any {
-            break;
-        }
     }
-    let scale = lanes.select(lanes.gt(ll, zero), lanes.div(xl, ll), zero);
-    for level in &mut levels {
-        *level = lanes.select(negligible, zero, lanes.add(*level, lanes.splat(limit as f32)));
-    }
-    (lanes.select(negligible, zero, scale), levels)
+    any
 }

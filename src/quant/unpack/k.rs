@@ -1,6 +1,6 @@
 //! The K formats: super-blocks of 256 columns with integer scales.
 
-use super::{Scale, Unpack, bytes, f16_at};
+use super::{Scale, Unpack, bits16, bytes};
 use crate::simd::Isa;
 
 /// Activations get a scale of their own every 128 columns: finer than the 256 that llama.cpp uses, at
@@ -9,16 +9,16 @@ const SPAN: usize = 128;
 
 /// The eight 6-bit scales and mins of Q4_K and Q5_K, packed in 12 bytes, each twice.
 #[inline(always)]
-fn six_bit_groups(packed: &[u8; 12]) -> ([i16; 16], [i16; 16]) {
+fn six_bit_groups<I: Isa>(isa: I, packed: &[u8; 12]) -> (I::B, I::B) {
     let word = |at: usize| u32::from_le_bytes([packed[at], packed[at + 1], packed[at + 2], packed[at + 3]]);
     let (a, b, c) = (word(0), word(4), word(8));
     let low_scales = a & 0x3f3f_3f3f;
     let low_mins = b & 0x3f3f_3f3f;
     let high_scales = (c & 0x0f0f_0f0f) | ((a >> 2) & 0x3030_3030);
     let high_mins = ((c >> 4) & 0x0f0f_0f0f) | ((b >> 2) & 0x3030_3030);
-    let scales = (u64::from(low_scales) | u64::from(high_scales) << 32).to_le_bytes();
-    let mins = (u64::from(low_mins) | u64::from(high_mins) << 32).to_le_bytes();
-    (std::array::from_fn(|i| i16::from(scales[i / 2])), std::array::from_fn(|i| i16::from(mins[i / 2])))
+    let scales = u64::from(low_scales) | u64::from(high_scales) << 32;
+    let mins = u64::from(low_mins) | u64::from(high_mins) << 32;
+    (isa.b_widen_twice(scales), isa.b_widen_twice(mins))
 }
 
 /// `d`, `dmin` f16; 8 scales and mins of 6 bits; 128 bytes of nibbles, 32 columns low, the next 32 high.
@@ -50,12 +50,12 @@ impl Unpack for Q4K {
 
     #[inline(always)]
     fn scale(block: &[u8]) -> Scale {
-        Scale { d: f16_at(block, 0), dmin: f16_at(block, 2) }
+        Scale { d: bits16(block, 0), dmin: bits16(block, 2) }
     }
 
     #[inline(always)]
-    fn groups(block: &[u8]) -> ([i16; 16], [i16; 16]) {
-        six_bit_groups(bytes(block, 4))
+    fn groups<I: Isa>(isa: I, block: &[u8]) -> (I::B, I::B) {
+        six_bit_groups(isa, bytes(block, 4))
     }
 }
 
@@ -99,12 +99,12 @@ impl Unpack for Q5K {
 
     #[inline(always)]
     fn scale(block: &[u8]) -> Scale {
-        Scale { d: f16_at(block, 0), dmin: f16_at(block, 2) }
+        Scale { d: bits16(block, 0), dmin: bits16(block, 2) }
     }
 
     #[inline(always)]
-    fn groups(block: &[u8]) -> ([i16; 16], [i16; 16]) {
-        six_bit_groups(bytes(block, 4))
+    fn groups<I: Isa>(isa: I, block: &[u8]) -> (I::B, I::B) {
+        six_bit_groups(isa, bytes(block, 4))
     }
 }
 
@@ -142,12 +142,12 @@ impl Unpack for Q6K {
 
     #[inline(always)]
     fn scale(block: &[u8]) -> Scale {
-        Scale { d: f16_at(block, 208), dmin: 0.0 }
+        Scale { d: bits16(block, 208), dmin: 0 }
     }
 
     #[inline(always)]
-    fn groups(block: &[u8]) -> ([i16; 16], [i16; 16]) {
-        (bytes::<16>(block, 192).map(|s| i16::from(s as i8)), [0; 16])
+    fn groups<I: Isa>(isa: I, block: &[u8]) -> (I::B, I::B) {
+        (isa.b_widen_i8(bytes(block, 192)), isa.b_splat(0))
     }
 }
 
@@ -189,13 +189,14 @@ impl Unpack for Q2K {
 
     #[inline(always)]
     fn scale(block: &[u8]) -> Scale {
-        Scale { d: f16_at(block, 80), dmin: f16_at(block, 82) }
+        Scale { d: bits16(block, 80), dmin: bits16(block, 82) }
     }
 
     #[inline(always)]
-    fn groups(block: &[u8]) -> ([i16; 16], [i16; 16]) {
-        let packed = bytes::<16>(block, 0);
-        (packed.map(|s| i16::from(s & 15)), packed.map(|s| i16::from(s >> 4)))
+    fn groups<I: Isa>(isa: I, block: &[u8]) -> (I::B, I::B) {
+        let packed = isa.b_widen_u8(bytes(block, 0));
+        // Widened values stay below 256, so byte shifts move the upper nibble within its lane.
+        (isa.b_and(packed, isa.b_splat(15)), isa.b_shr::<4>(packed))
     }
 }
 
@@ -237,11 +238,11 @@ impl Unpack for Q3K {
 
     #[inline(always)]
     fn scale(block: &[u8]) -> Scale {
-        Scale { d: f16_at(block, 108), dmin: 0.0 }
+        Scale { d: bits16(block, 108), dmin: 0 }
     }
 
     #[inline(always)]
-    fn groups(block: &[u8]) -> ([i16; 16], [i16; 16]) {
+    fn groups<I: Isa>(isa: I, block: &[u8]) -> (I::B, I::B) {
         let packed = bytes::<12>(block, 96);
         let word =
             |at: usize| u32::from_le_bytes([packed[at], packed[at + 1], packed[at + 2], packed[at + 3]]);
@@ -253,6 +254,11 @@ impl Unpack for Q3K {
             ((a >> 4) & low) | (high & top),
             ((b >> 4) & low) | ((high >> 2) & top),
         ];
-        (std::array::from_fn(|i| i16::from(words[i / 4].to_le_bytes()[i % 4]) - 32), [0; 16])
+        let mut scales = [0u8; 16];
+        for (to, word) in scales.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            // Setting bit 7 first keeps the subtraction of 32 from borrowing across bytes.
+            *to = (((word | 0x8080_8080) - 0x2020_2020) ^ 0x8080_8080).to_le_bytes();
+        }
+        (isa.b_widen_i8(&scales), isa.b_splat(0))
     }
 }

@@ -1,7 +1,10 @@
 //! The formats with blocks of 32 columns and one float scale.
 
-use super::{Scale, Unpack, bytes, f16_at};
+use super::{Scale, Unpack, bits16, bytes};
 use crate::simd::Isa;
+
+/// The sign bit of a half: the formats with a minimum add it where the kernels subtract.
+const SIGN: u16 = 0x8000;
 
 /// The low nibbles of 16 bytes, then the high ones.
 #[inline(always)]
@@ -51,23 +54,23 @@ macro_rules! legacy {
 
 legacy!(Q4_0, "`d` f16, 16 bytes of nibbles: d·(q − 8).", 18, offset 8, wide false, mins false,
     |isa, block| nibbles(isa, bytes(block, 2)),
-    |b| Scale { d: f16_at(b, 0), dmin: 0.0 });
+    |b| Scale { d: bits16(b, 0), dmin: 0 });
 
 legacy!(Q4_1, "`d`, `m` f16, 16 bytes of nibbles: d·q + m.", 20, offset 0, wide false, mins true,
     |isa, block| nibbles(isa, bytes(block, 4)),
-    |b| Scale { d: f16_at(b, 0), dmin: -f16_at(b, 2) });
+    |b| Scale { d: bits16(b, 0), dmin: bits16(b, 2) ^ SIGN });
 
 legacy!(Q5_0, "`d` f16, 32 fifth bits, 16 bytes of nibbles: d·(q − 16).", 22, offset 16, wide false, mins false,
     |isa, block| five_bits(isa, bytes(block, 6), bytes(block, 2)),
-    |b| Scale { d: f16_at(b, 0), dmin: 0.0 });
+    |b| Scale { d: bits16(b, 0), dmin: 0 });
 
 legacy!(Q5_1, "`d`, `m` f16, 32 fifth bits, 16 bytes of nibbles: d·q + m.", 24, offset 0, wide false, mins true,
     |isa, block| five_bits(isa, bytes(block, 8), bytes(block, 4)),
-    |b| Scale { d: f16_at(b, 0), dmin: -f16_at(b, 2) });
+    |b| Scale { d: bits16(b, 0), dmin: bits16(b, 2) ^ SIGN });
 
 legacy!(Q8_0, "`d` f16, 32 i8: d·q. Lanes are q + 128.", 34, offset 128, wide true, mins false,
     |isa, block| isa.b_xor(isa.b_load(bytes(block, 2)), isa.b_splat(0x80)),
-    |b| Scale { d: f16_at(b, 0), dmin: 0.0 });
+    |b| Scale { d: bits16(b, 0), dmin: 0 });
 
 /// The 16 values of the non-linear 4-bit code (`kvalues_iq4nl` in ggml), plus 128.
 pub(super) const NON_LINEAR_4BIT: [u8; 16] =
@@ -76,4 +79,4 @@ pub(super) const NON_LINEAR_4BIT: [u8; 16] =
 legacy!(Iq4Nl, "`d` f16, 16 bytes of nibbles that select one of 16 values: d·v[q]. Lanes are v + 128.", 18,
     offset 128, wide true, mins false,
     |isa, block| isa.b_lookup(&NON_LINEAR_4BIT, nibbles(isa, bytes(block, 2))),
-    |b| Scale { d: f16_at(b, 0), dmin: 0.0 });
+    |b| Scale { d: bits16(b, 0), dmin: 0 });

@@ -1,7 +1,7 @@
 //! Blocks to int8 lanes: what the matrix kernels read.
 //!
 //! Every integer format is seen in one way. A weight is
-//! `d * scale * (lane - OFFSET) - dmin * min`, with `lane` an unsigned byte, `scale` and `min` small
+//! `FACTOR * d * scale * (lane - OFFSET) - dmin * min`, with `lane` an unsigned byte, `scale` and `min` small
 //! integers given once per 16 columns, `d` and `dmin` floats of the block. Kernels then differ only in
 //! how they walk the rows, and everything within a *span* of columns is exact integer arithmetic.
 
@@ -11,16 +11,14 @@ mod legacy;
 pub use k::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub use legacy::{Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 
-use half::f16;
-
 use crate::simd::Isa;
 
-/// The float part of a block.
+/// The float part of a block, as half-precision bits.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Scale {
-    pub d: f32,
+    pub d: u16,
     /// Multiplies the mins; 0 where the format has none.
-    pub dmin: f32,
+    pub dmin: u16,
 }
 
 /// A block format, seen as lanes.
@@ -41,6 +39,8 @@ pub trait Unpack: Copy + Send + Sync + 'static {
     const SCALED: bool;
     /// Whether there are mins.
     const MINS: bool;
+    /// Multiplies `d`: a power of two that keeps scales and lanes integers.
+    const FACTOR: f32 = 1.0;
 
     /// The lanes of a block: `BLOCK / 32` narrow vectors.
     type Lanes<B: Copy>: Copy + AsRef<[B]>;
@@ -51,17 +51,18 @@ pub trait Unpack: Copy + Send + Sync + 'static {
     /// The floats of `block`.
     fn scale(block: &[u8]) -> Scale;
 
-    /// Integer scales and mins of `block`, one per 16 columns.
+    /// Integer scales and mins of `block`, 16 i16 each: one per 16 columns.
     #[inline(always)]
-    fn groups(_block: &[u8]) -> ([i16; 16], [i16; 16]) {
-        ([1; 16], [1; 16])
+    fn groups<I: Isa>(isa: I, _block: &[u8]) -> (I::B, I::B) {
+        let ones = isa.b_load_i16(&[1; 16]);
+        (ones, ones)
     }
 }
 
-/// The half-precision number at byte `at`.
+/// The 16 bits at byte `at`.
 #[inline(always)]
-fn f16_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+fn bits16(block: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([block[at], block[at + 1]])
 }
 
 /// `N` bytes from byte `at`.

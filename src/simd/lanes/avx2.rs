@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Lanes, Path};
+use super::{Kernel, Lanes, Path, gather_columns};
 
 /// This machine has AVX2 and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -195,22 +195,122 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn or(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_or_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn bitmask(self, mask: __m256) -> u32 {
+        unsafe { _mm256_movemask_ps(mask) as u32 }
+    }
+
+    #[inline(always)]
+    fn smallest(self, v: __m256) -> f32 {
+        unsafe {
+            let four = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_min_ps(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    fn add_i(self, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn xor_i(self, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_xor_si256(a, b) }
+    }
+
+    #[inline(always)]
+    fn eq_i(self, a: __m256i, b: __m256i) -> __m256 {
+        unsafe { _mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b)) }
+    }
+
+    #[inline(always)]
+    fn lt_i(self, a: __m256i, b: __m256i) -> __m256 {
+        unsafe { _mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a)) }
+    }
+
+    #[inline(always)]
+    fn shl(self, a: __m256i, by: u32) -> __m256i {
+        unsafe { _mm256_sll_epi32(a, _mm_cvtsi32_si128(by as i32)) }
+    }
+
+    #[inline(always)]
+    fn shr(self, a: __m256i, by: u32) -> __m256i {
+        unsafe { _mm256_srl_epi32(a, _mm_cvtsi32_si128(by as i32)) }
+    }
+
+    #[inline(always)]
+    fn select_i(self, mask: __m256, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_blendv_epi8(b, a, _mm256_castps_si256(mask)) }
+    }
+
+    #[inline(always)]
+    fn load_i(self, from: &[i32]) -> __m256i {
+        let from = &from[..N];
+        unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store_i(self, v: __m256i, to: &mut [i32]) {
+        let to = &mut to[..N];
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), v) }
+    }
+
+    #[inline(always)]
+    fn load_u16(self, from: &[u16]) -> __m256i {
+        let from = &from[..N];
+        unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn store_u16(self, v: __m256i, to: &mut [u16]) {
+        let to = &mut to[..N];
+        unsafe {
+            // The low halves of each 128-bit part's four lanes to its front, then the two parts side by side.
+            let pick = _mm256_set1_epi64x(0x0d0c_0908_0504_0100);
+            let parts = _mm256_permute4x64_epi64::<0b1000>(_mm256_shuffle_epi8(v, pick));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_castsi256_si128(parts));
+        }
+    }
+
+    #[inline(always)]
+    fn lookup4(self, table: &[f32], at: __m256i) -> __m256 {
+        let table = &table[..4];
+        unsafe {
+            let table = _mm_loadu_ps(table.as_ptr());
+            _mm256_permutevar_ps(_mm256_set_m128(table, table), at)
+        }
+    }
+
+    #[inline(always)]
+    fn lookup8(self, table: &[f32], at: __m256i) -> __m256 {
+        let table = &table[..8];
+        unsafe { _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), at) }
+    }
+
+    #[inline(always)]
+    fn lookup16(self, table: &[f32], at: __m256i) -> __m256 {
+        let low = self.lookup8(&table[..8], at);
+        let high = self.lookup8(&table[8..], at);
+        // A blend goes by the sign bit: bit 3 of the index, shifted there.
+        unsafe { _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(at))) }
+    }
+
+    #[inline(always)]
     fn columns(self, rows: &[f32], stride: usize, out: &mut [__m256]) {
-        let mut c = 0;
-        while c + N <= out.len() {
+        let tiled = out.len() / N * N;
+        let (tiles, rest) = out.split_at_mut(tiled);
+        gather_columns(self, rows, stride, tiled, rest);
+        for (c, columns) in tiles.chunks_exact_mut(N).enumerate() {
             let mut tile = [self.splat(0.0); N];
             for (r, row) in tile.iter_mut().enumerate() {
-                *row = self.load(&rows[r * stride + c..]);
+                *row = self.load(&rows[r * stride + c * N..]);
             }
-            out[c..c + N].copy_from_slice(&transpose(self, tile));
-            c += N;
-        }
-        for (c, column) in out.iter_mut().enumerate().skip(c) {
-            let mut lanes = [0.0; N];
-            for (r, lane) in lanes.iter_mut().enumerate() {
-                *lane = rows[r * stride + c];
-            }
-            *column = self.load(&lanes);
+            columns.copy_from_slice(&transpose(self, tile));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Lanes, Path};
+use super::{Kernel, Lanes, Path, gather_columns};
 
 /// This machine has AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy, Debug)]
@@ -191,22 +191,114 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn or(self, a: __mmask16, b: __mmask16) -> __mmask16 {
+        a | b
+    }
+
+    #[inline(always)]
+    fn bitmask(self, mask: __mmask16) -> u32 {
+        u32::from(mask)
+    }
+
+    #[inline(always)]
+    fn smallest(self, v: __m512) -> f32 {
+        unsafe {
+            let eight = _mm256_min_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            let four = _mm_min_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_min_ps(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn xor_i(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+
+    #[inline(always)]
+    fn eq_i(self, a: __m512i, b: __m512i) -> __mmask16 {
+        unsafe { _mm512_cmpeq_epi32_mask(a, b) }
+    }
+
+    #[inline(always)]
+    fn lt_i(self, a: __m512i, b: __m512i) -> __mmask16 {
+        unsafe { _mm512_cmplt_epi32_mask(a, b) }
+    }
+
+    #[inline(always)]
+    fn shl(self, a: __m512i, by: u32) -> __m512i {
+        unsafe { _mm512_sll_epi32(a, _mm_cvtsi32_si128(by as i32)) }
+    }
+
+    #[inline(always)]
+    fn shr(self, a: __m512i, by: u32) -> __m512i {
+        unsafe { _mm512_srl_epi32(a, _mm_cvtsi32_si128(by as i32)) }
+    }
+
+    #[inline(always)]
+    fn select_i(self, mask: __mmask16, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_mask_blend_epi32(mask, b, a) }
+    }
+
+    #[inline(always)]
+    fn load_i(self, from: &[i32]) -> __m512i {
+        let from = &from[..N];
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store_i(self, v: __m512i, to: &mut [i32]) {
+        let to = &mut to[..N];
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), v) }
+    }
+
+    #[inline(always)]
+    fn load_u16(self, from: &[u16]) -> __m512i {
+        let from = &from[..N];
+        unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn store_u16(self, v: __m512i, to: &mut [u16]) {
+        let to = &mut to[..N];
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(v)) }
+    }
+
+    #[inline(always)]
+    fn lookup4(self, table: &[f32], at: __m512i) -> __m512 {
+        let table = &table[..4];
+        unsafe { _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(table.as_ptr())), at) }
+    }
+
+    #[inline(always)]
+    fn lookup8(self, table: &[f32], at: __m512i) -> __m512 {
+        let table = &table[..8];
+        // The permutation reads four bits, so the table is there twice.
+        unsafe { _mm512_permutexvar_ps(at, _mm512_broadcast_f32x8(_mm256_loadu_ps(table.as_ptr()))) }
+    }
+
+    #[inline(always)]
+    fn lookup16(self, table: &[f32], at: __m512i) -> __m512 {
+        let table = &table[..16];
+        unsafe { _mm512_permutexvar_ps(at, _mm512_loadu_ps(table.as_ptr())) }
+    }
+
+    #[inline(always)]
     fn columns(self, rows: &[f32], stride: usize, out: &mut [__m512]) {
-        let mut c = 0;
-        while c + N <= out.len() {
+        let tiled = out.len() / N * N;
+        let (tiles, rest) = out.split_at_mut(tiled);
+        gather_columns(self, rows, stride, tiled, rest);
+        for (c, columns) in tiles.chunks_exact_mut(N).enumerate() {
             let mut tile = [self.splat(0.0); N];
             for (r, row) in tile.iter_mut().enumerate() {
-                *row = self.load(&rows[r * stride + c..]);
+                *row = self.load(&rows[r * stride + c * N..]);
             }
-            out[c..c + N].copy_from_slice(&transpose(self, tile));
-            c += N;
-        }
-        for (c, column) in out.iter_mut().enumerate().skip(c) {
-            let mut lanes = [0.0; N];
-            for (r, lane) in lanes.iter_mut().enumerate() {
-                *lane = rows[r * stride + c];
-            }
-            *column = self.load(&lanes);
+            columns.copy_from_slice(&transpose(self, tile));
         }
     }
 }

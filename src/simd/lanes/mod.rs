@@ -11,6 +11,8 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(test)]
+mod tests;
 
 use std::sync::OnceLock;
 
@@ -93,21 +95,47 @@ pub trait Lanes: Copy + Send + Sync + 'static {
 
     /// `WIDTH` half-precision floats (their bits) to single precision; NaNs keep their payload, quieted.
     fn load_half(self, from: &[u16]) -> Self::F;
-    /// To half precision, nearest even; NaN lanes hold some NaN.
+    /// To half precision, nearest even; NaN becomes some NaN.
     fn store_half(self, v: Self::F, to: &mut [u16]);
+
+    fn or(self, a: Self::M, b: Self::M) -> Self::M;
+    /// One bit a lane, lane 0 lowest.
+    fn bitmask(self, mask: Self::M) -> u32;
+    /// The smallest lane; none may be NaN.
+    fn smallest(self, v: Self::F) -> f32;
+
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn xor_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn eq_i(self, a: Self::I, b: Self::I) -> Self::M;
+    /// `a < b`, signed.
+    fn lt_i(self, a: Self::I, b: Self::I) -> Self::M;
+    /// Shifts every lane `by` bits to the left.
+    fn shl(self, a: Self::I, by: u32) -> Self::I;
+    /// Shifts every lane `by` bits to the right, zeros coming in.
+    fn shr(self, a: Self::I, by: u32) -> Self::I;
+    /// `a` where the mask is true, else `b`.
+    fn select_i(self, mask: Self::M, a: Self::I, b: Self::I) -> Self::I;
+    /// The first `WIDTH` values of `from`.
+    fn load_i(self, from: &[i32]) -> Self::I;
+    /// Writes `WIDTH` values to the start of `to`.
+    fn store_i(self, v: Self::I, to: &mut [i32]);
+    /// The first `WIDTH` values of `from`, zero-extended.
+    fn load_u16(self, from: &[u16]) -> Self::I;
+    /// Writes the low 16 bits of every lane.
+    fn store_u16(self, v: Self::I, to: &mut [u16]);
+    /// Lane by lane, the entry of a table of 4 that the two lowest bits choose.
+    fn lookup4(self, table: &[f32], at: Self::I) -> Self::F;
+    /// Lane by lane, the entry of a table of 8 that the three lowest bits choose.
+    fn lookup8(self, table: &[f32], at: Self::I) -> Self::F;
+    /// Lane by lane, the entry of a table of 16 that the four lowest bits choose.
+    fn lookup16(self, table: &[f32], at: Self::I) -> Self::F;
 
     /// Columns of a row-major matrix of `WIDTH` rows: lane `r` of `out[c]` is `rows[r * stride + c]`.
     ///
     /// Panics if `rows` is too short for that.
     #[inline(always)]
     fn columns(self, rows: &[f32], stride: usize, out: &mut [Self::F]) {
-        for (c, column) in out.iter_mut().enumerate() {
-            let mut lanes = [0.0; MAX_WIDTH];
-            for (r, lane) in lanes.iter_mut().enumerate().take(Self::WIDTH) {
-                *lane = rows[r * stride + c];
-            }
-            *column = self.load(&lanes);
-        }
+        gather_columns(self, rows, stride, 0, out);
     }
 
     #[inline(always)]
@@ -131,10 +159,32 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     }
 }
 
+/// [`Lanes::columns`] one value at a time, starting with column `first`: what is left beyond whole tiles.
+#[inline(always)]
+fn gather_columns<L: Lanes>(lanes: L, rows: &[f32], stride: usize, first: usize, out: &mut [L::F]) {
+    for (c, column) in out.iter_mut().enumerate() {
+        let mut gathered = [0.0; MAX_WIDTH];
+        for (r, lane) in gathered.iter_mut().enumerate().take(L::WIDTH) {
+            *lane = rows[r * stride + first + c];
+        }
+        *column = lanes.load(&gathered);
+    }
+}
+
 /// [`Lanes::nearest`] for one value.
 #[inline(always)]
 pub fn nearest(v: f32) -> i32 {
     ((v + ROUNDING_MAGIC).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
+}
+
+/// Half precision to single, exact; NaNs are quieted and keep their payload.
+pub fn half_value(half: u16) -> f32 {
+    portable::half_value(half)
+}
+
+/// Single precision to half, nearest even; every NaN becomes the quiet one with its sign.
+pub fn half_bits(v: f32) -> u16 {
+    portable::half_bits(v)
 }
 
 /// Code to run on some [`Lanes`]. Mark `run` `#[inline(always)]`, and what it calls too: only what is inlined

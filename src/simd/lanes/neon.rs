@@ -189,4 +189,117 @@ impl Lanes for Neon {
         self.store(v, &mut lanes);
         portable::to_half(lanes, to);
     }
+
+    #[inline(always)]
+    fn or(self, a: uint32x4_t, b: uint32x4_t) -> uint32x4_t {
+        unsafe { vorrq_u32(a, b) }
+    }
+
+    #[inline(always)]
+    fn bitmask(self, mask: uint32x4_t) -> u32 {
+        const BITS: [u32; N] = [1, 2, 4, 8];
+        unsafe { vaddvq_u32(vandq_u32(mask, vld1q_u32(BITS.as_ptr()))) }
+    }
+
+    #[inline(always)]
+    fn smallest(self, v: float32x4_t) -> f32 {
+        unsafe { vminvq_f32(v) }
+    }
+
+    #[inline(always)]
+    fn add_i(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        unsafe { vaddq_s32(a, b) }
+    }
+
+    #[inline(always)]
+    fn xor_i(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        unsafe { veorq_s32(a, b) }
+    }
+
+    #[inline(always)]
+    fn eq_i(self, a: int32x4_t, b: int32x4_t) -> uint32x4_t {
+        unsafe { vceqq_s32(a, b) }
+    }
+
+    #[inline(always)]
+    fn lt_i(self, a: int32x4_t, b: int32x4_t) -> uint32x4_t {
+        unsafe { vcltq_s32(a, b) }
+    }
+
+    #[inline(always)]
+    fn shl(self, a: int32x4_t, by: u32) -> int32x4_t {
+        unsafe { vshlq_s32(a, vdupq_n_s32(by as i32)) }
+    }
+
+    #[inline(always)]
+    fn shr(self, a: int32x4_t, by: u32) -> int32x4_t {
+        unsafe { vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-(by as i32)))) }
+    }
+
+    #[inline(always)]
+    fn select_i(self, mask: uint32x4_t, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        unsafe { vbslq_s32(mask, a, b) }
+    }
+
+    #[inline(always)]
+    fn load_i(self, from: &[i32]) -> int32x4_t {
+        let from = &from[..N];
+        unsafe { vld1q_s32(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store_i(self, v: int32x4_t, to: &mut [i32]) {
+        let to = &mut to[..N];
+        unsafe { vst1q_s32(to.as_mut_ptr(), v) }
+    }
+
+    #[inline(always)]
+    fn load_u16(self, from: &[u16]) -> int32x4_t {
+        let from = &from[..N];
+        unsafe { vreinterpretq_s32_u32(vmovl_u16(vld1_u16(from.as_ptr()))) }
+    }
+
+    #[inline(always)]
+    fn store_u16(self, v: int32x4_t, to: &mut [u16]) {
+        let to = &mut to[..N];
+        unsafe { vst1_u16(to.as_mut_ptr(), vmovn_u32(vreinterpretq_u32_s32(v))) }
+    }
+
+    #[inline(always)]
+    fn lookup4(self, table: &[f32], at: int32x4_t) -> float32x4_t {
+        let table = &table[..4];
+        unsafe {
+            let table = vld1q_u8(table.as_ptr().cast());
+            vreinterpretq_f32_u8(vqtbl1q_u8(table, byte_positions(at, 3)))
+        }
+    }
+
+    #[inline(always)]
+    fn lookup8(self, table: &[f32], at: int32x4_t) -> float32x4_t {
+        let table = &table[..8];
+        unsafe {
+            let table = vld1q_u8_x2(table.as_ptr().cast());
+            vreinterpretq_f32_u8(vqtbl2q_u8(table, byte_positions(at, 7)))
+        }
+    }
+
+    #[inline(always)]
+    fn lookup16(self, table: &[f32], at: int32x4_t) -> float32x4_t {
+        let table = &table[..16];
+        unsafe {
+            let table = vld1q_u8_x4(table.as_ptr().cast());
+            vreinterpretq_f32_u8(vqtbl4q_u8(table, byte_positions(at, 15)))
+        }
+    }
+}
+
+/// The four byte positions of each lane's `f32` in a table in memory order; `mask` keeps the index's bits.
+#[inline(always)]
+unsafe fn byte_positions(at: int32x4_t, mask: i32) -> uint8x16_t {
+    // SAFETY: called from NEON code only.
+    unsafe {
+        let at = vandq_s32(at, vdupq_n_s32(mask));
+        let positions = vmlaq_s32(vdupq_n_s32(0x0302_0100), at, vdupq_n_s32(0x0404_0404));
+        vreinterpretq_u8_s32(positions)
+    }
 }
