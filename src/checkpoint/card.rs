@@ -76,7 +76,8 @@ fn key_and_rest(line: &str) -> Option<(String, &str)> {
         Some(key) if !key.contains(": ") => (key, ""),
         _ => line.split_once(": ")?,
     };
-    Some((unquote(key.trim())?, rest.trim()))
+    let key = unquote(key.trim())?;
+    (!key.is_empty()).then(|| (key, rest.trim()))
 }
 
 /// Whether a line continues the value of the key above it.
