@@ -71,6 +71,12 @@ def read_gguf(path):
     return metadata, tensors
 
 
+def array_digest(element, items):
+    """"TYPE LENGTH SHA256" of an array's elements as they lie in the file (texts with their lengths)."""
+    pack = (lambda v: struct.pack("<Q", len(v.encode())) + v.encode()) if element == 8 else (lambda v: struct.pack("<" + SCALARS[element], v))
+    return f"{element} {len(items)} {hashlib.sha256(b''.join(map(pack, items))).hexdigest()}"
+
+
 def differences(ours, theirs):
     """What differs, one line each."""
     lines = []
@@ -260,7 +266,7 @@ def main():
             golden = {"weights": hashlib.sha256(weights).hexdigest()}
             for outtype in ("f32", "f16", "bf16", "q8_0"):
                 metadata, tensors = convert(peer, a.checkpoint, outtype, scratch / "golden.gguf")
-                short = {k: v if v[0] != 9 else (9, hashlib.sha256(json.dumps(v[1]).encode()).hexdigest()) for k, v in metadata.items()}
+                short = {k: v if v[0] != 9 else (9, array_digest(*v[1])) for k, v in metadata.items()}
                 golden[outtype] = {"metadata": short, "tensors": tensors}
             a.write_golden.parent.mkdir(parents=True, exist_ok=True)
             a.write_golden.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
