@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Takes tests/golden/quant-encode.json from llama.cpp: what its quantizers make of generated values.
+"""Takes tests/golden/quant-encode*.json from llama.cpp: what its quantizers make of generated values.
 
     python3 scripts/quant_goldens.py path/to/libggml-base.so > tests/golden/quant-encode.json
+    python3 scripts/quant_goldens.py path/to/libggml-base.so iq > tests/golden/quant-encode-iq.json
 
-The library is the one built from the source package of llama-cpp-python 0.3.36 on x86-64 (needs numpy).
+The first has the plain, legacy and K types, the second all others. Where llama.cpp aborts (values whose squares
+overflow, for some types), there is no golden. The library is the one built from the source package of llama-cpp-python 0.3.36 on x86-64 (needs numpy).
 tests/quant_encode.rs generates the same values and compares SHA-256 sums of the encoded blocks and of the
 values they decode to.
 """
@@ -11,6 +13,7 @@ values they decode to.
 import ctypes
 import hashlib
 import json
+import os
 import sys
 
 import numpy as np
@@ -31,6 +34,23 @@ TYPES = {
     "Q4_K": (12, 256, 144),
     "Q5_K": (13, 256, 176),
     "Q6_K": (14, 256, 210),
+}
+IQ_TYPES = {
+    "IQ2_XXS": (16, 256, 66),
+    "IQ2_XS": (17, 256, 74),
+    "IQ3_XXS": (18, 256, 98),
+    "IQ1_S": (19, 256, 50),
+    "IQ4_NL": (20, 32, 18),
+    "IQ3_S": (21, 256, 110),
+    "IQ2_S": (22, 256, 82),
+    "IQ4_XS": (23, 256, 136),
+    "IQ1_M": (29, 256, 56),
+    "TQ1_0": (34, 256, 54),
+    "TQ2_0": (35, 256, 66),
+    "MXFP4": (39, 32, 17),
+    "NVFP4": (40, 64, 36),
+    "Q1_0": (41, 128, 18),
+    "Q2_0": (42, 64, 18),
 }
 CASES = [
     "normal", "small", "cubed", "zeros", "constant", "negative", "positive", "repeated",
@@ -109,15 +129,32 @@ def sha256(array):
     return hashlib.sha256(array.tobytes()).hexdigest()
 
 
+def survives(function):
+    """Whether `function` returns when run in a child process: llama.cpp aborts on what it cannot place."""
+    child = os.fork()
+    if child == 0:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        function()
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
 def main():
     np.seterr(all="ignore")
     library = ctypes.CDLL(sys.argv[1])
+    library.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
     library.ggml_get_type_traits.restype = ctypes.POINTER(Traits)
     quantize = library.ggml_quantize_chunk
     quantize.restype = ctypes.c_size_t
     quantize.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p] + [ctypes.c_int64] * 3 + [ctypes.c_void_p]
     goldens = []
-    for name, (number, block_elements, block_bytes) in TYPES.items():
+    os.environ["GGML_NO_BACKTRACE"] = "1"
+    types = IQ_TYPES if sys.argv[2:] == ["iq"] else TYPES
+    for name, (number, block_elements, block_bytes) in types.items():
+        # Builds the codebook before the first fork.
+        library.ggml_quantize_init(number)
         traits = library.ggml_get_type_traits(number).contents
         assert (traits.blck_size, traits.type_size) == (block_elements, block_bytes), name
         for case in CASES:
@@ -126,7 +163,12 @@ def main():
                 weights = importance(kind)
                 encoded = np.zeros(ROWS * COLUMNS // block_elements * block_bytes, dtype=np.uint8)
                 pointer = None if weights is None else weights.ctypes.data
-                quantize(number, x.ctypes.data, encoded.ctypes.data, 0, ROWS, COLUMNS, pointer)
+                if pointer is None and library.ggml_quantize_requires_imatrix(number):
+                    continue
+                arguments = (number, x.ctypes.data, encoded.ctypes.data, 0, ROWS, COLUMNS, pointer)
+                if not survives(lambda: quantize(*arguments)):
+                    continue
+                quantize(*arguments)
                 decoded = np.zeros(ROWS * COLUMNS, dtype=np.float32)
                 traits.to_float(encoded.ctypes.data, decoded.ctypes.data, decoded.size)
                 # Infinite scales make NaNs, whose sign and payload are each machine's own.

@@ -29,8 +29,8 @@ impl Block for MXFP4 {
     const KIND: TensorType = TensorType::MXFP4;
 
     #[inline(always)]
-    fn encode<L: Lanes>(_: L, rows: Rows<'_>, dst: &mut [u8]) {
-        encode_mxfp4(rows.values, dst);
+    fn encode<L: Lanes>(lanes: L, rows: Rows<'_>, dst: &mut [u8]) {
+        encode_mxfp4(lanes, rows.values, dst);
     }
 
     #[inline(always)]
@@ -46,8 +46,8 @@ impl Block for NVFP4 {
     const KIND: TensorType = TensorType::NVFP4;
 
     #[inline(always)]
-    fn encode<L: Lanes>(_: L, rows: Rows<'_>, dst: &mut [u8]) {
-        encode_nvfp4(rows.values, dst);
+    fn encode<L: Lanes>(lanes: L, rows: Rows<'_>, dst: &mut [u8]) {
+        encode_nvfp4(lanes, rows.values, dst);
     }
 
     #[inline(always)]
@@ -92,17 +92,20 @@ fn floor_log2(v: f32) -> i32 {
 }
 
 /// The nearest E2M1 code of every element; the lower code where two are equally near.
-fn nearest_codes<const N: usize>(x: &[f32; N], half_scale: f32) -> [u8; N] {
-    let mut best = x.map(|x| (E2M1_DOUBLED[0] * half_scale - x).abs());
-    let mut codes = [0u8; N];
-    for (code, value) in (0u8..).zip(E2M1_DOUBLED).skip(1) {
-        for ((x, best), chosen) in x.iter().zip(&mut best).zip(&mut codes) {
-            let error = (value * half_scale - x).abs();
-            if error < *best {
-                *best = error;
-                *chosen = code;
-            }
+#[inline(always)]
+fn nearest_codes<L: Lanes, const N: usize>(lanes: L, x: &[f32; N], half_scale: f32) -> [u8; N] {
+    let mut codes = [0; N];
+    for (x, codes) in x.chunks_exact(L::WIDTH).zip(codes.chunks_exact_mut(L::WIDTH)) {
+        let x = lanes.load(x);
+        let mut least = lanes.abs(lanes.sub(lanes.splat(E2M1_DOUBLED[0] * half_scale), x));
+        let mut nearest = lanes.splat_i(0);
+        for (code, value) in (0..).zip(E2M1_DOUBLED).skip(1) {
+            let error = lanes.abs(lanes.sub(lanes.splat(value * half_scale), x));
+            let closer = lanes.lt(error, least);
+            least = lanes.select(closer, error, least);
+            nearest = lanes.select_i(closer, lanes.splat_i(code), nearest);
         }
+        lanes.store_bytes(nearest, codes);
     }
     codes
 }
@@ -127,7 +130,7 @@ fn unpack_halves(qs: &[u8], half_scale: f32, out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn encode_mxfp4(src: &[f32], dst: &mut [u8]) {
+fn encode_mxfp4<L: Lanes>(lanes: L, src: &[f32], dst: &mut [u8]) {
     for (x, block) in src.as_chunks::<MX_ELEMENTS>().0.iter().zip(dst.chunks_exact_mut(MX_BYTES)) {
         let most = largest(x);
         // 2 is the largest exponent of E2M1.
@@ -136,7 +139,7 @@ fn encode_mxfp4(src: &[f32], dst: &mut [u8]) {
             m => (floor_log2(m) - 2 + 127) as u8,
         };
         block[0] = exponent;
-        pack_halves(&nearest_codes(x, half_power(exponent)), &mut block[1..]);
+        pack_halves(&nearest_codes(lanes, x, half_power(exponent)), &mut block[1..]);
     }
 }
 
@@ -180,14 +183,14 @@ fn to_e4m3(v: f32) -> u8 {
 }
 
 #[inline(always)]
-fn encode_nvfp4(src: &[f32], dst: &mut [u8]) {
+fn encode_nvfp4<L: Lanes>(lanes: L, src: &[f32], dst: &mut [u8]) {
     for (x, block) in src.chunks_exact(NV_ELEMENTS).zip(dst.chunks_exact_mut(NV_BYTES)) {
         let (scales, qs) = block.split_at_mut(NV_ELEMENTS / NV_GROUP);
         let groups = x.as_chunks::<NV_GROUP>().0.iter();
         for ((x, scale), qs) in groups.zip(scales).zip(qs.chunks_exact_mut(NV_GROUP / 2)) {
             // 6 is the largest E2M1 value.
             *scale = to_e4m3(largest(x) / 6.0);
-            pack_halves(&nearest_codes(x, half_e4m3(*scale)), qs);
+            pack_halves(&nearest_codes(lanes, x, half_e4m3(*scale)), qs);
         }
     }
 }

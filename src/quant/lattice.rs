@@ -95,17 +95,20 @@ impl<const DIMS: usize, const BITS: u32> Lattice<DIMS, BITS> {
         let spot = self.spots[usize::from(code)];
         let first = spot.first as usize;
         let list = &self.neighbours[first..first + usize::from(spot.groups) * MAX_WIDTH];
-        let mut least = lanes.splat(f32::MAX);
+        let Some((first, others)) = list.split_at_checked(L::WIDTH) else { return 0 };
+        // The reference accepts only costs below this, so not NaN.
+        let bound = lanes.splat(f32::MAX);
+        let mut least = lanes.min(Self::cost(lanes, &costs, lanes.load_u16(first)), bound);
         let mut turn = lanes.splat_i(0);
-        for (t, codes) in list.chunks_exact(L::WIDTH).enumerate() {
+        for (t, codes) in (1..).zip(others.chunks_exact(L::WIDTH)) {
             let cost = Self::cost(lanes, &costs, lanes.load_u16(codes));
             let closer = lanes.lt(cost, least);
             least = lanes.select(closer, cost, least);
-            turn = lanes.select_i(closer, lanes.splat_i(t as i32), turn);
+            turn = lanes.select_i(closer, lanes.splat_i(t), turn);
         }
         let winners = lanes.bitmask(lanes.eq(least, lanes.splat(lanes.smallest(least))));
-        if list.len() == L::WIDTH {
-            return list[winners.trailing_zeros() as usize % MAX_WIDTH];
+        if others.is_empty() {
+            return first[winners.trailing_zeros() as usize % L::WIDTH];
         }
         let mut turns = [0; MAX_WIDTH];
         lanes.store_i(turn, &mut turns);
