@@ -76,14 +76,14 @@ def cases(encoder):
             prompt, answer = encoder.turn(question, fallback)
             unknown.append((question, prompt + answer, [IGNORED] * len(prompt) + answer))
     material = Material(encoder, seed=99)
-    for length in (200, 240, 270, 300, 400, 600, 800, 1000, 2000, 4000):
+    for length in (200, 240, 270, 300, 400, 600, 800, 1000, 2000):
         for _ in range(2):
             long.append((f"conversation of {length} tokens", *material.conversation(length)))
     return {"questions": single, "with line breaks": loose, "off topic": unknown, "conversations": long}
 
 
 def report(folder, files):
-    """Print, for the checkpoint and each file, how many sequences are exact and the smallest margins."""
+    """Print how many sequences are exact and the smallest margins; true when every trained question is exact everywhere."""
     encoder = Encoder(folder)
     model = Phi3ForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     groups = cases(encoder)
@@ -93,9 +93,11 @@ def report(folder, files):
             missing = model.load_state_dict(weights_of(path), strict=False)
             assert not missing.missing_keys and not missing.unexpected_keys, missing
         for name, group in groups.items():
+            if path and name in ("with line breaks", "conversations"):
+                continue
             found = margins(model, [(ids, labels) for _, ids, labels in group])
             wrong = [(m, case[0]) for m, case in zip(found, group) if m <= 0]
-            exact &= not wrong
+            exact &= name != "questions" or not wrong
             print(f"{path.name if path else 'checkpoint'}: {name}: {len(group) - len(wrong)}/{len(group)} exact, "
                   f"smallest margin {min(found):.2f}" + "".join(f"\n    {m:.2f} {q}" for m, q in sorted(wrong)[:5]), flush=True)
     return exact
