@@ -24,8 +24,10 @@ struct Shared {
     phase: AtomicUsize,
     next_task: AtomicUsize,
     tasks: AtomicUsize,
-    /// Workers that have not finished the phase.
-    busy: AtomicUsize,
+    /// The phase whose tasks may be taken; 0 between phases.
+    open: AtomicUsize,
+    /// Workers that may be looking at the job.
+    inside: AtomicUsize,
     job: Mutex<Option<Job>>,
     asleep: Vec<AtomicBool>,
     stop: AtomicBool,
@@ -36,7 +38,7 @@ struct Shared {
 #[derive(Clone, Copy)]
 struct Job(*const (dyn Fn(usize) + Sync));
 
-// Sound: the function is `Sync`, and `Pool::run` keeps it alive until every worker has finished.
+// Sound: the function is `Sync`, and `Pool::run` keeps it alive while anybody may call it.
 unsafe impl Send for Job {}
 
 impl Pool {
@@ -47,7 +49,8 @@ impl Pool {
             phase: AtomicUsize::new(0),
             next_task: AtomicUsize::new(0),
             tasks: AtomicUsize::new(0),
-            busy: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            inside: AtomicUsize::new(0),
             job: Mutex::new(None),
             asleep: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
@@ -82,23 +85,26 @@ impl Pool {
         let _turn = self.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let shared = &*self.shared;
         let task: &(dyn Fn(usize) + Sync) = &task;
-        // Sound: only the lifetime changes, and nobody calls the job after `busy` is back at 0 below.
+        // Sound: only the lifetime changes, and nobody calls the job once it is closed and nobody is inside.
         let job = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(task) };
         *shared.job.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(job);
         shared.next_task.store(0, Ordering::Relaxed);
         shared.tasks.store(tasks, Ordering::Relaxed);
-        shared.busy.store(self.workers.len(), Ordering::Relaxed);
-        shared.phase.fetch_add(1, Ordering::SeqCst);
+        let phase = shared.phase.load(Ordering::Relaxed) + 1;
+        shared.open.store(phase, Ordering::SeqCst);
+        shared.phase.store(phase, Ordering::SeqCst);
         for (worker, asleep) in self.workers.iter().zip(&shared.asleep) {
             if asleep.load(Ordering::SeqCst) {
                 Thread::unpark(worker.thread());
             }
         }
         shared.take_tasks(task);
+        // Every task is taken. Workers that never came are not waited for; those inside finish theirs.
+        shared.open.store(0, Ordering::SeqCst);
         let mut turns = 0usize;
-        while shared.busy.load(Ordering::Acquire) > 0 {
+        while shared.inside.load(Ordering::SeqCst) > 0 {
             turns += 1;
-            if turns.is_multiple_of(SPIN) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if turns > SPIN { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
         if shared.panicked.swap(false, Ordering::Relaxed) {
             panic!("a task of the thread pool panicked");
@@ -132,12 +138,17 @@ impl Shared {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            let job = *self.job.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            if let Some(job) = job {
-                // Sound: `Pool::run` waits for `busy` to reach 0 before the function goes away.
-                self.take_tasks(unsafe { &*job.0 });
+            // Going inside comes before looking whether the phase is open, closing it before looking who is
+            // inside: one of the two sides always sees the other.
+            self.inside.fetch_add(1, Ordering::SeqCst);
+            if self.open.load(Ordering::SeqCst) != 0 {
+                let job = *self.job.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                if let Some(job) = job {
+                    // Sound: `Pool::run` keeps the function alive while anybody is inside.
+                    self.take_tasks(unsafe { &*job.0 });
+                }
             }
-            self.busy.fetch_sub(1, Ordering::Release);
+            self.inside.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
