@@ -16,7 +16,7 @@ use crate::{Result, quant};
 const FEW_TOKENS: usize = 8;
 
 /// Bytes of weights a task of the memory-bound product takes: large enough to stream, small enough to share.
-const TASK_BYTES: usize = 64 * 1024;
+const TASK_BYTES: usize = 256 * 1024;
 
 /// Rows of a task of the float products.
 const FLOAT_ROWS: usize = 16;
