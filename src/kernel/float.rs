@@ -70,7 +70,7 @@ pub struct FloatProducts<'a, W: Float> {
     pub columns: usize,
     /// `[tokens, columns]`.
     pub tokens: &'a [f32],
-    pub out: &'a SharedMut<f32>,
+    pub out: &'a SharedMut<'a, f32>,
     pub out_stride: usize,
     /// The first row's place in a row of `out`.
     pub first: usize,

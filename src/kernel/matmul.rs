@@ -114,7 +114,7 @@ pub struct PanelProducts<'a, F> {
     pub columns: usize,
     pub tokens: &'a PackedTokens,
     pub panel: &'a mut Panel,
-    pub out: &'a SharedMut<f32>,
+    pub out: &'a SharedMut<'a, f32>,
     pub out_stride: usize,
     /// The first row's place in a row of `out`.
     pub first: usize,

@@ -4,6 +4,8 @@
 //! operations whatever the batch, the tile or the thread that computes it, so a token's logits do not
 //! depend on what else is in flight.
 
+use std::marker::PhantomData;
+
 pub mod activations;
 pub mod attention;
 pub mod elementwise;
@@ -22,15 +24,16 @@ const fn partial_sums(span: usize) -> usize {
     256 / span
 }
 
-/// A raw pointer that threads may share, each writing its own part.
-pub struct SharedMut<T>(*mut T, usize);
+/// A slice that threads may share, each writing its own part.
+pub struct SharedMut<'a, T>(*mut T, usize, PhantomData<&'a mut [T]>);
 
 // Sound: `SharedMut::slice` is unsafe and makes its caller promise disjoint ranges.
-unsafe impl<T: Send> Sync for SharedMut<T> {}
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
-impl<T> SharedMut<T> {
-    pub fn new(slice: &mut [T]) -> Self {
-        Self(slice.as_mut_ptr(), slice.len())
+impl<'a, T> SharedMut<'a, T> {
+    /// Shares `slice` for as long as it is borrowed.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self(slice.as_mut_ptr(), slice.len(), PhantomData)
     }
 
     /// `length` elements from `start`.

@@ -33,7 +33,7 @@ struct Job<'a> {
     heads: &'a Heads,
     rotation: &'a Rotation,
     qkv: &'a Buffer,
-    out: &'a SharedMut<f32>,
+    out: &'a SharedMut<'a, f32>,
     rows: std::ops::Range<usize>,
     position: usize,
 }
