@@ -234,3 +234,239 @@ fn neither_threads_nor_buffers_change_a_byte() {
     }
     assert_none(&faults);
 }
+
+/// A folder with the model called "plain".
+fn plain_model() -> tempfile::TempDir {
+    golden_runs("plain").0
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Runs with `args`, expects a refusal that mentions `reason`, and no file but those of before.
+fn assert_refused(folder: &Path, args: &[&str], reason: &str) {
+    let before = names(folder);
+    let done = quantize(folder, args);
+    let message = String::from_utf8_lossy(&done.stderr);
+    assert!(matches!(done.status.code(), Some(1 | 2)), "{args:?}: {:?} {message}", done.status);
+    assert!(message.contains(reason), "{args:?}: {message}");
+    let errors = message.lines().filter(|line| line.starts_with("error: ")).count();
+    assert_eq!(errors, 1, "{args:?}: {message}");
+    assert_eq!(names(folder), before, "{args:?}");
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_and_leaves_nothing() {
+    let folder = plain_model();
+    let at = folder.path();
+    let refused = |args: &[&str], reason: &str| assert_refused(at, args, reason);
+    refused(&["model.gguf", "out.gguf", "Q9_K"], "Q9_K");
+    refused(&["model.gguf", "./model.gguf", "Q8_0"], "input");
+    refused(&["model.gguf", "out.gguf", "IQ2_XXS"], "importance matrix");
+    refused(
+        &["--imatrix", "imatrix.gguf", "--include-weights", "ffn", "model.gguf", "out.gguf", "IQ2_XXS"],
+        "attn",
+    );
+    refused(&["--imatrix", "model.gguf", "model.gguf", "out.gguf", "Q4_K"], "imatrix.datasets");
+    refused(&["--imatrix", "absent.gguf", "model.gguf", "out.gguf", "Q4_K"], "absent.gguf");
+    refused(&["absent.gguf", "out.gguf", "Q4_K"], "absent.gguf");
+    refused(&["model.gguf", "absent/out.gguf", "Q4_K"], "absent");
+    refused(&["--prune-layers", "7", "model.gguf", "out.gguf", "Q4_K"], "no layer 7");
+    refused(&["--report", "report.txt", "model.gguf", "out.gguf", "Q4_K"], "report.txt");
+    refused(&["--target-size", "1000", "model.gguf", "out.gguf"], "smallest possible");
+    refused(&["--output-tensor-type", "q8_1", "model.gguf", "out.gguf", "Q4_K"], "q8_1");
+    refused(&["--tensor-type", "ffn_down=q9", "model.gguf", "out.gguf", "Q4_K"], "q9");
+
+    assert!(quantize(at, &["model.gguf", "q8.gguf", "Q8_0"]).status.success());
+    refused(&["q8.gguf", "out.gguf", "Q4_K"], "--allow-requantize");
+    std::fs::write(at.join("short.gguf"), &std::fs::read(at.join("q8.gguf")).unwrap()[..9000]).unwrap();
+    refused(&["short.gguf", "out.gguf", "Q4_K"], "short.gguf");
+}
+
+#[test]
+fn values_that_are_no_numbers_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let golden: Json = serde_json::from_str(include_str!("data/quantize.json")).unwrap();
+    let metadata = metadata_of(&golden["models"][0]);
+    let mut values = weights(1, &[256, 40]);
+    values[256 * 17 + 3] = f32::NAN;
+    write_f32(
+        &at.join("nan.gguf"),
+        &metadata,
+        &[("token_embd.weight".into(), vec![256, 40], values.clone())],
+    );
+    assert_refused(
+        at,
+        &["nan.gguf", "out.gguf", "Q4_K"],
+        "token_embd.weight has a value that is NaN or infinite, in row 17",
+    );
+    assert_refused(at, &["nan.gguf", "out.gguf", "COPY"], "row 17");
+    values[256 * 17 + 3] = 1e9;
+    write_f32(&at.join("huge.gguf"), &metadata, &[("token_embd.weight".into(), vec![256, 40], values)]);
+    assert_refused(at, &["huge.gguf", "out.gguf", "F16"], "too large for F16, in row 17");
+}
+
+#[test]
+fn an_imatrix_of_another_model_is_refused() {
+    let (folder, other) = (plain_model(), golden_runs("odd").0);
+    std::fs::copy(other.path().join("imatrix.gguf"), folder.path().join("other.gguf")).unwrap();
+    let args = ["--imatrix", "other.gguf", "model.gguf", "out.gguf", "Q4_K"];
+    assert_refused(folder.path(), &args, "another model");
+}
+
+#[test]
+fn a_dry_run_writes_nothing_and_adds_up() {
+    let folder = plain_model();
+    let done = quantize(folder.path(), &["--dry-run", "model.gguf", "IQ2_XXS"]);
+    let text = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.success() && text.contains("IQ2_XXS") && text.contains("in all"), "{text}");
+    assert!(String::from_utf8_lossy(&done.stderr).contains("needs an importance matrix"));
+    assert_eq!(names(folder.path()), ["imatrix.gguf", "model.gguf"]);
+}
+
+#[test]
+fn reports_tell_types_and_errors_by_tensor() {
+    let folder = plain_model();
+    let at = folder.path();
+    let plain = ["--report", "a.json", "model.gguf", "a.gguf", "Q4_K_M"];
+    let weighted = ["--imatrix", "imatrix.gguf", "--report", "b.html", "model.gguf", "b.gguf", "Q4_K_M"];
+    for args in [&plain[..], &weighted[..]] {
+        assert!(quantize(at, args).status.success(), "{args:?}");
+    }
+    let report: Json = serde_json::from_slice(&std::fs::read(at.join("a.json")).unwrap()).unwrap();
+    let tensor = |name: &str| {
+        report["tensors"].as_array().unwrap().iter().find(|t| t["name"] == name).unwrap().clone()
+    };
+    let up = tensor("blk.1.ffn_up.weight");
+    assert_eq!((up["type"].as_str(), up["bits"].as_f64()), (Some("Q4_K"), Some(4.5)));
+    assert!((0.02..0.12).contains(&up["error"].as_f64().unwrap()), "{up}");
+    assert!(up["weighted_error"].is_null());
+    assert!(tensor("output.weight")["error"].as_f64().unwrap() < up["error"].as_f64().unwrap());
+    assert!(tensor("output_norm.weight")["error"].is_null());
+    let page = std::fs::read_to_string(at.join("b.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("blk.2.ffn_down.weight") && page.contains("weighted"));
+    assert!(!page.contains("src=") && !page.contains("href="), "needs nothing but itself");
+}
+
+/// The error of a whole model: the sum of its tensors' squared relative errors.
+fn noise(report: &Path) -> f64 {
+    let report: Json = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    report["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|t| t["error"].as_f64())
+        .map(|error| error * error)
+        .sum()
+}
+
+#[test]
+fn a_size_is_kept_to_and_used_better_than_by_a_recipe() {
+    let folder = plain_model();
+    let at = folder.path();
+    for recipe in ["Q3_K_M", "Q4_K_M", "Q5_K_M"] {
+        assert!(quantize(at, &["--report", "r.json", "model.gguf", "r.gguf", recipe]).status.success());
+        let size = std::fs::metadata(at.join("r.gguf")).unwrap().len();
+        let args = ["--report", "t.json", "--target-size", &size.to_string(), "model.gguf", "t.gguf"];
+        assert!(quantize(at, &args).status.success(), "{recipe}");
+        let targeted = std::fs::metadata(at.join("t.gguf")).unwrap().len();
+        assert!(targeted <= size && targeted > size * 9 / 10, "{recipe}: {targeted} of {size}");
+        assert!(noise(&at.join("t.json")) < noise(&at.join("r.json")), "{recipe}");
+    }
+    assert!(quantize(at, &["--target-bpw", "4.5", "model.gguf", "t.gguf"]).status.success());
+}
+
+#[test]
+fn split_models_merge_to_the_file_they_came_from() {
+    let folder = plain_model();
+    let at = folder.path();
+    let phi = |args: &[&str]| Command::cargo_bin("phi").unwrap().current_dir(at).args(args).output().unwrap();
+    for (limit, value) in [("--split-max-tensors", "4"), ("--split-max-size", "20k")] {
+        let split = phi(&["split", limit, value, "model.gguf", "part"]);
+        assert!(split.status.success(), "{}", String::from_utf8_lossy(&split.stderr));
+        let parts: Vec<_> = names(at).into_iter().filter(|name| name.starts_with("part-")).collect();
+        assert!(parts.len() > 2 && parts[0].starts_with("part-00001-of-000"), "{parts:?}");
+        assert!(phi(&["merge", &parts[1], "merged.gguf"]).status.success());
+        assert_eq!(sha256(&at.join("merged.gguf")), sha256(&at.join("model.gguf")));
+
+        assert!(quantize(at, &[&parts[0], "whole.gguf", "Q4_K"]).status.success());
+        assert!(quantize(at, &["model.gguf", "direct.gguf", "Q4_K"]).status.success());
+        assert_eq!(sha256(&at.join("whole.gguf")), sha256(&at.join("direct.gguf")));
+        assert!(quantize(at, &["--keep-split", &parts[0], "kept.gguf", "Q4_K"]).status.success());
+        assert!(phi(&["merge", &parts[0].replace("part", "kept"), "merged.gguf"]).status.success());
+        parts.iter().for_each(|part| std::fs::remove_file(at.join(part)).unwrap());
+    }
+}
+
+/// A file of about 16 MB, which takes long enough to be interrupted.
+#[cfg(unix)]
+fn large_model(folder: &Path) {
+    let golden: Json = serde_json::from_str(include_str!("data/quantize.json")).unwrap();
+    let shape = vec![512, 2048];
+    let tensor = |n| (format!("blk.{n}.ffn_up.weight"), shape.clone(), weights(n, &shape));
+    let tensors: Vec<_> = (0..4).map(tensor).collect();
+    write_f32(&folder.join("model.gguf"), &metadata_of(&golden["models"][0]), &tensors);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_disk_that_refuses_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    large_model(folder.path());
+    let phi = assert_cmd::cargo::cargo_bin("phi");
+    // Files may take 1 MB, in blocks of 512 bytes; the signal is ignored so that the write fails instead.
+    let script = "trap '' XFSZ; ulimit -f 2048; exec \"$0\" quantize model.gguf out.gguf Q8_0";
+    let done = std::process::Command::new("sh")
+        .args(["-c", script])
+        .arg(phi)
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let message = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{message}");
+    assert!(message.contains("out.gguf"), "{message}");
+    assert_eq!(names(folder.path()), ["model.gguf"]);
+}
+
+#[cfg(unix)]
+#[test]
+#[ignore = "takes a minute: kills the program fifty times"]
+fn a_killed_run_leaves_a_whole_file_or_none() {
+    use std::process::{Command, Stdio};
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    large_model(at);
+    assert!(quantize(at, &["model.gguf", "whole.gguf", "Q6_K"]).status.success());
+    let whole = sha256(&at.join("whole.gguf"));
+    let start = std::time::Instant::now();
+    assert!(quantize(at, &["model.gguf", "out.gguf", "Q6_K"]).status.success());
+    let usual = start.elapsed();
+    let mut finished = 0;
+    for run in 0..50_u64 {
+        let _ = std::fs::remove_file(at.join("out.gguf"));
+        let mut child = Command::new(assert_cmd::cargo::cargo_bin("phi"))
+            .args(["quantize", "model.gguf", "out.gguf", "Q6_K"])
+            .current_dir(at)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(usual.mul_f64((random_bits(9, run) % 1000) as f64 / 900.0));
+        let signal = [libc::SIGKILL, libc::SIGINT, libc::SIGTERM][run as usize % 3];
+        // SAFETY: takes the number of a child that has not been waited for, and a signal's.
+        unsafe { libc::kill(child.id() as libc::pid_t, signal) };
+        child.wait().unwrap();
+        match names(at).as_slice() {
+            [_, out, _] if out == "out.gguf" => {
+                assert_eq!(sha256(&at.join("out.gguf")), whole, "run {run}");
+                finished += 1;
+            }
+            left => assert_eq!(left, ["model.gguf", "whole.gguf"], "run {run}"),
+        }
+    }
+    assert!((1..50).contains(&finished), "{finished} of 50 runs were not hit");
+}

@@ -289,9 +289,10 @@ impl<L: Lanes> Half<L> {
             // Differences of squares of neighbouring levels.
             let first_step = shift[0] * shift[0] - shift[1] * shift[1];
             let second_step = shift[1] * shift[1] - shift[2] * shift[2];
-            for i in 0..=N {
-                half.lower_w[s][i] = lanes.add(full_w, times(lanes, sw[i], first_step));
-                half.upper_w[s][i] = times(lanes, sw[i], second_step);
+            let borders = half.lower_w[s].iter_mut().zip(&mut half.upper_w[s]);
+            for ((lower, upper), &sum) in borders.zip(&sw) {
+                *lower = lanes.add(full_w, times(lanes, sum, first_step));
+                *upper = times(lanes, sum, second_step);
             }
         }
         half
