@@ -31,7 +31,8 @@ impl Case {
     fn new<F: Unpack>(kind: TensorType, rows: usize, tokens: usize) -> Self {
         let row_bytes = kind.row_bytes(COLUMNS as u64).expect("whole blocks") as usize;
         let mut weights = vec![0; rows * row_bytes];
-        quant::encode(kind, &wave(rows * COLUMNS), COLUMNS, None, &mut weights).expect("the type can be encoded");
+        quant::encode(kind, &wave(rows * COLUMNS), COLUMNS, None, &mut weights)
+            .expect("the type can be encoded");
         let mut activations = Activations::default();
         activations.quantize(&wave(tokens * COLUMNS), COLUMNS, F::SPAN);
         Self { weights, row_bytes, tokens: activations }
@@ -41,7 +42,8 @@ impl Case {
         let rows = self.weights.len() / self.row_bytes;
         let mut out: Vec<&mut [f32]> = out.chunks_mut(rows).collect();
         let (rows, row_bytes) = (&self.weights[..], self.row_bytes);
-        RowProducts { format, rows, row_bytes, tokens: &self.tokens, out: &mut out }.compute(Level::current());
+        RowProducts { format, rows, row_bytes, tokens: &self.tokens, out: &mut out }
+            .compute(Level::current());
     }
 
     fn matmul<F: Unpack>(&self, format: F, packed: &PackedTokens, panel: &mut Panel, out: &mut [f32]) {
@@ -76,7 +78,9 @@ fn bench<F: Unpack>(criterion: &mut Criterion, format: F, kind: TensorType) {
 
     let mut group = criterion.benchmark_group("matmul");
     group.throughput(Throughput::Elements((64 * TOKENS * COLUMNS) as u64));
-    group.bench_function(kind.name(), |b| b.iter(|| case.matmul(format, &packed, &mut panel, black_box(&mut many))));
+    group.bench_function(kind.name(), |b| {
+        b.iter(|| case.matmul(format, &packed, &mut panel, black_box(&mut many)))
+    });
     group.finish();
 
     // Larger than the caches, as a model is.
