@@ -14,12 +14,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused something.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {cause}", path.display())]
     Io {
         path: PathBuf,
         /// A verb for the message: "open", "read", "write", "create", "rename" …
         action: &'static str,
-        source: std::io::Error,
+        /// Part of the message, and for that reason no `source`: a printed chain would say it twice.
+        cause: std::io::Error,
     },
     /// A file is not what it says it is; `fault` says which thing in it, and what was expected.
     #[error("{}: {fault}", path.display())]
@@ -40,8 +41,8 @@ pub enum Error {
 
 impl Error {
     /// An [`Error::Io`] for `path`; `action` completes "cannot … PATH".
-    pub fn io(action: &'static str, path: impl AsRef<Path>, source: std::io::Error) -> Self {
-        Self::Io { path: path.as_ref().to_owned(), action, source }
+    pub fn io(action: &'static str, path: impl AsRef<Path>, cause: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_owned(), action, cause }
     }
 
     /// An [`Error::Invalid`] for `path`.
