@@ -239,7 +239,6 @@ pub enum Level {
     Scalar,
     Avx2,
     Avx512,
-    Neon,
 }
 
 impl Level {
@@ -249,7 +248,6 @@ impl Level {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
-            Level::Neon => "neon",
         }
     }
 
@@ -261,8 +259,6 @@ impl Level {
             levels.extend(Avx512::new().map(|_| Level::Avx512));
             levels.extend(Avx2::new().map(|_| Level::Avx2));
         }
-        #[cfg(target_arch = "aarch64")]
-        levels.extend(Neon::new().map(|_| Level::Neon));
         levels.push(Level::Scalar);
         levels
     }
@@ -297,12 +293,6 @@ pub fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => {
             if let Some(isa) = Avx2::new() {
-                return isa.vectorize(kernel);
-            }
-        }
-        #[cfg(target_arch = "aarch64")]
-        Level::Neon => {
-            if let Some(isa) = Neon::new() {
                 return isa.vectorize(kernel);
             }
         }
