@@ -43,7 +43,7 @@ pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
             let Self(gate, up, out) = self;
             let one = isa.f_splat(1.0);
             let mut i = 0;
-            // The last vector overlaps the one before, so that every element goes the same way.
+            // A short last vector is filled up with zeros, so that every element goes the same way.
             while i < out.len() {
                 let mut tail = [0.0f32; 2 * crate::simd::MAX_LANES];
                 let count = I::LANES.min(out.len() - i);

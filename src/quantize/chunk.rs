@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use super::measure::ErrorSums;
-use super::target::Sample;
+use super::measure::{ErrorSums, Sample};
 use super::{Options, Planned};
 use crate::gguf::Source;
 use crate::quant::{self, validity};

@@ -1,5 +1,9 @@
 //! What quantization changes: squared differences between values and what is left of them.
 
+use super::Planned;
+use crate::gguf::TensorType;
+use crate::{Result, quant};
+
 /// Sums over the elements measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ErrorSums {
@@ -63,6 +67,38 @@ fn sums(values: &[f32], decoded: &[f32], weight: impl Fn(usize) -> f32) -> (f64,
     }
     let total = |lanes: [f32; LANES]| lanes.into_iter().map(f64::from).sum();
     (total(error), total(signal))
+}
+
+/// Rows of a tensor, spread evenly over it.
+pub(super) struct Sample<'a> {
+    /// [rows, columns].
+    pub values: &'a [f32],
+    /// The matrix (expert) that each row belongs to.
+    pub matrices: Vec<usize>,
+}
+
+impl Sample<'_> {
+    /// The noise of the sample as `kind`; `weights` is [matrices, columns].
+    pub fn noise(
+        &self,
+        tensor: &Planned,
+        kind: TensorType,
+        weights: Option<&[f32]>,
+        encoded: &mut Vec<u8>,
+    ) -> Result<f64> {
+        let columns = tensor.columns() as usize;
+        let row_bytes = kind.row_bytes(tensor.columns()).unwrap_or(0) as usize;
+        encoded.resize(row_bytes, 0);
+        let mut decoded = vec![0.0; columns];
+        let mut sums = ErrorSums::default();
+        for (values, matrix) in self.values.chunks_exact(columns).zip(&self.matrices) {
+            let weights = weights.and_then(|all| all.get(matrix * columns..(matrix + 1) * columns));
+            quant::encode(kind, values, columns, weights, encoded)?;
+            quant::decode(kind, encoded, &mut decoded)?;
+            sums.add_row(values, &decoded, weights);
+        }
+        Ok(sums.noise())
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! sum of the errors under the budget are found along the lower convex hull of error over size: always the
 //! step that takes away the most error a byte comes next, which is the Lagrangian optimum.
 
-use super::measure::ErrorSums;
 use super::{Options, Plan, Planned, chunk, pipeline};
 use crate::gguf::{Output, Source, TensorType, Value, Writer};
 use crate::quant::recipe::{FileType, Recipe, Role, may_quantize};
@@ -251,38 +250,6 @@ fn too_small(hulls: &[Vec<Offer>], fixed: u64) -> Error {
          need an importance matrix (--imatrix)",
         crate::fs::human_bytes(bytes)
     ))
-}
-
-/// Rows of a tensor, spread evenly over it.
-pub(super) struct Sample<'a> {
-    /// [rows, columns].
-    pub values: &'a [f32],
-    /// The matrix (expert) that each row belongs to.
-    pub matrices: Vec<usize>,
-}
-
-impl Sample<'_> {
-    /// The noise of the sample as `kind`; `weights` is [matrices, columns].
-    fn noise(
-        &self,
-        tensor: &Planned,
-        kind: TensorType,
-        weights: Option<&[f32]>,
-        encoded: &mut Vec<u8>,
-    ) -> Result<f64> {
-        let columns = tensor.columns() as usize;
-        let row_bytes = kind.row_bytes(tensor.columns()).unwrap_or(0) as usize;
-        encoded.resize(row_bytes, 0);
-        let mut decoded = vec![0.0; columns];
-        let mut sums = ErrorSums::default();
-        for (values, matrix) in self.values.chunks_exact(columns).zip(&self.matrices) {
-            let weights = weights.and_then(|all| all.get(matrix * columns..(matrix + 1) * columns));
-            quant::encode(kind, values, columns, weights, encoded)?;
-            quant::decode(kind, encoded, &mut decoded)?;
-            sums.add_row(values, &decoded, weights);
-        }
-        Ok(sums.noise())
-    }
 }
 
 #[cfg(test)]

@@ -96,14 +96,6 @@ macro_rules! narrow_operations {
             unsafe { _mm256_xor_si256(a, b) }
         }
         #[inline(always)]
-        fn b_add(self, a: Self::B, b: Self::B) -> Self::B {
-            unsafe { _mm256_add_epi8(a, b) }
-        }
-        #[inline(always)]
-        fn b_sub(self, a: Self::B, b: Self::B) -> Self::B {
-            unsafe { _mm256_sub_epi8(a, b) }
-        }
-        #[inline(always)]
         fn b_shr<const N: i32>(self, v: Self::B) -> Self::B {
             unsafe {
                 // There is no byte shift: shift words and clear what came from the neighbour.
@@ -371,13 +363,6 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn f_load_f16(self, from: &[u16]) -> Self::F {
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(checked::<8, _>(from).cast())) }
-    }
-    #[inline(always)]
-    fn f_store_f16(self, v: Self::F, to: &mut [u16]) {
-        unsafe {
-            let half = _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(v);
-            _mm_storeu_si128(checked_mut::<8, _>(to).cast(), half);
-        }
     }
     #[inline(always)]
     fn f_load_bf16(self, from: &[u16]) -> Self::F {

@@ -157,13 +157,6 @@ impl Isa for Avx512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(checked::<16, _>(from).cast())) }
     }
     #[inline(always)]
-    fn f_store_f16(self, v: Self::F, to: &mut [u16]) {
-        unsafe {
-            let half = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(v);
-            _mm256_storeu_si256(checked_mut::<16, _>(to).cast(), half);
-        }
-    }
-    #[inline(always)]
     fn f_load_bf16(self, from: &[u16]) -> Self::F {
         unsafe {
             let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(checked::<16, _>(from).cast()));

@@ -73,8 +73,6 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn b_and(self, a: Self::B, b: Self::B) -> Self::B;
     fn b_or(self, a: Self::B, b: Self::B) -> Self::B;
     fn b_xor(self, a: Self::B, b: Self::B) -> Self::B;
-    fn b_add(self, a: Self::B, b: Self::B) -> Self::B;
-    fn b_sub(self, a: Self::B, b: Self::B) -> Self::B;
     /// Every byte shifted right by `N` bits (0 to 7), zeros coming in.
     fn b_shr<const N: i32>(self, v: Self::B) -> Self::B;
     /// Every byte shifted left by `N` bits (0 to 7).
@@ -161,8 +159,6 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn f_store(self, v: Self::F, to: &mut [f32]);
     /// The first `LANES` half-precision values of `from`.
     fn f_load_f16(self, from: &[u16]) -> Self::F;
-    /// Rounded to nearest even.
-    fn f_store_f16(self, v: Self::F, to: &mut [u16]);
     /// The first `LANES` bfloat16 values of `from`.
     fn f_load_bf16(self, from: &[u16]) -> Self::F;
     fn f_from_w(self, v: Self::W) -> Self::F;
@@ -210,7 +206,8 @@ pub trait IsaExt: Isa {
         lanes[..Self::LANES].iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
     }
 
-    /// `e^x`, within 2 units in the last place; 0 below -87.3, about 1.6e38 from 88 on.
+    /// `e^x`, within 2 units in the last place. Arguments are held to -87.3 … 88, where the result is still a
+    /// normal number.
     ///
     /// x = n·ln 2 + r with |r| ≤ ln 2 / 2, then a degree-6 Taylor polynomial of e^r (its error there is
     /// below 2^-25) scaled by 2^n. ln 2 is split so that n·ln 2 is exact in its high part.

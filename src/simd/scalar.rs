@@ -89,14 +89,6 @@ impl Isa for Scalar {
         map2(a, b, |a, b| a ^ b)
     }
     #[inline(always)]
-    fn b_add(self, a: Self::B, b: Self::B) -> Self::B {
-        map2(a, b, u8::wrapping_add)
-    }
-    #[inline(always)]
-    fn b_sub(self, a: Self::B, b: Self::B) -> Self::B {
-        map2(a, b, u8::wrapping_sub)
-    }
-    #[inline(always)]
     fn b_shr<const N: i32>(self, v: Self::B) -> Self::B {
         v.map(|x| x >> N)
     }
@@ -284,12 +276,6 @@ impl Isa for Scalar {
     #[inline(always)]
     fn f_load_f16(self, from: &[u16]) -> Self::F {
         std::array::from_fn(|i| half::f16::from_bits(from[i]).to_f32())
-    }
-    #[inline(always)]
-    fn f_store_f16(self, v: Self::F, to: &mut [u16]) {
-        for (to, x) in to[..8].iter_mut().zip(v) {
-            *to = half::f16::from_f32(x).to_bits();
-        }
     }
     #[inline(always)]
     fn f_load_bf16(self, from: &[u16]) -> Self::F {

@@ -140,16 +140,22 @@ impl Cpu {
     fn float<W: Float>(&self, weights: &[W::Bits], w: &Matrix, x: &Buffer, out: &mut Buffer) {
         let to = SharedMut::new(&mut out.data);
         self.pool.run_ranges(w.rows, FLOAT_ROWS, |range| {
-            FloatProducts::<W> {
-                rows: &weights[range.start * w.columns..range.end * w.columns],
-                columns: w.columns,
-                tokens: &x.data,
-                out: &to,
-                out_stride: w.rows,
-                first: range.start,
-            }
-            .compute(self.level);
+            let rows = &weights[range.start * w.columns..range.end * w.columns];
+            self.float_rows::<W>(rows, range.start, w, x, &to);
         });
+    }
+
+    /// The products of `rows`, which are `w`'s from row `first` on.
+    fn float_rows<W: Float>(
+        &self,
+        rows: &[W::Bits],
+        first: usize,
+        w: &Matrix,
+        x: &Buffer,
+        to: &SharedMut<f32>,
+    ) {
+        let (columns, tokens) = (w.columns, &x.data);
+        FloatProducts::<W> { rows, columns, tokens, out: to, out_stride: w.rows, first }.compute(self.level);
     }
 
     /// For types without a kernel of their own: rows are decoded to f32 a few at a time.
@@ -163,15 +169,7 @@ impl Cpu {
                 rows.resize(range.len() * w.columns, 0.0);
                 let source = &bytes[range.start * row_bytes..range.end * row_bytes];
                 quant::decode(w.kind, source, rows).expect("the type and the lengths were checked");
-                FloatProducts::<F32> {
-                    rows,
-                    columns: w.columns,
-                    tokens: &x.data,
-                    out: &to,
-                    out_stride: w.rows,
-                    first: range.start,
-                }
-                .compute(self.level);
+                self.float_rows::<F32>(rows, range.start, w, x, &to);
             });
         });
         Ok(())
