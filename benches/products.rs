@@ -70,7 +70,7 @@ impl Case {
 fn bench<F: Unpack>(criterion: &mut Criterion, format: F, kind: TensorType) {
     let (mut packed, mut panel) = (PackedTokens::default(), Panel::default());
     let case = Case::new::<F>(kind, 64, TOKENS);
-    packed.pack(Level::current(), &case.tokens);
+    packed.pack(format, Level::current(), &case.tokens);
     let (mut many, mut few) = (vec![0.0; 64 * TOKENS], vec![0.0; 64 * TOKENS]);
     case.matmul(format, &packed, &mut panel, &mut many);
     case.matvec(format, &mut few);

@@ -178,7 +178,10 @@ impl<E: KvElement> Attention<'_, E> {
     #[inline(always)]
     fn score_tile<I: Isa, const R: usize>(&self, isa: I, keys: &[E], row: usize, scores: &mut [f32]) {
         let padded = self.padded_head;
-        let q: [&[f32]; R] = std::array::from_fn(|r| &self.queries[(row + r) * padded..][..padded]);
+        let mut q = [&self.queries[..0]; R];
+        for r in 0..R {
+            q[r] = &self.queries[(row + r) * padded..][..padded];
+        }
         if R == 1 {
             // One query alone would wait on its own sums: take all four groups of keys side by side.
             for v in 0..KEYS / I::LANES {
@@ -298,7 +301,6 @@ fn weighted_sum<E: KvElement, I: Isa, const R: usize, const V: usize>(
     d: usize,
     out: &mut [f32],
 ) {
-    let weights: [&[f32]; R] = std::array::from_fn(|r| &weights[r * BLOCK..][..BLOCK]);
     let mut sum = [[isa.f_splat(0.0); V]; R];
     for r in 0..R {
         for v in 0..V {
@@ -311,7 +313,7 @@ fn weighted_sum<E: KvElement, I: Isa, const R: usize, const V: usize>(
             *lanes = E::load(isa, &value[d + v * I::LANES..]);
         }
         for r in 0..R {
-            let w = isa.f_splat(weights[r][k]);
+            let w = isa.f_splat(weights[r * BLOCK + k]);
             for v in 0..V {
                 sum[r][v] = isa.f_fma(w, lanes[v], sum[r][v]);
             }

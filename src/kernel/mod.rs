@@ -20,6 +20,7 @@ pub use pool::Pool;
 
 /// Float accumulators that a (row, token) product is spread over: span `s` goes to number
 /// `s % partial_sums`.
+#[inline(always)]
 const fn partial_sums(span: usize) -> usize {
     256 / span
 }

@@ -157,7 +157,7 @@ fn many<F: Unpack>(format: F, level: Level, weights: &[u8], row_bytes: usize, a:
     let mut out = vec![f32::NAN; rows * a.rows];
     let shared = SharedMut::new(&mut out);
     let (mut tokens, mut panel) = (PackedTokens::default(), Panel::default());
-    tokens.pack(level, a);
+    tokens.pack(format, level, a);
     for (i, bytes) in weights.chunks(panel_rows(level) * row_bytes).enumerate() {
         PanelProducts {
             format,

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, Kernel};
+use super::{Isa, Kernel, TileKernel};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -248,6 +248,11 @@ impl Isa for Avx2 {
         unsafe { inner(self, kernel) }
     }
 
+    #[inline(always)]
+    fn tile<K: TileKernel>(self, kernel: K) {
+        kernel.run::<Self, 1, 4>(self);
+    }
+
     narrow_operations!();
 
     #[inline(always)]
@@ -317,12 +322,12 @@ impl Isa for Avx2 {
         unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
     }
     #[inline(always)]
-    fn w_transpose(self, from: &[i32], stride: usize, to: &mut [i32]) {
-        assert!(from.len() >= 7 * stride + 8 && to.len() >= 64);
+    fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
+        assert!(from.len() >= 4 * (7 * from_stride + 8) && to.len() >= 7 * to_stride + 8);
         unsafe {
             let mut rows = [_mm256_setzero_si256(); 8];
             for (r, row) in rows.iter_mut().enumerate() {
-                *row = _mm256_loadu_si256(from.as_ptr().add(r * stride).cast());
+                *row = _mm256_loadu_si256(from.as_ptr().add(4 * r * from_stride).cast());
             }
             let mut pairs = rows;
             for i in 0..4 {
@@ -342,8 +347,8 @@ impl Isa for Avx2 {
                 let (a, b) = (quads[i], quads[i + 4]);
                 let low = _mm256_permute2x128_si256::<0x20>(a, b);
                 let high = _mm256_permute2x128_si256::<0x31>(a, b);
-                _mm256_storeu_si256(to.as_mut_ptr().add(8 * i).cast(), low);
-                _mm256_storeu_si256(to.as_mut_ptr().add(8 * (i + 4)).cast(), high);
+                _mm256_storeu_si256(to.as_mut_ptr().add(i * to_stride).cast(), low);
+                _mm256_storeu_si256(to.as_mut_ptr().add((i + 4) * to_stride).cast(), high);
             }
         }
     }

@@ -34,6 +34,12 @@ pub trait Kernel {
     fn run<I: Isa>(self, isa: I) -> Self::Output;
 }
 
+/// A [`Kernel`] that works in register tiles of `R` wide row vectors by `T` tokens.
+pub trait TileKernel {
+    /// Must be `#[inline(always)]`, as must everything it calls.
+    fn run<I: Isa, const R: usize, const T: usize>(self, isa: I);
+}
+
 /// The operations an instruction set offers. Integer arithmetic wraps; float arithmetic is IEEE
 /// single precision, `fma` fused on every ISA, so results do not depend on the ISA.
 pub trait Isa: Copy + Send + Sync + 'static {
@@ -56,6 +62,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// Runs `kernel` inside a function compiled for this ISA.
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
+
+    /// Runs `kernel` with the tile [`Isa::TILE`], from inside a function compiled for this ISA.
+    fn tile<K: TileKernel>(self, kernel: K);
 
     /// Asks for the cache line at `at` to be fetched; any address will do.
     fn prefetch(self, at: *const u8);
@@ -146,11 +155,29 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn w_mul(self, a: Self::W, b: Self::W) -> Self::W;
     /// As [`Isa::n_dot4`], `u` and `a` seen as bytes. `WIDE`: bytes of `u` may exceed 127.
     fn w_dot4<const WIDE: bool>(self, acc: Self::W, u: Self::W, a: Self::W) -> Self::W;
+    /// A register tile of [`Isa::w_dot4`]: for every four columns, `R` vectors from `rows` and `T` words from
+    /// `tokens`; `acc[t][r]` gets their products.
+    #[inline(always)]
+    fn w_dot_tile<const WIDE: bool, const R: usize, const T: usize>(
+        self,
+        acc: &mut [[Self::W; R]; T],
+        rows: &[i32],
+        tokens: &[i32],
+    ) {
+        for q in 0..tokens.len() / T {
+            for r in 0..R {
+                let row = self.w_load(&rows[(q * R + r) * Self::LANES..]);
+                for t in 0..T {
+                    acc[t][r] = self.w_dot4::<WIDE>(acc[t][r], row, self.w_splat(tokens[q * T + t]));
+                }
+            }
+        }
+    }
     /// As [`Isa::n_dot2_i16`].
     fn w_dot2_i16(self, acc: Self::W, a: Self::W, b: Self::W) -> Self::W;
-    /// Row `r`, word `c` goes to row `c`, word `r`, for the `LANES` × `LANES` words of which row `r`
-    /// starts at `from[r * stride]`; the result's rows are contiguous in `to`.
-    fn w_transpose(self, from: &[i32], stride: usize, to: &mut [i32]);
+    /// Row `r`, word `c` goes to row `c`, word `r`, for `LANES` × `LANES` words: row `r` is the (little-endian) bytes
+    /// from `from[4 * r * from_stride]` on and the result's row `c` starts at `to[c * to_stride]`.
+    fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize);
 
     // Wide floats.
     fn f_splat(self, x: f32) -> Self::F;

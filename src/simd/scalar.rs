@@ -1,6 +1,6 @@
 //! The portable path: plain arrays. It is the reference that the other ISAs are tested against.
 
-use super::{Isa, Kernel};
+use super::{Isa, Kernel, TileKernel};
 
 /// The token that every machine has.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,11 @@ impl Isa for Scalar {
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
+    }
+
+    #[inline(always)]
+    fn tile<K: TileKernel>(self, kernel: K) {
+        kernel.run::<Self, 1, 4>(self);
     }
 
     #[inline(always)]
@@ -253,10 +258,12 @@ impl Isa for Scalar {
         })
     }
     #[inline(always)]
-    fn w_transpose(self, from: &[i32], stride: usize, to: &mut [i32]) {
+    fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
         for c in 0..8 {
             for r in 0..8 {
-                to[c * 8 + r] = from[r * stride + c];
+                let at = 4 * (r * from_stride + c);
+                to[c * to_stride + r] =
+                    i32::from_le_bytes([from[at], from[at + 1], from[at + 2], from[at + 3]]);
             }
         }
     }

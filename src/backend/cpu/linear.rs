@@ -68,7 +68,7 @@ impl Cpu {
             self.few_tokens(format, w, &scratch, out);
         } else {
             let Scratch { activations, packed } = &mut *scratch;
-            packed.pack(self.level, activations);
+            packed.pack(format, self.level, activations);
             self.many_tokens(format, w, &scratch, out);
         }
         Ok(())
