@@ -4,10 +4,12 @@
 //! every row side by side as the dot-product instruction wants them, and then swept by all tokens in
 //! register tiles. No repacked copy of the weights outlives its panel.
 
+use std::ops::Range;
+
 use super::activations::Activations;
-use super::{SharedMut, partial_sums};
+use super::{Pool, SharedMut, partial_sums, prefetch_ahead};
 use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, Kernel, Level, TileKernel, MAX_LANES, dispatch_at};
+use crate::simd::{Isa, Kernel, Level, MAX_LANES, TileKernel, dispatch_at};
 
 /// The most rows a panel has on any ISA.
 pub const MAX_PANEL_ROWS: usize = 2 * MAX_LANES;
@@ -32,9 +34,42 @@ pub struct PackedTokens {
 }
 
 impl PackedTokens {
-    /// Packs `tokens` for `_format` and the tile of `level`.
-    pub fn pack<F: Unpack>(&mut self, _format: F, level: Level, tokens: &Activations) {
-        dispatch_at(level, Pack { from: tokens, to: self, _format });
+    /// Packs `tokens` for `_format` and the tile of `level`, on the threads of `pool`.
+    pub fn pack<F: Unpack>(&mut self, _format: F, level: Level, tokens: &Activations, pool: &Pool) {
+        assert_eq!(tokens.span, F::SPAN);
+        let padded = tokens.padded();
+        let tile = tile(level).1;
+        (self.rows, self.padded, self.span, self.tile) = (tokens.rows, padded, tokens.span, tile);
+        let tiles = self.tiles();
+        let (quads, scales) = (padded / 4 * tile, padded / F::SPAN * tile);
+        let starts = if F::OFFSET == 0 { 0 } else { padded / F::GROUP * tile };
+        let sums = if F::MINS { padded / 2 / min_columns::<F>() * tile } else { 0 };
+        self.quads.resize(tiles * quads, 0);
+        self.scales.resize(tiles * scales, 0.0);
+        self.starts.resize(tiles * starts, 0);
+        self.sums.resize(tiles * sums, 0);
+        let all = (
+            SharedMut::new(&mut self.quads),
+            SharedMut::new(&mut self.scales),
+            SharedMut::new(&mut self.starts),
+            SharedMut::new(&mut self.sums),
+        );
+        pool.run(tiles, |i| {
+            // Sound: each task writes its own tile.
+            unsafe {
+                let pack = PackTile::<F> {
+                    from: tokens,
+                    first: i * tile,
+                    tile,
+                    quads: all.0.slice(i * quads, quads),
+                    scales: all.1.slice(i * scales, scales),
+                    starts: all.2.slice(i * starts, starts),
+                    sums: all.3.slice(i * sums, sums),
+                    _format,
+                };
+                dispatch_at(level, pack);
+            }
+        });
     }
 
     fn tiles(&self) -> usize {
@@ -48,64 +83,70 @@ const fn min_columns<F: Unpack>() -> usize {
     if F::SPAN < 64 { 16 } else { F::GROUP }
 }
 
-struct Pack<'a, F> {
+/// One tile of [`PackedTokens`], from row `first` of `from` on.
+struct PackTile<'a, F> {
     from: &'a Activations,
-    to: &'a mut PackedTokens,
+    first: usize,
+    tile: usize,
+    quads: &'a mut [i32],
+    scales: &'a mut [f32],
+    starts: &'a mut [i32],
+    sums: &'a mut [i32],
     _format: F,
 }
 
-impl<F: Unpack> Kernel for Pack<'_, F> {
+impl<F: Unpack> Kernel for PackTile<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, _isa: I) {
-        let (from, to) = (self.from, self.to);
-        assert_eq!(from.span, F::SPAN);
-        let tile = I::TILE.1;
+        let (from, tile) = (self.from, self.tile);
         let padded = from.padded();
-        (to.rows, to.padded, to.span, to.tile) = (from.rows, padded, from.span, tile);
-        let tiles = to.tiles();
-        let (spans, sixteens) = (padded / from.span, padded / 16);
-        let (groups, pairs) = (padded / F::GROUP, padded / 2 / min_columns::<F>());
-        to.quads.clear();
-        to.quads.resize(tiles * padded / 4 * tile, 0);
-        to.scales.clear();
-        to.scales.resize(tiles * spans * tile, 0.0);
-        to.starts.clear();
-        to.starts.resize(if F::OFFSET == 0 { 0 } else { tiles * groups * tile }, 0);
-        to.sums.clear();
-        to.sums.resize(if F::MINS { tiles * pairs * tile } else { 0 }, 0);
-        for row in 0..from.rows {
-            let (i, t) = (row / tile, row % tile);
-            let (quants, _) = from.quants[row * padded..][..padded].as_chunks::<4>();
-            let quads = quants.iter().map(|q| i32::from_le_bytes(q.map(|q| q as u8)));
-            scatter(quads, &mut to.quads, i * padded / 4, tile, t);
-            scatter(from.scales[row * spans..][..spans].iter().copied(), &mut to.scales, i * spans, tile, t);
+        let (spans, sixteens) = (padded / F::SPAN, padded / 16);
+        for t in 0..tile {
+            let row = self.first + t;
+            if row >= from.rows {
+                // Tokens that are missing to a whole tile are zeros.
+                for q in 0..padded / 4 {
+                    self.quads[q * tile + t] = 0;
+                }
+                continue;
+            }
+            let quants = from.quants[row * padded..][..padded].as_chunks::<4>().0;
+            for q in 0..quants.len() {
+                let [a, b, c, d] = quants[q];
+                self.quads[q * tile + t] = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
+            }
+            let scales = &from.scales[row * spans..][..spans];
+            for s in 0..spans {
+                self.scales[s * tile + t] = scales[s];
+            }
             let sums = &from.sums[row * sixteens..][..sixteens];
             if F::OFFSET != 0 {
-                let starts = sums.chunks_exact(F::GROUP / 16).map(|g| -F::OFFSET * sum(g));
-                scatter(starts, &mut to.starts, i * groups, tile, t);
+                let each = F::GROUP / 16;
+                for g in 0..padded / F::GROUP {
+                    self.starts[g * tile + t] = -F::OFFSET * sum(&sums[g * each..(g + 1) * each]);
+                }
             }
             if F::MINS {
                 let each = min_columns::<F>() / 16;
-                let both = sums.chunks_exact(2 * each).map(|g| pair(sum(&g[..each]), sum(&g[each..])));
-                scatter(both, &mut to.sums, i * pairs, tile, t);
+                for g in 0..padded / 2 / min_columns::<F>() {
+                    let both = &sums[2 * g * each..2 * (g + 1) * each];
+                    self.sums[g * tile + t] = pair(sum(&both[..each]), sum(&both[each..]));
+                }
             }
         }
     }
 }
 
-/// Value `n` of `from` goes to place `t` of the `first + n`th `tile` places of `to`.
-#[inline(always)]
-fn scatter<T>(from: impl Iterator<Item = T>, to: &mut [T], first: usize, tile: usize, t: usize) {
-    if let Some(to) = to.get_mut(first * tile + t..) {
-        from.zip(to.iter_mut().step_by(tile)).for_each(|(from, to)| *to = from);
-    }
-}
-
+/// The sum of one or two sums.
 #[inline(always)]
 fn sum(sums: &[i16]) -> i32 {
-    sums.iter().map(|&s| i32::from(s)).sum()
+    let mut all = 0;
+    for &s in sums {
+        all += i32::from(s);
+    }
+    all
 }
 
 /// Two i16 in a word, `low` in the low half.
@@ -118,8 +159,8 @@ fn pair(low: i32, high: i32) -> i32 {
 #[derive(Default)]
 pub struct Panel {
     lanes: Lanes,
-    /// `[partial sums, tile tokens, panel rows]`.
-    totals: Vec<f32>,
+    /// `[partial sums, tile tokens, row vectors]`.
+    totals: Vec<[f32; MAX_LANES]>,
 }
 
 /// Unpacked rows.
@@ -165,6 +206,19 @@ pub fn panel_rows(level: Level) -> usize {
     dispatch_at(level, Rows)
 }
 
+/// [`Isa::TILE`] of `level`.
+fn tile(level: Level) -> (usize, usize) {
+    struct Tile;
+    impl Kernel for Tile {
+        type Output = (usize, usize);
+        #[inline(always)]
+        fn run<I: Isa>(self, _isa: I) -> (usize, usize) {
+            I::TILE
+        }
+    }
+    dispatch_at(level, Tile)
+}
+
 impl<F: Unpack> PanelProducts<'_, F> {
     /// Computes the panel's products. The tokens were packed for the same `level`.
     pub fn compute(self, level: Level) {
@@ -203,73 +257,119 @@ fn unpack_panel<F: Unpack, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, column
     // Squares are written whole, beyond the end of a short last block.
     panel.lanes.resize((columns / 4 + MAX_LANES) * wide, 0);
     panel.d.resize(columns / F::BLOCK * wide, 0.0);
-    panel.dmin.resize(columns / F::BLOCK * wide, 0.0);
     if F::SCALED {
         panel.scales.resize(columns / F::GROUP * wide, 0);
     }
     if F::MINS {
+        panel.dmin.resize(columns / F::BLOCK * wide, 0.0);
         panel.mins.resize(columns / 2 / min_columns::<F>() * wide, 0);
     }
-    for b in 0..columns / F::BLOCK {
+    let mut square = Square::default();
+    for unit in 0..columns.div_ceil(UNIT) {
         for first in 0..I::TILE.0 {
-            unpack_blocks::<F, I>(isa, rows, row_bytes, b, first * I::LANES, panel);
+            let blocks = unit * UNIT / F::BLOCK..((unit + 1) * UNIT).min(columns) / F::BLOCK;
+            unpack_blocks::<F, I>(isa, rows, row_bytes, blocks, first * I::LANES, &mut square, panel);
         }
     }
 }
 
-/// Block `b` of the `LANES` rows from row `first` of the panel on.
+/// Columns that are unpacked at a time: a block of 256, or eight of 32.
+const UNIT: usize = 256;
+
+/// Unpacked blocks row by row, to be turned into columns.
+struct Square {
+    /// `[LANES, UNIT]`.
+    lanes: [[[u8; 32]; 8]; MAX_LANES],
+    /// `[LANES, 8 + 8]` pairs of i16 scales and mins.
+    groups: [[[u8; 32]; 2]; MAX_LANES],
+    /// `[blocks, LANES]`.
+    d: [[u16; MAX_LANES]; 8],
+    dmin: [[u16; MAX_LANES]; 8],
+}
+
+impl Default for Square {
+    fn default() -> Self {
+        Self {
+            lanes: [[[0; 32]; 8]; MAX_LANES],
+            groups: [[[0; 32]; 2]; MAX_LANES],
+            d: [[0; MAX_LANES]; 8],
+            dmin: [[0; MAX_LANES]; 8],
+        }
+    }
+}
+
+/// `blocks`, which are one unit, of the `LANES` rows from row `first` of the panel on.
 #[inline(always)]
 fn unpack_blocks<F: Unpack, I: Isa>(
     isa: I,
     rows: &[u8],
     row_bytes: usize,
-    b: usize,
+    blocks: Range<usize>,
     first: usize,
+    square: &mut Square,
     panel: &mut Lanes,
 ) {
     let wide = I::LANES * I::TILE.0;
     let last = rows.len() / row_bytes - 1;
-    let quads = F::BLOCK / 4;
-    // Row by row, to be turned into columns: `[LANES, quads]`, and `[LANES, 8 + 8]` pairs of scales and mins.
-    let mut lanes = [[0u8; 32]; 8 * MAX_LANES];
-    let mut groups = [[0u8; 32]; 2 * MAX_LANES];
-    let (mut d, mut dmin) = ([0u16; MAX_LANES], [0u16; MAX_LANES]);
+    let bytes = blocks.len() * F::BYTES;
     for lane in 0..I::LANES {
-        let at = (first + lane).min(last) * row_bytes + b * F::BYTES;
-        let block = &rows[at..at + F::BYTES];
-        isa.prefetch(rows.as_ptr().wrapping_add(at + 2 * F::BYTES));
-        let vectors = F::lanes(isa, block);
-        let vectors = vectors.as_ref();
-        for j in 0..vectors.len() {
-            isa.b_store(vectors[j], &mut lanes[lane * F::BLOCK / 32 + j]);
-        }
-        let scale = F::scale(block);
-        (d[lane], dmin[lane]) = (scale.d, scale.dmin);
-        if F::SCALED || F::MINS {
-            let (scales, mins) = F::groups(isa, block);
-            isa.b_store(scales, &mut groups[2 * lane]);
-            isa.b_store(mins, &mut groups[2 * lane + 1]);
+        let at = (first + lane).min(last) * row_bytes + blocks.start * F::BYTES;
+        let unit = &rows[at..at + bytes];
+        prefetch_ahead(isa, unit, 2 * bytes);
+        let mut j = 0;
+        for (i, block) in unit.chunks_exact(F::BYTES).enumerate() {
+            let vectors = F::lanes(isa, block);
+            for &vector in vectors.as_ref() {
+                isa.b_store(vector, &mut square.lanes[lane][j % 8]);
+                j += 1;
+            }
+            let scale = F::scale(block);
+            (square.d[i % 8][lane], square.dmin[i % 8][lane]) = (scale.d, scale.dmin);
+            if F::SCALED || F::MINS {
+                let (scales, mins) = F::groups(isa, block);
+                isa.b_store(scales, &mut square.groups[lane][0]);
+                isa.b_store(mins, &mut square.groups[lane][1]);
+            }
         }
     }
-    let at = b * wide + first;
-    let factor = isa.f_splat(F::FACTOR);
-    isa.f_store(isa.f_mul(isa.f_load_f16(&d), factor), &mut panel.d[at..]);
-    isa.f_store(isa.f_load_f16(&dmin), &mut panel.dmin[at..]);
-    let words = lanes.as_flattened();
-    let mut q = 0;
-    while q < quads {
-        isa.w_transpose(&words[4 * q..], quads, &mut panel.lanes[(b * quads + q) * wide + first..], wide);
-        q += I::LANES;
+    for (i, b) in blocks.clone().enumerate() {
+        let at = b * wide + first;
+        let factor = isa.f_splat(F::FACTOR);
+        isa.f_store(isa.f_mul(isa.f_load_f16(&square.d[i]), factor), &mut panel.d[at..]);
+        if F::MINS {
+            isa.f_store(isa.f_load_f16(&square.dmin[i]), &mut panel.dmin[at..]);
+        }
+    }
+    let words = square.lanes.as_flattened().as_flattened();
+    let quads = blocks.start * F::BLOCK / 4..blocks.end * F::BLOCK / 4;
+    for (i, q) in quads.step_by(I::LANES).enumerate() {
+        let from = &words[4 * i * I::LANES..];
+        isa.w_transpose(from, UNIT / 4, &mut panel.lanes[q * wide + first..], wide);
     }
     if F::SCALED || F::MINS {
-        store_groups::<F, I>(isa, groups.as_flattened(), b, first, panel);
+        store_groups::<F, I>(isa, square.groups.as_flattened().as_flattened(), blocks, first, panel);
     }
 }
 
 /// Spreads `[LANES, 8 + 8]` pairs of i16 scales and mins, given for every 16 columns, over the panel.
 #[inline(always)]
-fn store_groups<F: Unpack, I: Isa>(isa: I, groups: &[u8], b: usize, first: usize, panel: &mut Lanes) {
+fn store_groups<F: Unpack, I: Isa>(
+    isa: I,
+    groups: &[u8],
+    blocks: Range<usize>,
+    first: usize,
+    panel: &mut Lanes,
+) {
     const { assert!(F::BLOCK == 256 || !F::SCALED) };
+    let b = blocks.start;
+    if F::BLOCK < 256 {
+        // Mins of formats without integer scales are all 1.
+        for b in blocks {
+            let at = b * I::LANES * I::TILE.0 + first;
+            isa.w_store(isa.w_splat(0x0001_0001), &mut panel.mins[at..]);
+        }
+        return;
+    }
     let wide = I::LANES * I::TILE.0;
     let mut turned = [0i32; 16 * MAX_LANES];
     for half in 0..16 / I::LANES {
@@ -306,37 +406,21 @@ impl<F: Unpack> PanelProducts<'_, F> {
     /// The products of the panel with one tile of `T` tokens.
     #[inline(always)]
     fn tile<I: Isa, const R: usize, const T: usize>(&mut self, isa: I, tile: usize, rows: usize) {
-        let wide = I::LANES * R;
         let (panel, tokens) = (&self.panel.lanes, self.tokens);
-        let spans = tokens.padded / F::SPAN;
-        let scales = &tokens.scales[tile * spans * T..][..spans * T];
-
         let partials = partial_sums(F::SPAN);
-        let vector = |partial: usize, t: usize, r: usize| ((partial * T + t) * R + r) * I::LANES;
-        let total = &mut self.panel.totals;
-        total.clear();
-        total.resize(vector(partials, 0, 0), 0.0);
+        self.panel.totals.resize(8 * T * R, [0.0; MAX_LANES]);
+        let totals = &mut self.panel.totals[..partials * T * R];
+        for total in totals.iter_mut() {
+            isa.f_store(isa.f_splat(0.0), total);
+        }
         for s in 0..self.columns / F::SPAN {
             let sum = span::<F, I, R, T>(isa, panel, tokens, tile, s);
-            let min = span_mins::<F, I, R, T>(isa, panel, tokens, tile, s);
-            let b = s * F::SPAN / F::BLOCK;
-            for r in 0..R {
-                let d = isa.f_load(&panel.d[b * wide + r * I::LANES..]);
-                let dmin = isa.f_load(&panel.dmin[b * wide + r * I::LANES..]);
-                for t in 0..T {
-                    let mut value = isa.f_mul(d, isa.f_from_w(sum[t][r]));
-                    if F::MINS {
-                        value = isa.f_fnma(dmin, isa.f_from_w(min[t][r]), value);
-                    }
-                    let scale = isa.f_splat(scales[s * T + t]);
-                    let total = &mut total[vector(s % partials, t, r)..];
-                    isa.f_store(isa.f_fma(scale, value, isa.f_load(total)), total);
-                }
-            }
+            let total = &mut totals[s % partials * T * R..][..T * R];
+            add_span::<F, I, R, T>(isa, panel, tokens, tile, s, &sum, total);
         }
         for t in 0..T.min(tokens.rows - tile * T) {
             for r in 0..R.min(rows.div_ceil(I::LANES)) {
-                let l = |i: usize| isa.f_load(&total[vector(i, t, r)..]);
+                let l = |i: usize| isa.f_load(&totals[(i * T + t) * R + r]);
                 let sum = if partials == 2 {
                     isa.f_add(l(0), l(1))
                 } else {
@@ -373,61 +457,65 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
     let groups = F::SPAN / F::GROUP;
     let mut sum = [[isa.w_splat(0); R]; T];
     for g in s * groups..(s + 1) * groups {
-        let mut dot = [[isa.w_splat(0); R]; T];
-        if F::OFFSET != 0 {
-            let starts = &tokens.starts[(tile * tokens.padded / F::GROUP + g) * T..][..T];
-            for t in 0..T {
-                let start = isa.w_splat(starts[t]);
-                for r in 0..R {
-                    dot[t][r] = start;
-                }
-            }
-        }
+        let at = (tile * tokens.padded / F::GROUP + g) * T;
+        let starts = if F::OFFSET == 0 { None } else { Some(&tokens.starts[at..at + T]) };
+        let scales = if F::SCALED { Some(&panel.scales[g * wide..(g + 1) * wide]) } else { None };
         let lanes = &panel.lanes[g * quads * wide..][..quads * wide];
         let activations = &tokens.quads[(tile * tokens.padded / 4 + g * quads) * T..][..quads * T];
-        if F::WIDE {
-            isa.w_dot_tile::<true, R, T>(&mut dot, lanes, activations);
-        } else {
-            isa.w_dot_tile::<false, R, T>(&mut dot, lanes, activations);
-        }
-        for r in 0..R {
-            let scale = if F::SCALED {
-                isa.w_load(&panel.scales[g * wide + r * I::LANES..])
-            } else {
-                isa.w_splat(1)
-            };
-            for t in 0..T {
-                sum[t][r] =
-                    if F::SCALED { isa.w_add(sum[t][r], isa.w_mul(scale, dot[t][r])) } else { dot[t][r] };
-            }
-        }
+        isa.w_group_tile::<R, T>(&mut sum, lanes, activations, starts, scales, F::LARGEST);
     }
     sum
 }
 
-/// The integer sums of span `s`: mins times the sums of their groups' activations.
+/// Adds span `s` to `total` (`[T, R]` vectors): its integer `sum`s, and mins times the sums of their groups' activations,
+/// times the floats of rows and tokens.
 #[inline(always)]
-fn span_mins<F: Unpack, I: Isa, const R: usize, const T: usize>(
+fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize>(
     isa: I,
     panel: &Lanes,
     tokens: &PackedTokens,
     tile: usize,
     s: usize,
-) -> [[I::W; R]; T] {
-    let mut min = [[isa.w_splat(0); R]; T];
+    sum: &[[I::W; R]; T],
+    total: &mut [[f32; MAX_LANES]],
+) {
+    let wide = I::LANES * R;
+    let b = s * F::SPAN / F::BLOCK;
+    let scales = &tokens.scales[(tile * tokens.padded / F::SPAN + s) * T..][..T];
+    let pairs = F::SPAN / 2 / min_columns::<F>();
+    let (d, sums, mins, dmin);
+    d = &panel.d[b * wide..(b + 1) * wide];
     if F::MINS {
-        let wide = I::LANES * R;
-        let both = 2 * min_columns::<F>();
-        let first = tile * tokens.padded / both;
-        for g in s * F::SPAN / both..(s + 1) * F::SPAN / both {
-            let sums = &tokens.sums[(first + g) * T..][..T];
-            for r in 0..R {
-                let mins = isa.w_load(&panel.mins[g * wide + r * I::LANES..]);
-                for t in 0..T {
-                    min[t][r] = isa.w_dot2_i16(min[t][r], mins, isa.w_splat(sums[t]));
-                }
+        let first = tile * tokens.padded / 2 / min_columns::<F>() + s * pairs;
+        sums = &tokens.sums[first * T..(first + pairs) * T];
+        mins = &panel.mins[s * pairs * wide..(s + 1) * pairs * wide];
+        dmin = &panel.dmin[b * wide..(b + 1) * wide];
+    } else {
+        (sums, mins, dmin) = (&[][..], &[][..], d);
+    }
+    for r in 0..R {
+        let at = r * I::LANES;
+        let (d, dmin) = (isa.f_load(&d[at..]), isa.f_load(&dmin[at..]));
+        let mut row_mins = [isa.w_splat(0); MAX_MIN_PAIRS];
+        if F::MINS {
+            for p in 0..pairs {
+                row_mins[p] = isa.w_load(&mins[p * wide + at..]);
             }
         }
+        for t in 0..T {
+            let mut value = isa.f_mul(d, isa.f_from_w(sum[t][r]));
+            if F::MINS {
+                let mut min = isa.w_splat(0);
+                for p in 0..pairs {
+                    min = isa.w_dot2_i16(min, row_mins[p], isa.w_splat(sums[p * T + t]));
+                }
+                value = isa.f_fnma(dmin, isa.f_from_w(min), value);
+            }
+            let total = &mut total[t * R + r];
+            isa.f_store(isa.f_fma(isa.f_splat(scales[t]), value, isa.f_load(&*total)), total);
+        }
     }
-    min
 }
+
+/// Pairs of mins in a span, at most: 128 columns of 16 each.
+const MAX_MIN_PAIRS: usize = 4;

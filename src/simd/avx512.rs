@@ -84,8 +84,16 @@ impl Isa for Avx512 {
         unsafe { _mm512_loadu_si512(checked::<16, _>(from).cast()) }
     }
     #[inline(always)]
+    fn w_load_i8(self, from: &[i8]) -> Self::W {
+        unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(checked::<16, _>(from).cast())) }
+    }
+    #[inline(always)]
     fn w_store(self, v: Self::W, to: &mut [i32]) {
         unsafe { _mm512_storeu_si512(checked_mut::<16, _>(to).cast(), v) }
+    }
+    #[inline(always)]
+    fn w_store_i8(self, v: Self::W, to: &mut [i8]) {
+        unsafe { _mm_storeu_si128(checked_mut::<16, _>(to).cast(), _mm512_cvtepi32_epi8(v)) }
     }
     #[inline(always)]
     fn w_add(self, a: Self::W, b: Self::W) -> Self::W {
@@ -100,18 +108,37 @@ impl Isa for Avx512 {
         unsafe { _mm512_dpbusd_epi32(acc, u, a) }
     }
     #[inline(always)]
-    fn w_dot_tile<const WIDE: bool, const R: usize, const T: usize>(
+    fn w_group_tile<const R: usize, const T: usize>(
         self,
-        acc: &mut [[Self::W; R]; T],
+        sum: &mut [[Self::W; R]; T],
         rows: &[i32],
         tokens: &[i32],
+        starts: Option<&[i32]>,
+        scales: Option<&[i32]>,
+        _largest: u8,
     ) {
         const { assert!(R == 2 && T == 8) };
+        let mut dot = [[self.w_splat(0); 2]; 8];
+        if let Some(starts) = starts {
+            for t in 0..8 {
+                dot[t] = [self.w_splat(starts[t]); 2];
+            }
+        }
         let (rows, tokens) = (rows.as_chunks::<32>().0, tokens.as_chunks::<8>().0);
         let quads = rows.len().min(tokens.len());
         for q in 0..quads {
-            // Sound: the token proves AVX-512, and the array's sizes are the ones asserted.
-            unsafe { dot_tile(&mut *std::ptr::from_mut(acc).cast(), &rows[q], &tokens[q]) };
+            // Sound: the token proves AVX-512 with VNNI.
+            unsafe { dot_tile(&mut dot, &rows[q], &tokens[q]) };
+        }
+        for r in 0..2 {
+            let scale = scales.map(|scales| self.w_load(&scales[16 * r..]));
+            for t in 0..8 {
+                let scaled = match scale {
+                    Some(scale) => self.w_mul(scale, dot[t][r]),
+                    None => dot[t][r],
+                };
+                sum[t][r] = self.w_add(sum[t][r], scaled);
+            }
         }
     }
     #[inline(always)]
@@ -171,6 +198,13 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn f_store(self, v: Self::F, to: &mut [f32]) {
         unsafe { _mm512_storeu_ps(checked_mut::<16, _>(to), v) }
+    }
+    #[inline(always)]
+    fn f_store_f16(self, v: Self::F, to: &mut [u16]) {
+        unsafe {
+            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+            _mm256_storeu_si256(checked_mut::<16, _>(to).cast(), halves);
+        }
     }
     #[inline(always)]
     fn f_load_f16(self, from: &[u16]) -> Self::F {

@@ -153,6 +153,10 @@ impl Isa for Scalar {
         [x; 8]
     }
     #[inline(always)]
+    fn n_store(self, v: Self::N, to: &mut [i32; 8]) {
+        *to = v;
+    }
+    #[inline(always)]
     fn n_dot4(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N {
         std::array::from_fn(|i| dot4(acc[i], first(&u[4 * i..]), first(&a[4 * i..])))
     }
@@ -235,8 +239,22 @@ impl Isa for Scalar {
         first(from)
     }
     #[inline(always)]
+    fn w_load_i8(self, from: &[i8]) -> Self::W {
+        let mut to = [0; 8];
+        for i in 0..8 {
+            to[i] = i32::from(from[i]);
+        }
+        to
+    }
+    #[inline(always)]
     fn w_store(self, v: Self::W, to: &mut [i32]) {
         to[..8].copy_from_slice(&v);
+    }
+    #[inline(always)]
+    fn w_store_i8(self, v: Self::W, to: &mut [i8]) {
+        for i in 0..8 {
+            to[i] = v[i] as i8;
+        }
     }
     #[inline(always)]
     fn w_add(self, a: Self::W, b: Self::W) -> Self::W {
@@ -279,6 +297,12 @@ impl Isa for Scalar {
     #[inline(always)]
     fn f_store(self, v: Self::F, to: &mut [f32]) {
         to[..8].copy_from_slice(&v);
+    }
+    #[inline(always)]
+    fn f_store_f16(self, v: Self::F, to: &mut [u16]) {
+        for i in 0..8 {
+            to[i] = half::f16::from_f32(v[i]).to_bits();
+        }
     }
     #[inline(always)]
     fn f_load_f16(self, from: &[u16]) -> Self::F {
