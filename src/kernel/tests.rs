@@ -63,10 +63,10 @@ fn naive<F: Unpack>(row: &[u8], tokens: &Activations, token: usize) -> f32 {
             break;
         };
         let mut lanes = vec![0u8; F::BLOCK];
-        for (to, from) in lanes.chunks_mut(32).zip(F::lanes(Scalar, block).as_ref()) {
+        for (to, from) in lanes.chunks_mut(32).zip(F::lanes(Scalar, [block; 2]).as_ref()) {
             to.copy_from_slice(from);
         }
-        let (scales, mins) = F::groups(Scalar, block);
+        let (scales, mins) = F::groups(Scalar, [block; 2]);
         let i16s =
             |v: [u8; 32]| -> Vec<i16> { v.chunks(2).map(|c| i16::from_le_bytes([c[0], c[1]])).collect() };
         let (scales, mins) = (i16s(scales), i16s(mins));
