@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::activations::Activations;
 use super::{Pool, SharedMut, partial_sums, prefetch_ahead};
-use crate::quant::unpack::Unpack;
+use crate::quant::unpack::{Scale, Unpack};
 use crate::simd::{Isa, Kernel, Level, MAX_LANES, MAX_ROWS, TileKernel, dispatch_at};
 
 /// The most rows a panel has on any ISA.
@@ -346,8 +346,16 @@ fn unpack_blocks<F: Unpack, I: Isa>(
     }
     for (i, b) in blocks.clone().enumerate() {
         let at = b * wide + first;
-        let factor = isa.f_splat(F::FACTOR);
-        isa.f_store(isa.f_mul(isa.f_load_f16(&square.d[i]), factor), &mut panel.d[at..]);
+        let d = if F::EXPONENT {
+            let mut powers = [0.0; MAX_LANES];
+            for lane in 0..I::LANES {
+                powers[lane] = Scale::power(square.d[i][lane]);
+            }
+            isa.f_load(&powers)
+        } else {
+            isa.f_load_f16(&square.d[i])
+        };
+        isa.f_store(isa.f_mul(d, isa.f_splat(F::FACTOR)), &mut panel.d[at..]);
         if F::MINS {
             isa.f_store(isa.f_load_f16(&square.dmin[i]), &mut panel.dmin[at..]);
         }

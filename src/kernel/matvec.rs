@@ -2,7 +2,7 @@
 
 use super::activations::Activations;
 use super::{partial_sums, prefetch_ahead};
-use crate::quant::unpack::Unpack;
+use crate::quant::unpack::{Scale, Unpack};
 use crate::simd::{Isa, Kernel, Level, MAX_ROWS, OfRows, dispatch_at};
 
 /// Narrow vectors whose rows share one sweep over the activations in the super-block formats.
@@ -40,12 +40,19 @@ impl<F: Unpack> Kernel for RowProducts<'_, F> {
         let mut token = 0;
         while token < tokens {
             match tokens - token {
-                1 => self.few::<I, 1>(isa, token),
-                2 => self.few::<I, 2>(isa, token),
-                3 => self.few::<I, 3>(isa, token),
-                _ => self.few::<I, 4>(isa, token),
+                1 => {
+                    self.few::<I, 1>(isa, token);
+                    token += 1;
+                }
+                2 | 3 => {
+                    self.few::<I, 2>(isa, token);
+                    token += 2;
+                }
+                _ => {
+                    self.few::<I, 4>(isa, token);
+                    token += 4;
+                }
             }
-            token += (tokens - token).min(4);
         }
     }
 }
@@ -162,7 +169,7 @@ fn super_block_rows<F: Unpack, I: Isa, const T: usize>(
     tokens: &[Token; T],
     out: &mut [[f32; MAX_GROUP_ROWS]; T],
 ) {
-    const { assert!(F::BLOCK != 256 || partial_sums(F::SPAN) == 2) };
+    const { assert!(F::BLOCK != 256 || (partial_sums(F::SPAN) == 2 && !F::EXPONENT)) };
     let second = GROUP * (I::ROWS - 1);
     let mut total = [isa.g_zero(); T];
     for b in 0..rows[0].len() / F::BYTES {
@@ -272,7 +279,16 @@ fn eight_blocks<F: Unpack, I: Isa, const T: usize>(
             (d[8 * r + j], dmin[8 * r + j]) = (scale.d, scale.dmin);
         }
     }
-    let d = isa.g_mul(isa.g_from_halves(&d), isa.g_splat(F::FACTOR));
+    let d = if F::EXPONENT {
+        let mut powers = [0.0; 8 * MAX_ROWS];
+        for i in 0..8 * I::ROWS {
+            powers[i] = Scale::power(d[i]);
+        }
+        isa.g_load(&powers)
+    } else {
+        isa.g_from_halves(&d)
+    };
+    let d = isa.g_mul(d, isa.g_splat(F::FACTOR));
     let dmin = isa.g_from_halves(&dmin);
     let ones = isa.b_all_i16(&[1; 16]);
     for t in 0..T {

@@ -124,6 +124,10 @@ impl Isa for Avx2 {
         unsafe { _mm256_add_epi8(a, b) }
     }
     #[inline(always)]
+    fn b_at_least(self, v: Self::B, x: u8) -> Self::B {
+        unsafe { _mm256_cmpeq_epi8(_mm256_max_epu8(v, _mm256_set1_epi8(x as i8)), v) }
+    }
+    #[inline(always)]
     fn b_shr<const N: i32>(self, v: Self::B) -> Self::B {
         unsafe {
             // There is no byte shift: shift words and clear what came from the neighbour.
@@ -371,9 +375,18 @@ impl Isa for Avx2 {
             }
         }
         if largest > 127 {
-            debug_assert!(scales.is_none());
+            let mut dot = [[self.n_zero(); 2]; 4];
             for q in 0..quads {
-                self.wide_quad(sum, &rows[q], &tokens[q]);
+                self.wide_quad(&mut dot, &rows[q], &tokens[q]);
+            }
+            for r in 0..2 {
+                for t in 0..4 {
+                    let scaled = match scales {
+                        Some(scales) => self.w_mul(self.w_load(&scales[8 * r..]), dot[t][r]),
+                        None => dot[t][r],
+                    };
+                    sum[t][r] = self.w_add(sum[t][r], scaled);
+                }
             }
             return;
         }
@@ -534,12 +547,7 @@ impl Avx2 {
     /// Four columns of a tile of two row vectors whose bytes exceed 127, by four tokens. Bytes are seen as 128 + q:
     /// products of |q| with the tokens under q's sign fit 16 bits in pairs.
     #[inline(always)]
-    fn wide_quad<const R: usize, const T: usize>(
-        self,
-        sum: &mut [[__m256i; R]; T],
-        rows: &[i32; 16],
-        tokens: &[i32; 4],
-    ) {
+    fn wide_quad(self, sum: &mut [[__m256i; 2]; 4], rows: &[i32; 16], tokens: &[i32; 4]) {
         unsafe {
             let (one, one_byte) = (_mm256_set1_epi16(1), _mm256_set1_epi8(1));
             let middle = _mm256_set1_epi8(-128);

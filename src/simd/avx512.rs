@@ -124,6 +124,10 @@ impl Isa for Avx512 {
         unsafe { _mm512_add_epi8(a, b) }
     }
     #[inline(always)]
+    fn b_at_least(self, v: Self::B, x: u8) -> Self::B {
+        unsafe { _mm512_movm_epi8(_mm512_cmpge_epu8_mask(v, _mm512_set1_epi8(x as i8))) }
+    }
+    #[inline(always)]
     fn b_shr<const N: i32>(self, v: Self::B) -> Self::B {
         unsafe {
             // There is no byte shift: shift words and clear what came from the neighbour.

@@ -94,6 +94,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn b_or(self, a: Self::B, b: Self::B) -> Self::B;
     fn b_xor(self, a: Self::B, b: Self::B) -> Self::B;
     fn b_add(self, a: Self::B, b: Self::B) -> Self::B;
+    /// 0xff where a byte is at least `x`, which is not 0, else 0.
+    fn b_at_least(self, v: Self::B, x: u8) -> Self::B;
     /// Every byte shifted right by `N` bits (0 to 7), zeros coming in.
     fn b_shr<const N: i32>(self, v: Self::B) -> Self::B;
     /// Every byte shifted left by `N` bits (0 to 7).

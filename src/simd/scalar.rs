@@ -99,6 +99,10 @@ impl Isa for Scalar {
         map2(a, b, u8::wrapping_add)
     }
     #[inline(always)]
+    fn b_at_least(self, v: Self::B, x: u8) -> Self::B {
+        v.map(|v| if v >= x { 0xff } else { 0 })
+    }
+    #[inline(always)]
     fn b_shr<const N: i32>(self, v: Self::B) -> Self::B {
         v.map(|x| x >> N)
     }

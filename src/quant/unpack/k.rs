@@ -155,7 +155,7 @@ impl Unpack for Q6K {
 
 /// Two bits a column: byte `i` of each 32 holds columns `i`, `32 + i`, `64 + i`, `96 + i`.
 #[inline(always)]
-fn bit_pairs<I: Isa>(isa: I, block: OfRows<&[u8]>, at: usize) -> [I::B; 8] {
+pub(super) fn bit_pairs<I: Isa>(isa: I, block: OfRows<&[u8]>, at: usize) -> [I::B; 8] {
     let pair = isa.b_splat(3);
     let mut lanes = [pair; 8];
     for half in 0..2 {

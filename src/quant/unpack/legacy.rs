@@ -73,3 +73,31 @@ legacy!(Iq4Nl, "`d` f16, 16 bytes of nibbles that select one of 16 values: d·v[
     offset 128, largest 241, mins false,
     |isa, block| isa.b_lookup(&NON_LINEAR_4BIT, isa.b_nibbles(bytes(block, 2))),
     |b| Scale { d: bits16(b, 0), dmin: 0 });
+
+/// An exponent byte, 16 bytes of nibbles, each a 4-bit float (E2M1): lanes are twice that plus 12, and the scale is halved.
+#[derive(Clone, Copy, Debug)]
+pub struct Mxfp4;
+
+impl Unpack for Mxfp4 {
+    const BLOCK: usize = 32;
+    const BYTES: usize = 17;
+    const SPAN: usize = 32;
+    const GROUP: usize = 32;
+    const OFFSET: i32 = 12;
+    const LARGEST: u8 = 24;
+    const SCALED: bool = false;
+    const MINS: bool = false;
+    const EXPONENT: bool = true;
+    type Lanes<B: Copy> = [B; 1];
+
+    #[inline(always)]
+    fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 1] {
+        const TWICE: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+        [isa.b_lookup(&TWICE, isa.b_nibbles(bytes(block, 1)))]
+    }
+
+    #[inline(always)]
+    fn scale(block: &[u8]) -> Scale {
+        Scale { d: u16::from(block[0]), dmin: 0 }
+    }
+}
