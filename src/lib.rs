@@ -5,6 +5,7 @@
 pub mod cli;
 
 pub mod convert;
+pub mod imatrix;
 pub mod quantize;
 
 pub mod engine;

@@ -17,8 +17,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("model", &["backend", "kernel", "quant", "simd"]),
     ("engine", &["model", "text", "backend", "kernel", "quant", "simd"]),
     ("convert", &["engine", "model", "text", "quant", "simd"]),
-    ("quantize", &["engine", "model", "text", "quant", "simd"]),
-    ("cli", &["convert", "quantize", "engine", "model", "text", "backend", "kernel", "quant", "simd"]),
+    ("imatrix", &["engine", "model", "text", "backend", "kernel", "quant", "simd"]),
+    ("quantize", &["imatrix", "engine", "model", "text", "quant", "simd"]),
+    (
+        "cli",
+        &["convert", "imatrix", "quantize", "engine", "model", "text", "backend", "kernel", "quant", "simd"],
+    ),
 ];
 
 /// Modules that import nothing at all from the crate.

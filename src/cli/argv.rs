@@ -14,6 +14,7 @@ pub const SINGLE_DASH: &[(&str, &str)] = &[
     ("-fa", "--flash-attn"),
     ("-ngl", "--gpu-layers"),
     ("-no-cnv", "--no-conversation"),
+    ("-ofreq", "--output-frequency"),
     ("-sp", "--special"),
     ("-st", "--single-turn"),
     ("-sys", "--system-prompt"),

@@ -13,10 +13,12 @@ use crate::Error;
 
 mod argv;
 mod convert;
+mod imatrix;
 mod input;
 mod inspect;
 mod logits;
 mod model;
+mod progress;
 mod quantize;
 mod run;
 mod signal;
@@ -36,6 +38,7 @@ const HELP: &str = "\
 Make a model
   convert    Turn a Hugging Face checkpoint folder into a GGUF file
   quantize   Make a GGUF file smaller: Q4_K_M, Q8_0, …; also straight from a checkpoint folder
+  imatrix    Measure on text which weights matter, for quantize
   split      Split a GGUF file into several
   merge      Make one GGUF file of several
 
@@ -75,6 +78,7 @@ struct Cli {
 enum Command {
     Convert(convert::Args),
     Quantize(Box<quantize::Args>),
+    Imatrix(Box<imatrix::Args>),
     Split(split::SplitArgs),
     Merge(split::MergeArgs),
     Run(Box<run::Args>),
@@ -88,6 +92,7 @@ impl Command {
         match self {
             Self::Convert(args) => convert::run(args),
             Self::Quantize(args) => quantize::run(*args),
+            Self::Imatrix(args) => imatrix::run(*args),
             Self::Split(args) => split::split(args),
             Self::Merge(args) => split::merge(args),
             Self::Run(args) => run::run(*args),
