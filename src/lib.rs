@@ -4,6 +4,7 @@
 
 pub mod cli;
 
+pub mod check;
 pub mod convert;
 pub mod imatrix;
 pub mod quantize;

@@ -16,6 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("text", &[]),
     ("model", &["backend", "kernel", "quant", "simd"]),
     ("engine", &["model", "text", "backend", "kernel", "quant", "simd"]),
+    ("check", &["model", "text", "quant"]),
     ("convert", &["engine", "model", "text", "quant", "simd"]),
     ("imatrix", &["engine", "model", "text", "backend", "kernel", "quant", "simd"]),
     ("quantize", &["imatrix", "engine", "model", "text", "quant", "simd"]),

@@ -12,6 +12,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::Error;
 
 mod argv;
+mod check;
 mod convert;
 mod imatrix;
 mod input;
@@ -48,6 +49,7 @@ Use it
 
 Look into it
   inspect    Show the metadata and the tensors of a GGUF or safetensors file
+  check      Look for damage: structure, values, tensors, vocabulary
   logits     Print a model's logits, for comparing implementations
 
 Options
@@ -84,6 +86,7 @@ enum Command {
     Run(Box<run::Args>),
     Tokenize(tokenize::Args),
     Inspect(inspect::Args),
+    Check(check::Args),
     Logits(logits::Args),
 }
 
@@ -98,6 +101,7 @@ impl Command {
             Self::Run(args) => run::run(*args),
             Self::Tokenize(args) => tokenize::run(args),
             Self::Inspect(args) => inspect::run(args),
+            Self::Check(args) => check::run(args),
             Self::Logits(args) => logits::run(args),
         }
     }
