@@ -19,10 +19,23 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("check", &["model", "text", "quant"]),
     ("convert", &["engine", "model", "text", "quant", "simd"]),
     ("imatrix", &["engine", "model", "text", "backend", "kernel", "quant", "simd"]),
+    ("perplexity", &["engine", "model", "text", "backend", "kernel", "quant", "simd"]),
     ("quantize", &["imatrix", "engine", "model", "text", "quant", "simd"]),
     (
         "cli",
-        &["convert", "imatrix", "quantize", "engine", "model", "text", "backend", "kernel", "quant", "simd"],
+        &[
+            "convert",
+            "imatrix",
+            "perplexity",
+            "quantize",
+            "engine",
+            "model",
+            "text",
+            "backend",
+            "kernel",
+            "quant",
+            "simd",
+        ],
     ),
 ];
 

@@ -22,7 +22,8 @@ impl Files {
     fn new() -> Self {
         let checkpoint = TestCheckpoint::new();
         let model = checkpoint.out().join("model.gguf");
-        let status = phi().arg("convert").arg(checkpoint.path()).args(["--outtype", "f16", "--outfile"]).arg(&model);
+        let status =
+            phi().arg("convert").arg(checkpoint.path()).args(["--outtype", "f16", "--outfile"]).arg(&model);
         assert!(status.output().unwrap().status.success());
         Self { checkpoint, model }
     }
@@ -76,7 +77,10 @@ fn a_sound_model_is_sound_in_one_file_and_in_parts() {
     let parts = report(&first);
     assert_eq!((parts.tensors, parts.is_sound()), (sound.tensors, true), "{:?}", parts.problems);
     assert!(parts.files.len() > 1);
-    std::fs::remove_file(first.with_file_name(first.file_name().unwrap().to_str().unwrap().replace("00001-of", "00002-of"))).unwrap();
+    std::fs::remove_file(
+        first.with_file_name(first.file_name().unwrap().to_str().unwrap().replace("00001-of", "00002-of")),
+    )
+    .unwrap();
     assert_errors(&first, &["part 2 of"]);
 }
 
@@ -94,7 +98,10 @@ fn values_that_are_no_numbers_are_found_in_every_tensor() {
     });
     assert_errors(
         &path,
-        &["blk.1.attn_norm.weight has a value that is NaN or infinite in row 0", "blk.0.ffn_down.weight has a value"],
+        &[
+            "blk.1.attn_norm.weight has a value that is NaN or infinite in row 0",
+            "blk.0.ffn_down.weight has a value",
+        ],
     );
 }
 
@@ -102,7 +109,9 @@ fn values_that_are_no_numbers_are_found_in_every_tensor() {
 fn missing_misshapen_and_surplus_tensors_are_all_told() {
     let files = Files::new();
     let path = files.edited(|_, tensors| {
-        tensors.retain(|(tensor, _)| tensor.name != "blk.0.attn_qkv.weight" && tensor.name != "output_norm.weight");
+        tensors.retain(|(tensor, _)| {
+            tensor.name != "blk.0.attn_qkv.weight" && tensor.name != "output_norm.weight"
+        });
         for (tensor, bytes) in tensors.iter_mut().filter(|(tensor, _)| tensor.name == "blk.1.ffn_up.weight") {
             tensor.shape[1] -= 2;
             bytes.truncate(bytes.len() - 2 * 2 * tensor.shape[0] as usize);

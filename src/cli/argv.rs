@@ -7,6 +7,7 @@ use clap::{Arg, Command};
 
 /// The options as llama.cpp spells them, and as clap parses them.
 pub const SINGLE_DASH: &[(&str, &str)] = &[
+    ("-bf", "--binary-file"),
     ("-cnv", "--conversation"),
     ("-co", "--color"),
     ("-ctk", "--cache-type-k"),

@@ -19,6 +19,7 @@ mod input;
 mod inspect;
 mod logits;
 mod model;
+mod perplexity;
 mod progress;
 mod quantize;
 mod run;
@@ -48,6 +49,7 @@ Use it
   tokenize   Show the tokens of a text
 
 Look into it
+  perplexity Measure how well a model predicts, how far it is from another, how it does at multiple choice
   inspect    Show the metadata and the tensors of a GGUF or safetensors file
   check      Look for damage: structure, values, tensors, vocabulary
   logits     Print a model's logits, for comparing implementations
@@ -87,6 +89,7 @@ enum Command {
     Tokenize(tokenize::Args),
     Inspect(inspect::Args),
     Check(check::Args),
+    Perplexity(Box<perplexity::Args>),
     Logits(logits::Args),
 }
 
@@ -102,6 +105,7 @@ impl Command {
             Self::Tokenize(args) => tokenize::run(args),
             Self::Inspect(args) => inspect::run(args),
             Self::Check(args) => check::run(args),
+            Self::Perplexity(args) => perplexity::run(*args),
             Self::Logits(args) => logits::run(args),
         }
     }

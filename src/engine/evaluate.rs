@@ -1,7 +1,8 @@
 //! Texts that have nothing to do with each other, run through a model side by side.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
+use super::score::map_rows;
 use crate::Result;
 use crate::backend::cpu::{Cache, CacheShape};
 use crate::backend::{Backend, Part};
@@ -115,4 +116,57 @@ impl<'a, B: Backend> Evaluator<'a, B> {
         }
         Ok(())
     }
+
+    /// Runs `chunks` of text, as many at once as there are sequences. `score` looks at the logits after each token that
+    /// `job` asks for (numbers: of the chunk, and of the token within it); `done` gets what it made of a group of chunks
+    /// that belong together, in order, and may break.
+    ///
+    /// # Errors
+    /// What the backend or `done` refuses.
+    pub fn run_chunks<T: Send>(
+        &mut self,
+        chunks: &[&[u32]],
+        job: &ChunkJob,
+        score: impl Fn(usize, usize, &[f32]) -> T + Sync,
+        done: &mut dyn FnMut(Vec<Vec<T>>) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let vocabulary = self.model.vocabulary();
+        let together = self.sequences().max(1);
+        for (number, group) in chunks.chunks(together).enumerate() {
+            let inputs: Vec<Vec<u32>> = group.iter().map(|chunk| begun(chunk, job.bos)).collect();
+            let passages: Vec<_> =
+                inputs.iter().map(|ids| Passage::whole(ids, job.outputs.clone())).collect();
+            let mut scores: Vec<Vec<T>> = group.iter().map(|_| Vec::new()).collect();
+            self.run(&passages, &mut |passage, tokens, logits| {
+                let chunk = number * together + passage;
+                let row = |row: usize, logits: &[f32]| score(chunk, tokens.start + row, logits);
+                scores[passage].extend(map_rows(logits, vocabulary, job.threads, row));
+                Ok(())
+            })?;
+            if done(scores)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How chunks of text are run.
+#[derive(Clone, Debug)]
+pub struct ChunkJob {
+    /// Replaces the first token of every chunk, for models whose texts begin with it.
+    pub bos: Option<u32>,
+    /// The tokens of each chunk after which logits are looked at.
+    pub outputs: Range<usize>,
+    /// Threads that look at them.
+    pub threads: usize,
+}
+
+/// A chunk as it is fed to the model.
+fn begun(chunk: &[u32], bos: Option<u32>) -> Vec<u32> {
+    let mut ids = chunk.to_vec();
+    if let (Some(first), Some(bos)) = (ids.first_mut(), bos) {
+        *first = bos;
+    }
+    ids
 }

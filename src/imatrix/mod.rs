@@ -13,8 +13,8 @@ pub use collect::Collecting;
 pub use statistics::{Entry, Fault, Format, Statistics};
 
 use crate::backend::cpu::{Cache, Cpu};
-use crate::engine::evaluate::{Evaluator, Passage};
-use crate::engine::score::{Likelihood, log_probability, map_rows};
+use crate::engine::evaluate::{ChunkJob, Evaluator};
+use crate::engine::score::{Likelihood, log_probability};
 use crate::model::Model;
 use crate::{Error, Result};
 
@@ -63,54 +63,30 @@ pub fn run(
     }
     let size = options.chunk;
     let collecting = Collecting::new(cpu, statistics, options.process_output);
-    let mut evaluator = Evaluator::new(model, &collecting, caches, options.batch);
     let outputs = match (options.process_output, options.perplexity) {
         (true, _) => 0..size,
         (false, true) => size / 2..size - 1,
         (false, false) => 0..0,
     };
-    let mut total = Likelihood::default();
     let chunks: Vec<&[u32]> = tokens.chunks_exact(size).collect();
-    let mut done = 0;
-    for group in chunks.chunks(evaluator.sequences()) {
-        let inputs: Vec<Vec<u32>> = group.iter().map(|chunk| begun(chunk, options.bos)).collect();
-        let passages: Vec<_> = inputs.iter().map(|ids| Passage::whole(ids, outputs.clone())).collect();
-        let mut scores = vec![Vec::new(); group.len()];
-        evaluator.run(&passages, &mut |chunk, range, logits| {
-            if options.perplexity {
-                let skip = (size / 2).saturating_sub(range.start).min(range.len());
-                let (first, chunk_ids) = (range.start + skip, group[chunk]);
-                let last = range.end.min(size - 1);
-                let rows = &logits[skip * vocabulary..(last - range.start).max(skip) * vocabulary];
-                scores[chunk].extend(map_rows(rows, vocabulary, cpu.threads(), |row, logits| {
-                    log_probability(logits, chunk_ids[first + row + 1])
-                }));
-            }
-            Ok(())
-        })?;
-        done += group.len();
-        let mut perplexity = Vec::with_capacity(group.len());
-        for chunk in scores.iter().filter(|chunk| !chunk.is_empty()) {
-            chunk.iter().for_each(|&score| total.add(score));
+    let score = |chunk: usize, token: usize, logits: &[f32]| {
+        let scored = options.perplexity && (size / 2..size - 1).contains(&token);
+        scored.then(|| log_probability(logits, chunks[chunk][token + 1]))
+    };
+    let (mut total, mut count) = (Likelihood::default(), 0);
+    let mut done = |scores: Vec<Vec<Option<f64>>>| {
+        count += scores.len();
+        let mut perplexity = Vec::with_capacity(scores.len());
+        for chunk in scores.into_iter().filter(|_| options.perplexity) {
+            chunk.into_iter().flatten().for_each(|score| total.add(score));
             perplexity.push(total.perplexity());
         }
-        let flow = collecting.with(|statistics| {
+        collecting.with(|statistics| {
             statistics.count_chunks();
-            progress(Progress { done, perplexity: &perplexity, statistics })
-        })?;
-        if flow.is_break() {
-            break;
-        }
-    }
-    drop(evaluator);
+            progress(Progress { done: count, perplexity: &perplexity, statistics })
+        })
+    };
+    let job = ChunkJob { bos: options.bos, outputs, threads: cpu.threads() };
+    Evaluator::new(model, &collecting, caches, options.batch).run_chunks(&chunks, &job, score, &mut done)?;
     Ok((collecting.into_statistics(), total))
-}
-
-/// A chunk as it is fed to the model.
-pub(crate) fn begun(chunk: &[u32], bos: Option<u32>) -> Vec<u32> {
-    let mut ids = chunk.to_vec();
-    if let (Some(first), Some(bos)) = (ids.first_mut(), bos) {
-        *first = bos;
-    }
-    ids
 }
