@@ -22,9 +22,9 @@ impl Files {
     fn new() -> Self {
         let checkpoint = TestCheckpoint::new();
         let model = checkpoint.out().join("model.gguf");
-        let status =
-            phi().arg("convert").arg(checkpoint.path()).args(["--outtype", "f16", "--outfile"]).arg(&model);
-        assert!(status.output().unwrap().status.success());
+        let mut convert = phi();
+        convert.arg("convert").arg(checkpoint.path()).args(["--outtype", "f16", "--outfile"]).arg(&model);
+        assert!(convert.output().unwrap().status.success());
         Self { checkpoint, model }
     }
 

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
-use super::{Report, list};
+use super::{Report, Severity, list};
 use crate::gguf::{Array, Gguf, Metadata, Value};
 use crate::text::{ChatTemplate, Message, Tokenizer};
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
+const TEMPLATE: &str = "tokenizer.chat_template";
 
 /// Reports what is wrong with the vocabulary and what is made from it.
 pub fn check(gguf: &Gguf, report: &mut Report) {
@@ -33,7 +34,8 @@ pub fn check(gguf: &Gguf, report: &mut Report) {
     {
         report.error("vocabulary", fault.to_string());
     }
-    template(metadata, report);
+    let is_sound = report.problems[before..].iter().all(|problem| problem.severity == Severity::Warning);
+    template(metadata, is_sound, report);
 }
 
 fn lengths(metadata: &Metadata, tokens: usize, report: &mut Report) {
@@ -130,11 +132,16 @@ fn embedding(gguf: &Gguf, tokens: usize, report: &mut Report) {
     }
 }
 
-fn template(metadata: &Metadata, report: &mut Report) {
-    if !metadata.contains("tokenizer.chat_template") {
+/// Compiles the template and renders a question with it.
+fn template(metadata: &Metadata, vocabulary_is_sound: bool, report: &mut Report) {
+    let Some(source) = metadata.get(TEMPLATE) else {
         return report.warning("template", "there is no chat template (tokenizer.chat_template)");
-    }
-    match ChatTemplate::from_gguf(metadata) {
+    };
+    // A vocabulary at fault would hide what is wrong with the template.
+    let mut alone = Metadata::new();
+    alone.set(TEMPLATE, source.clone());
+    alone.set(TOKENS, Value::Array(Array::String(vec!["<s>".into()])));
+    match ChatTemplate::from_gguf(if vocabulary_is_sound { metadata } else { &alone }) {
         Err(fault) => report.error("template", fault.to_string()),
         Ok(None) => {}
         Ok(Some(template)) => {

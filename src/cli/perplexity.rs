@@ -172,10 +172,10 @@ fn predict(args: &Args, setup: &Setup<'_>, tokenizer: &Tokenizer) -> Result<repo
     let context = args.ctx_size as usize;
     let chunking = match args.ppl_stride as usize {
         0 => Chunking::halves(context),
-        stride if stride < context => Chunking::strided(context, stride),
+        stride if stride <= context => Chunking::strided(context, stride),
         stride => {
             return Err(Error::Usage(format!(
-                "--ppl-stride {stride} is not less than the {context} tokens of a chunk"
+                "--ppl-stride {stride} is more than the {context} tokens of a chunk"
             )));
         }
     };

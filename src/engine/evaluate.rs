@@ -28,6 +28,9 @@ impl<'a> Passage<'a> {
     }
 }
 
+/// Takes logits, [rows, vocabulary]: of which passage, and after which of its tokens.
+pub type LogitsSink<'a> = dyn FnMut(usize, Range<usize>, &[f32]) -> Result<()> + 'a;
+
 /// Runs passages through a model, several sequences at once, and hands out logits.
 pub struct Evaluator<'a, B: Backend> {
     model: &'a Model,
@@ -69,19 +72,15 @@ impl<'a, B: Backend> Evaluator<'a, B> {
         self.caches.len()
     }
 
-    /// Runs `passages`, the n-th in the n-th sequence. `sink` is given logits as they come, [rows, vocabulary]: the
-    /// passage's number and which of its tokens they follow, ascending within a passage.
+    /// Runs `passages`, the n-th in the n-th sequence. `sink` is given logits as they come,
+    /// ascending within a passage.
     ///
     /// # Errors
     /// What the backend or the sink refuses.
     ///
     /// # Panics
     /// With more passages than sequences.
-    pub fn run(
-        &mut self,
-        passages: &[Passage<'_>],
-        sink: &mut dyn FnMut(usize, Range<usize>, &[f32]) -> Result<()>,
-    ) -> Result<()> {
+    pub fn run(&mut self, passages: &[Passage<'_>], sink: &mut LogitsSink<'_>) -> Result<()> {
         assert!(passages.len() <= self.caches.len(), "one cache a passage");
         let vocabulary = self.model.vocabulary();
         let longest = passages.iter().map(|passage| passage.ids.len()).max().unwrap_or(0);

@@ -119,7 +119,7 @@ pub fn perplexity(
     let with_base = base.is_some();
     let score = |chunk: usize, token: usize, logits: &[f32]| {
         let next = chunks[chunk][token + 1];
-        let row = with_base.then(|| base::encode_row(logits)).unwrap_or_default();
+        let row = if with_base { base::encode_row(logits) } else { Vec::new() };
         (log_probability(logits, next), row)
     };
     let (mut total, mut number) = (Likelihood::default(), 0);
