@@ -11,10 +11,11 @@ use super::model::{self, ModelArgs};
 use super::signal::Watch;
 use super::{input, progress};
 use crate::backend::cpu::Cpu;
+use crate::engine::KvType;
 use crate::engine::evaluate::caches;
 use crate::engine::score::Likelihood;
 use crate::fs::ensure_distinct;
-use crate::gguf::{Gguf, TensorType};
+use crate::gguf::Gguf;
 use crate::imatrix::{self, Format, Options, Statistics};
 use crate::kernel::pool::default_threads;
 use crate::model::Model;
@@ -207,7 +208,7 @@ fn measure(args: &Args, path: &Path, text: &Path, base: Statistics) -> anyhow::R
     let cpu = Cpu::new(args.threads.unwrap_or_else(default_threads).clamp(1, 1024));
     let batch = args.batch_size.min(args.ubatch_size) as usize;
     let together = (batch / chunk).clamp(1, end - first);
-    let caches = caches(&model, TensorType::F16, together, chunk)?;
+    let caches = caches(&model, (KvType::F16, KvType::F16), together, chunk)?;
     let options =
         Options { chunk, bos, process_output: args.process_output, perplexity: !args.no_ppl, batch };
     let mut display = Display::new(args, resumed, end - args.chunk);

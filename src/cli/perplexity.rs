@@ -72,9 +72,12 @@ pub struct Args {
     /// -ub: tokens computed at once, at most
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     ubatch_size: u32,
-    /// -ctk, -ctv: element type of the KV cache
-    #[arg(long, visible_alias = "cache-type-v", value_name = "TYPE", default_value = "f16")]
+    /// -ctk: element type of the cached keys
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
     cache_type_k: CacheType,
+    /// -ctv: element type of the cached values
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    cache_type_v: CacheType,
 }
 
 #[derive(clap::Args, Debug)]
@@ -128,7 +131,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let setup = Setup {
         model: &model,
         cpu: &cpu,
-        kv_type: args.cache_type_k.into(),
+        cache_types: (args.cache_type_k.into(), args.cache_type_v.into()),
         batch: args.batch_size.min(args.ubatch_size) as usize,
         bos: tokenizer.bos_to_add(),
     };

@@ -2,11 +2,11 @@
 
 use std::ops::{ControlFlow, Range};
 
+use super::KvType;
 use super::score::map_rows;
 use crate::Result;
 use crate::backend::cpu::{Cache, CacheShape};
 use crate::backend::{Backend, Part};
-use crate::gguf::TensorType;
 use crate::model::{Model, Workspace, forward};
 
 /// Tokens to run, which begin a sequence or continue what an earlier call left in its cache.
@@ -41,13 +41,14 @@ pub struct Evaluator<'a, B: Backend> {
     rows: usize,
 }
 
-/// `count` caches with room for `context` tokens each.
+/// `count` caches with room for `context` tokens each; their keys' and values' types are `kinds`.
 ///
 /// # Errors
 /// Too little memory.
-pub fn caches(model: &Model, kind: TensorType, count: usize, context: usize) -> Result<Vec<Cache>> {
+pub fn caches(model: &Model, kinds: (KvType, KvType), count: usize, context: usize) -> Result<Vec<Cache>> {
     let hyper = &model.hyper;
-    let shape = CacheShape { layers: hyper.layers, kv_heads: hyper.kv_heads, head: hyper.head, kind };
+    let (keys, values) = kinds;
+    let shape = CacheShape { layers: hyper.layers, kv_heads: hyper.kv_heads, head: hyper.head, keys, values };
     let make = |_| {
         let mut cache = Cache::new(shape);
         cache.reserve(context)?;

@@ -9,9 +9,9 @@ pub mod tasks;
 use std::ops::ControlFlow;
 
 use crate::backend::cpu::Cpu;
+use crate::engine::KvType;
 use crate::engine::evaluate::{ChunkJob, Evaluator, caches};
 use crate::engine::score::{Likelihood, log_probability};
-use crate::gguf::TensorType;
 use crate::model::Model;
 use crate::{Error, Result};
 
@@ -19,8 +19,8 @@ use crate::{Error, Result};
 pub struct Setup<'a> {
     pub model: &'a Model,
     pub cpu: &'a Cpu,
-    /// Element type of the KV cache.
-    pub kv_type: TensorType,
+    /// Element types of the cached keys and values.
+    pub cache_types: (KvType, KvType),
     /// Tokens computed at once, at most.
     pub batch: usize,
     /// The token that begins every text, for models that have it so.
@@ -31,7 +31,7 @@ impl<'a> Setup<'a> {
     /// For sequences of `context` tokens, as many of `most` at once as make a batch.
     fn evaluator(&self, most: usize, context: usize) -> Result<Evaluator<'a, Cpu>> {
         let together = (self.batch / context.max(1)).clamp(1, most.max(1));
-        let caches = caches(self.model, self.kv_type, together, context)?;
+        let caches = caches(self.model, self.cache_types, together, context)?;
         Ok(Evaluator::new(self.model, self.cpu, caches, self.batch))
     }
 

@@ -311,7 +311,7 @@ pub fn run(
         )));
     }
     let together = (setup.batch / longest.max(1)).clamp(1, TOGETHER).min(tasks.len().max(1));
-    let caches = caches(setup.model, setup.kv_type, together, longest)?;
+    let caches = caches(setup.model, setup.cache_types, together, longest)?;
     let mut evaluator = Evaluator::new(setup.model, setup.cpu, caches, setup.batch);
     let mut score = Score::default();
     for (tasks, tokenized) in tasks.chunks(together).zip(tokenized.chunks(together)) {
