@@ -1,6 +1,8 @@
 //! Sequences, batches, the prefill/decode loop and its stop rules.
 
+pub mod evaluate;
 pub mod generate;
+pub mod score;
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
