@@ -23,6 +23,7 @@ pub mod simd;
 pub mod checkpoint;
 pub mod error;
 pub mod gguf;
+pub mod hub;
 
 pub use error::{Error, Result};
 
