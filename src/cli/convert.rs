@@ -6,11 +6,12 @@ use std::time::Instant;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::hub::{Found, HubArgs};
+use super::hub::{Access, Found};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Conversion, Options, OutType};
 use crate::fs::human_bytes;
 use crate::gguf::Source;
+use crate::hub::RepoName;
 use crate::{Error, Result};
 
 /// Convert a Hugging Face checkpoint folder to a GGUF file.
@@ -58,8 +59,12 @@ pub struct Args {
     #[arg(long, short, value_name = "N")]
     threads: Option<std::num::NonZeroUsize>,
 
+    /// -hf: a model on the Hugging Face hub in place of HF_DIR, downloaded when it is not there yet
+    #[arg(long, value_name = "USER/MODEL", help_heading = "Hub")]
+    hf_repo: Option<RepoName>,
+
     #[command(flatten, next_help_heading = "Hub")]
-    hub: HubArgs,
+    access: Access,
 }
 
 /// Runs the command; prints the path of the file written.
@@ -100,17 +105,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// Opens the folder, or the checkpoint from the hub.
 fn open(args: &Args) -> Result<Checkpoint> {
-    match (&args.model, &args.hub.hf_repo) {
+    match (&args.model, &args.hf_repo) {
         (Some(folder), _) if args.vocab_only => Checkpoint::open_for_vocabulary(folder),
         (Some(folder), _) => Checkpoint::open(folder),
-        (None, Some(spec)) => {
-            if let Some(kind) = &spec.kind {
-                return Err(Error::Usage(format!(
-                    "-hf {}:{kind}: what to convert to is said by --outtype",
-                    spec.repo
-                )));
-            }
-            let found = Found::look_up(&args.hub, &spec.repo)?;
+        (None, Some(repo)) => {
+            let found = Found::look_up(&args.access, repo)?;
             let files = found.checkpoint_files()?;
             if args.vocab_only { found.open_vocabulary(&files) } else { found.open_checkpoint(&files) }
         }

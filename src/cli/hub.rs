@@ -22,6 +22,13 @@ pub struct HubArgs {
     /// -hff: the GGUF file to take from there
     #[arg(long, value_name = "FILE", requires = "hf_repo")]
     pub hf_file: Option<String>,
+    #[command(flatten)]
+    pub access: Access,
+}
+
+/// How the hub is asked.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Access {
     /// -hft: the token for private and gated models; other users can see it here, so better set HF_TOKEN
     #[arg(long, value_name = "TOKEN", requires = "hf_repo")]
     pub hf_token: Option<String>,
@@ -69,8 +76,8 @@ pub enum Model {
 
 impl Found {
     /// Looks up `repo`.
-    pub fn look_up(args: &HubArgs, repo: &RepoName) -> Result<Self> {
-        let hub = Hub::from_env(args.hf_token.clone(), args.offline)?;
+    pub fn look_up(access: &Access, repo: &RepoName) -> Result<Self> {
+        let hub = Hub::from_env(access.hf_token.clone(), access.offline)?;
         let revision = hub.revision(repo)?;
         if let Some(fault) = &revision.unreachable {
             eprintln!("phi: {fault}; going on with what was downloaded of {repo} before");

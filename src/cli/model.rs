@@ -78,7 +78,7 @@ pub fn open(args: &ModelArgs) -> Result<Arc<Gguf>> {
 
 /// Opens a model of the hub; what is quantized from a checkpoint is kept for the next time.
 fn from_hub(args: &ModelArgs, spec: &Spec) -> Result<Gguf> {
-    let found = Found::look_up(&args.hub, &spec.repo)?;
+    let found = Found::look_up(&args.hub.access, &spec.repo)?;
     let (files, kind) = match found.model(spec, args.hub.hf_file.as_deref())? {
         Model::Gguf(path) => return Gguf::open(&path),
         Model::Checkpoint(files, kind) => (files, kind.unwrap_or(args.quantize)),

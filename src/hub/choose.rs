@@ -66,7 +66,7 @@ pub fn checkpoint(files: &[String]) -> Result<CheckpointFiles, Fault> {
         return Ok(found);
     }
     let hint = match files.iter().any(|name| name.ends_with(".gguf")) {
-        true => "no checkpoint, only GGUF files, which `phi run` and `phi quantize` take",
+        true => "no checkpoint, only GGUF files, which `phi run` takes",
         false if files.iter().any(|name| name == checkpoint::PYTORCH) => {
             "only pytorch_model.bin weights, which are not supported; look for a safetensors version"
         }

@@ -6,7 +6,9 @@ use crate::fs::human_bytes;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    #[error("{0:?} is no name of a model on the hub; expected USER/MODEL or USER/MODEL:TYPE")]
+    #[error(
+        "{0:?} is no name of a model on the hub; expected USER/MODEL, as in microsoft/Phi-3.5-mini-instruct"
+    )]
     RepoName(String),
     #[error("{endpoint} cannot be reached: {cause}; check the connection")]
     Unreachable { endpoint: String, cause: String },

@@ -12,8 +12,8 @@ use server::{COMMIT, Faults, Server, sha256};
 use tempfile::TempDir;
 
 const QUESTION: &str = "Can you introduce .NET";
-/// What phi-tiny was trained to say begins with this; models/phi-tiny-training/questions.txt has it all.
-const ANSWER: &str = ".NET is a free, open-source platform from Microsoft";
+/// What phi-tiny was trained to say; models/phi-tiny-training/questions.txt has it all.
+const ANSWER: &str = ".NET is a free, open-source platform from Microsoft for building web, desktop, mobile and cloud applications. Programs are written in languages such as C#, F# and Visual Basic, and run on Windows, Linux and macOS.";
 const WEIGHTS: &str = "model.safetensors";
 
 /// A server and an empty cache.
@@ -64,7 +64,7 @@ impl Setup {
 
     /// `phi run` at temperature 0, on one thread as tests run side by side.
     fn run(&self, arguments: &[&str]) -> Output {
-        self.phi(&[&["run", "--temp", "0", "-t", "1", "-n", "12", "-p", QUESTION], arguments].concat())
+        self.phi(&[&["run", "--temp", "0", "-t", "1", "-p", QUESTION], arguments].concat())
     }
 }
 
@@ -89,7 +89,7 @@ fn answers(output: &Output) -> String {
     let log = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(output.status.code(), Some(0), "{log}");
     let answer = String::from_utf8_lossy(&output.stdout);
-    assert!(answer.starts_with(ANSWER), "{answer:?}, {log}");
+    assert_eq!(answer.trim_end(), ANSWER, "{log}");
     log
 }
 
@@ -177,7 +177,7 @@ fn convert_takes_a_checkpoint_of_the_hub_by_its_name() {
     let path = String::from_utf8(output.stdout).unwrap();
     assert!(setup.folder.path().join(path.trim()).is_file() && path.ends_with("vocab.gguf\n"), "{path:?}");
     let error = fails(&setup.phi(&["convert", "-hf", "local/phi-tiny:Q4_K_M"]), 2);
-    assert!(error.contains("--outtype"), "{error}");
+    assert!(error.contains("no name of a model"), "{error}");
     fails(&setup.phi(&["convert", "x", "-hf", "local/phi-tiny"]), 2);
 }
 
