@@ -14,7 +14,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub use card::{Card, CardValue};
-pub use config::{Phi3Config, RopeFactors, SUPPORTED, architecture};
+pub use config::{Architecture, BlockSparse, Experts, ModelConfig, Phi3Small, RopeFactors, SUPPORTED, architecture};
 pub use fault::Fault;
 pub use sentencepiece::{Piece, PieceKind, SentencePiece};
 pub use weights::{DataType, Tensor, Weights};
@@ -30,7 +30,7 @@ pub struct Checkpoint {
     folder: PathBuf,
     /// config.json as it is.
     config_json: Value,
-    config: Phi3Config,
+    config: ModelConfig,
     weights: Arc<Weights>,
     tokenizer: TokenizerFiles,
     /// generation_config.json, if there is a valid one.
@@ -89,12 +89,12 @@ impl Checkpoint {
         let architecture = architecture(&config_json).map_err(invalid)?;
         if !SUPPORTED.contains(&architecture) {
             return Err(Error::Unsupported(format!(
-                "{}: the architecture {architecture:?} is not supported; supported: {} (Phi-3-mini, Phi-3-medium, Phi-3.5-mini and their fine-tunes)",
+                "{}: the architecture {architecture:?} is not supported; supported: {} (the text models from Phi-1 to Phi-4 and their fine-tunes)",
                 config_path.display(),
                 SUPPORTED.join(", ")
             )));
         }
-        let config = Phi3Config::from_json(&config_json).map_err(invalid)?;
+        let config = ModelConfig::from_json(architecture, &config_json).map_err(invalid)?;
         let weights = match Weights::open(folder) {
             Err(_) if !with_weights => Weights::from_files(Vec::new())?,
             weights => weights?,
@@ -116,7 +116,7 @@ impl Checkpoint {
         &self.folder
     }
 
-    pub fn config(&self) -> &Phi3Config {
+    pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 

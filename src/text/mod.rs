@@ -2,6 +2,7 @@
 
 mod added;
 mod bpe;
+mod byte_level;
 mod chat;
 mod clock;
 mod detokenizer;
@@ -9,6 +10,7 @@ mod fault;
 mod hash;
 mod huggingface;
 mod json;
+mod pre_tokenizer;
 mod sampler;
 mod sentencepiece;
 mod tokenizer;
