@@ -6,6 +6,7 @@ mod card;
 mod config;
 mod fault;
 mod sentencepiece;
+mod tiktoken;
 mod weights;
 
 use std::path::{Path, PathBuf};
@@ -46,6 +47,8 @@ pub struct TokenizerFiles {
     /// tokenizer.json, as text and parsed.
     pub json_text: Option<String>,
     pub json: Option<Value>,
+    /// *.tiktoken (Phi-3-small's cl100k_base.tiktoken): the bytes of each token, by rank.
+    pub tiktoken: Option<Vec<Vec<u8>>>,
     /// tokenizer_config.json.
     pub config: Option<Value>,
     /// added_tokens.json.
@@ -168,6 +171,7 @@ impl TokenizerFiles {
             model,
             json_text,
             json,
+            tiktoken: tiktoken::read(folder)?,
             config: read_json_if_there(&folder.join("tokenizer_config.json"))?,
             added_tokens: read_json_if_there(&folder.join("added_tokens.json"))?,
             chat_template,

@@ -18,10 +18,8 @@ pub enum Fault {
     DataType { tensor: String, found: String },
     #[error("tensor {tensor:?} is stored as {found}, but other experts of its layer as {expected}; all must be of one type")]
     ExpertType { tensor: String, found: String, expected: String },
-    #[error("the folder has neither tokenizer.model nor tokenizer.json; download the whole checkpoint")]
+    #[error("the folder has neither tokenizer.model nor tokenizer.json (nor, for Phi-3-small, cl100k_base.tiktoken); download the whole checkpoint")]
     NoTokenizer,
-    #[error("the tokenizer is a {0}; only SentencePiece vocabularies (Phi-3, Phi-3.5) are supported")]
-    TokenizerClass(String),
     #[error("tokenizer.json cannot stand in for the missing tokenizer.model: {0}")]
     TokenizerJson(&'static str),
     #[error(

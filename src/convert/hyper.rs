@@ -81,7 +81,8 @@ pub(super) fn write_own_keys(config: &ModelConfig, metadata: &mut Metadata) {
     if let Architecture::PhiMoe(experts) = config.architecture {
         metadata.set("phi.router.jitter_noise", Value::F32(experts.router_jitter_noise as f32));
         if u64::from(config.hidden_size) != config.q_rows() {
-            metadata.set("phi.attention.head_size", Value::U32(config.head_dim));
+            metadata.set("phimoe.attention.key_length", Value::U32(config.head_dim));
+            metadata.set("phimoe.attention.value_length", Value::U32(config.head_dim));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! HF checkpoint to GGUF: the same tensors and metadata as llama.cpp's convert_hf_to_gguf.py, plus a few keys of
 //! our own (docs/formats.md).
 
+mod byte_level;
 mod cast;
 mod fault;
 mod general;
@@ -23,6 +24,7 @@ pub use stream::stream;
 use crate::checkpoint::{Checkpoint, DataType, ModelConfig, Weights};
 use crate::gguf::{Metadata, Source, TensorDecl, TensorInfo, TensorType, Value, Writer, no_such_rows};
 use crate::{Error, Result, fs};
+use byte_level::ByteLevel;
 use general::Naming;
 use names::{Layout, RowOrder};
 use origin::{Origin, Stored};
@@ -248,7 +250,8 @@ impl Conversion {
         file_type: u32,
     ) -> Result<(), Fault> {
         let config = checkpoint.config();
-        let vocabulary = Vocabulary::of(checkpoint)?;
+        let byte_level = ByteLevel::is(checkpoint.tokenizer()).then(|| ByteLevel::of(checkpoint)).transpose()?;
+        let sentencepiece = byte_level.is_none().then(|| Vocabulary::of(checkpoint)).transpose()?;
         let metadata = &mut self.metadata;
         metadata.set("general.architecture", Value::from(config.architecture.name()));
         if config.rope_factors.is_some() && !self.vocab_only {
@@ -258,8 +261,10 @@ impl Conversion {
         hyper::write(config, file_type, metadata);
         // The version of the block formats (GGML_QNT_VERSION).
         metadata.set("general.quantization_version", Value::U32(2));
-        let vocab_size = vocabulary.len() as u32;
-        vocabulary.write(metadata);
+        let sizes = (byte_level.as_ref().map(ByteLevel::len), sentencepiece.as_ref().map(Vocabulary::len));
+        let vocab_size = sizes.0.or(sizes.1).unwrap_or(0) as u32;
+        byte_level.into_iter().for_each(|vocabulary| vocabulary.write(metadata));
+        sentencepiece.into_iter().for_each(|vocabulary| vocabulary.write(metadata));
         special::write(checkpoint, vocab_size, metadata);
         hyper::write_own_keys(config, metadata);
         self.warnings.extend(vocabulary::write_own_keys(checkpoint, metadata));

@@ -6,6 +6,7 @@
 
 use std::marker::PhantomData;
 
+pub mod activation;
 pub mod activations;
 pub mod attention;
 pub mod elementwise;

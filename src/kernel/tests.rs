@@ -283,6 +283,7 @@ fn attention_case<E: KvElement>(head: usize, length: usize, window: usize, toler
                 positions: &positions[range],
                 padded_head: kv.padded,
                 window,
+                mask: None,
                 scratch: &mut attention::Scratch::default(),
                 out: &mut out,
             }

@@ -1,14 +1,20 @@
 //! Hyper-parameters, bound weights and the forward pass.
 
+mod experts;
 mod forward;
 mod hyper;
 mod rope;
 mod weights;
 
 pub use forward::{Outputs, Workspace, forward};
-pub use hyper::Hyper;
+pub use hyper::{Architecture, Hyper};
 pub use rope::{Regime, Rope};
-pub use weights::{Layer, Model};
+pub use weights::{EXPERTS_USED, Experts, FeedForward, Layer, Linear, Model, Norm, Qkv};
 
 /// Architectures that [`Model::load`] accepts, as `general.architecture` names them.
-pub const SUPPORTED: &[&str] = &["phi3"];
+pub const SUPPORTED: &[&str] = &[
+    Architecture::Phi2.name(),
+    Architecture::Phi3.name(),
+    Architecture::Phi3Small.name(),
+    Architecture::PhiMoe.name(),
+];

@@ -11,6 +11,9 @@ use super::hash::FastMap;
 use super::pre_tokenizer::PreTokenizer;
 use super::vocabulary::{Keys, TokenKind, Vocabulary};
 
+/// BOOL: neighbouring merges that make the same token have one rank, as with tiktoken.
+const RANK_BY_PRODUCT_KEY: &str = "phi.tokenizer.rank_by_product";
+
 /// How text becomes words, and tokens become text again.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ByteLevel {
@@ -46,9 +49,9 @@ pub(crate) fn bytes_of(piece: &str) -> Vec<u8> {
     bytes.unwrap_or_else(|| piece.as_bytes().to_vec())
 }
 
-/// `text` as a vocabulary spells its bytes.
-pub(crate) fn spell(text: &str) -> String {
-    text.bytes().map(|byte| CHARS[usize::from(byte)]).collect()
+/// `bytes` as a byte-level vocabulary spells them: a printable character each (GPT-2's table; "Ġ" is a space).
+pub fn spell(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| CHARS[usize::from(*byte)]).collect()
 }
 
 /// The tokens of single bytes, looked up by their spelling.
@@ -87,14 +90,16 @@ pub(crate) fn rules_from_merges(keys: &Keys, vocabulary: &Vocabulary) -> Result<
             reason: format!("entry {index}, {merge:?}, is no pair of tokens that make a third"),
         })?);
     }
-    Ok(rules(byte_tokens(id)?, merges))
+    // tiktoken's ranks belong to tokens, not to merges.
+    let rank_by_product = keys.bool(RANK_BY_PRODUCT_KEY)?.unwrap_or(false);
+    Ok(Rules { rank_by_product, ..rules(byte_tokens(id)?, merges) })
 }
 
 /// Rules over bytes.
 pub(crate) fn rules(bytes: Vec<u32>, merges: Vec<Merge>) -> Rules {
     debug_assert!(!bytes.contains(&NONE));
     // No character has a token of its own: every one is spelled in bytes.
-    Rules { chars: Vec::new(), bytes, unknown: None, fuse_unknown: false, merges }
+    Rules { chars: Vec::new(), bytes, unknown: None, fuse_unknown: false, merges, rank_by_product: false }
 }
 
 #[cfg(test)]
@@ -104,7 +109,7 @@ mod tests {
     #[test]
     fn bytes_and_characters_are_one_to_one() {
         assert_eq!(BYTES.len(), 256);
-        assert_eq!(spell(" A\n\0é"), "ĠAĊĀÃ©");
+        assert_eq!(spell(" A\n\0é".as_bytes()), "ĠAĊĀÃ©");
         let every: Vec<u8> = (0..=255).collect();
         let spelled: String = CHARS.iter().collect();
         assert_eq!(bytes_of(&spelled), every);

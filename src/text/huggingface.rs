@@ -198,6 +198,7 @@ impl File {
             bytes,
             unknown: model.unk_token.as_deref().and_then(|text| model.vocab.get(text).copied()),
             fuse_unknown: model.fuse_unk,
+            rank_by_product: false,
         })
     }
 

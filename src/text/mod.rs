@@ -17,6 +17,7 @@ mod tokenizer;
 mod vocabulary;
 
 pub use added::AddedFlags;
+pub use byte_level::spell as spell_bytes;
 pub use chat::{ChatTemplate, Message};
 pub use detokenizer::Detokenizer;
 pub use fault::Fault;

@@ -187,6 +187,12 @@ impl Tokenizer {
             && written.added == implied.added)
     }
 
+    /// What GGUF calls the pre-tokenizer of a byte-level tokenizer.json (`tokenizer.ggml.pre`); `None` if it has no name.
+    pub fn pre_tokenizer_name(tokenizer_json: &str) -> Result<Option<&'static str>, Fault> {
+        let byte_level = huggingface::parse(tokenizer_json)?.byte_level()?;
+        Ok(byte_level.and_then(|byte_level| byte_level.words.name()))
+    }
+
     /// The tokens of `text`, without BOS or EOS (see [`Self::bos_to_add`]).
     pub fn encode(&self, text: &str, special: Special) -> Vec<u32> {
         self.encode_where(text, |token, _| special == Special::Parse || !token.control)

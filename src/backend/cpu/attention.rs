@@ -6,7 +6,7 @@ use super::cache::{Page, Pages};
 use super::{Buffer, Cache, Cpu};
 use crate::backend::{Heads, Part, Rotation};
 use crate::kernel::attention::{
-    Attention, KvElement, PAGE, PageView, Scratch, padded_head, store_key, store_value,
+    Attention, BlockMask, KvElement, PAGE, PageView, Scratch, padded_head, store_key, store_value,
 };
 use crate::kernel::{SharedMut, elementwise};
 use crate::simd::Level;
@@ -20,6 +20,8 @@ struct TileScratch {
     kernel: Scratch,
     queries: Vec<f32>,
     positions: Vec<usize>,
+    /// Of each query, where the model's attention is block-sparse.
+    phases: Vec<usize>,
     out: Vec<f32>,
     head: Vec<f32>,
 }
@@ -124,13 +126,13 @@ impl Job<'_> {
         rows: std::ops::Range<usize>,
         scratch: &mut TileScratch,
     ) {
-        let Heads { count, kv_count, size, window } = *self.heads;
+        let Heads { count, kv_count, size, scale, window, sparse } = *self.heads;
         let (padded, group) = (padded_head(size), count / kv_count);
-        let scale = 1.0 / (size as f32).sqrt();
-        let TileScratch { kernel, queries, positions, out, .. } = scratch;
+        let TileScratch { kernel, queries, positions, phases, out, .. } = scratch;
         queries.clear();
         queries.resize(rows.len() * group * padded, 0.0);
         positions.clear();
+        phases.clear();
         for (i, query) in queries.chunks_exact_mut(padded).enumerate() {
             let (row, head) = (rows.start + i / group, kv_head * group + i % group);
             let query = &mut query[..size];
@@ -138,10 +140,17 @@ impl Job<'_> {
             self.rotate(row, query);
             query.iter_mut().for_each(|x| *x *= scale);
             positions.push(self.position + row - self.rows.start);
+            phases.push(sparse.map_or(0, |sparse| head * sparse.head_step));
         }
+        let mask = sparse.map(|sparse| BlockMask {
+            block: sparse.block,
+            local: sparse.local,
+            stride: sparse.stride,
+            phases,
+        });
         out.resize(queries.len(), 0.0);
         let views: Vec<PageView<E>> = pages.iter().map(|page| page.view(kv_head, padded)).collect();
-        Attention { pages: &views, queries, positions, padded_head: padded, window, scratch: kernel, out }
+        Attention { pages: &views, queries, positions, padded_head: padded, window, mask, scratch: kernel, out }
             .compute(level);
         for (i, values) in out.chunks_exact(padded).enumerate() {
             let (row, head) = (rows.start + i / group, kv_head * group + i % group);
