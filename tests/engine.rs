@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use phi::checkpoint::Checkpoint;
 use phi::convert::{self, Conversion, OutType};
-use phi::engine::{Engine, EngineOptions, Sequence};
-use phi::gguf::{Gguf, Output, TensorType};
+use phi::engine::{Engine, EngineOptions, KvType, Sequence};
+use phi::gguf::{Gguf, Output};
 use phi::quant::recipe::{FileType, Recipe};
 use phi::quantize::{self, Sink};
 use phi::text::{ChatTemplate, Detokenizer, Message, Special, Tokenizer};
@@ -35,7 +35,8 @@ fn f32_model() -> Arc<Gguf> {
 }
 
 fn engine(gguf: &Arc<Gguf>, threads: usize, batch: usize) -> Engine {
-    let options = EngineOptions { threads: Some(threads), kv_type: TensorType::F32, batch };
+    let options =
+        EngineOptions { threads: Some(threads), cache_type_k: KvType::F32, cache_type_v: KvType::F32, batch };
     Engine::new(Arc::clone(gguf), options).unwrap()
 }
 

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use phi::engine::{Engine, EngineOptions, Sequence};
-use phi::gguf::{Gguf, TensorType};
+use phi::engine::{Engine, EngineOptions, KvType, Sequence};
+use phi::gguf::Gguf;
 use phi::text::{Special, Tokenizer};
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ mod tokens;
 use family::{FamilyCheckpoint, goldens, ranks};
 
 fn engine(gguf: &Arc<Gguf>, threads: usize, batch: usize) -> Engine {
-    let options = EngineOptions { threads: Some(threads), kv_type: TensorType::F32, batch };
+    let options = EngineOptions { threads: Some(threads), cache_type_k: KvType::F32, cache_type_v: KvType::F32, batch };
     Engine::new(Arc::clone(gguf), options).unwrap()
 }
 

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::backend::Part;
 use crate::backend::cpu::{Cache, CacheShape, Cpu, total_memory};
-use crate::gguf::{Gguf, TensorType};
+use crate::gguf::Gguf;
+pub use crate::kernel::kv::KvType;
+use crate::kernel::kv::MAX_HEAD;
 use crate::kernel::pool::default_threads;
 use crate::model::{Model, Regime, Workspace, forward};
 use crate::{Error, Result};
@@ -17,15 +19,17 @@ use crate::{Error, Result};
 pub struct EngineOptions {
     /// Worker threads; `None` takes what the machine, the cgroup and the affinity mask allow.
     pub threads: Option<usize>,
-    /// Element type of the KV cache: F16 or F32.
-    pub kv_type: TensorType,
+    /// Element type of the cached keys.
+    pub cache_type_k: KvType,
+    /// Element type of the cached values.
+    pub cache_type_v: KvType,
     /// Tokens fed through the model at once while a prompt is read.
     pub batch: usize,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { threads: None, kv_type: TensorType::F16, batch: 512 }
+        Self { threads: None, cache_type_k: KvType::F16, cache_type_v: KvType::F16, batch: 512 }
     }
 }
 
@@ -52,13 +56,14 @@ impl Engine {
     /// # Errors
     /// A file that is no complete model of a supported architecture; an option that cannot be met.
     pub fn new(file: Arc<Gguf>, options: EngineOptions) -> Result<Self> {
-        if !matches!(options.kv_type, TensorType::F16 | TensorType::F32) {
-            return Err(Error::Usage(format!(
-                "the KV cache cannot be {}: choose f16 or f32",
-                options.kv_type.name().to_lowercase()
+        let model = Model::load(file)?;
+        if model.hyper.head > MAX_HEAD {
+            return Err(Error::Unsupported(format!(
+                "{}: heads of {} elements are more than the {MAX_HEAD} that attention works with",
+                model.file().path().display(),
+                model.hyper.head
             )));
         }
-        let model = Model::load(file)?;
         let cpu = Cpu::new(options.threads.unwrap_or_else(default_threads).clamp(1, 1024));
         Ok(Self { model, cpu, options, work: Mutex::default() })
     }
@@ -84,7 +89,8 @@ impl Engine {
             layers: hyper.layers,
             kv_heads: hyper.kv_heads,
             head: hyper.head,
-            kind: self.options.kv_type,
+            keys: self.options.cache_type_k,
+            values: self.options.cache_type_v,
         }
     }
 
