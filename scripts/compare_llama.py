@@ -67,12 +67,13 @@ def main():
                     ours = run([a.phi, "run", "-m", file, "-p", PROMPT, "-n", a.n, "--temp", 0, "-no-cnv", "--ignore-eos", "--cache-type-k", "f32", "--cache-type-v", "f32"])
                     # That program often ends before all of its output is written: the longest of several is taken.
                     theirs = ""
-                    for _ in range(8):
+                    for _ in range(12):
                         theirs = max(theirs, completion(a, file).strip(), key=len)
                         if theirs == ours.strip():
                             break
                     # A cut output says nothing about what it lacks.
-                    cut = theirs != ours.strip() and theirs and ours.startswith(theirs)
+                    whole = theirs.rstrip("\ufffd")
+                    cut = theirs != ours.strip() and whole and ours.strip().startswith(whole)
                     same = ours.strip() == theirs or cut
                     start = next((i for i, (x, y) in enumerate(zip(ours.strip(), theirs.strip())) if x != y), min(len(ours.strip()), len(theirs.strip())))
                     moe = config["model_type"] == "phimoe"

@@ -74,7 +74,9 @@ const VARIANTS: &[Variant] = &[
             json!(r"(?<=\d)\p{L}+|\p{N}++|\s+(?!\S)| ?[^\s\p{N}]+|\s")
     }),
     // A pattern with gaps, dropped and kept.
-    (false, |file| file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!(r"\p{L}+|\s+(?!\S)|\s+")),
+    (false, |file| {
+        file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!(r"\p{L}+|\s+(?!\S)|\s+")
+    }),
     (false, |file| {
         let split = &mut file["pre_tokenizer"]["pretokenizers"][0];
         (split["behavior"], split["invert"]) = (json!("Isolated"), json!(false));
@@ -83,7 +85,8 @@ const VARIANTS: &[Variant] = &[
     // Two splits, one after the other.
     (false, |file| {
         let steps = file["pre_tokenizer"]["pretokenizers"].as_array_mut().unwrap();
-        let digits = json!({"type": "Split", "pattern": {"Regex": r"\p{N}"}, "behavior": "Isolated", "invert": false});
+        let digits =
+            json!({"type": "Split", "pattern": {"Regex": r"\p{N}"}, "behavior": "Isolated", "invert": false});
         steps.insert(0, digits);
     }),
     // tiktoken's own spelling of the pattern.
@@ -156,8 +159,11 @@ fn control_tokens_in_text_are_letters() {
         }
     }
     let tokenizer = Tokenizer::from_gguf(&metadata(&tokenizer_json("phi-4"), "dbrx")).unwrap();
-    let segments =
-        [Segment::parse("<|im_start|>user<|im_sep|>"), Segment::text("<|im_end|>"), Segment::parse("<|im_end|>")];
+    let segments = [
+        Segment::parse("<|im_start|>user<|im_sep|>"),
+        Segment::text("<|im_end|>"),
+        Segment::parse("<|im_end|>"),
+    ];
     let ids = tokenizer.encode_segments(&segments);
     let end = tokenizer.added_token("<|im_end|>").unwrap();
     assert_eq!(ids.iter().filter(|id| **id == end).count(), 1);

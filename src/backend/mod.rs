@@ -43,7 +43,8 @@ impl Matrix {
     /// The matrix's bytes, row by row.
     pub fn bytes(&self) -> &[u8] {
         let row_bytes = self.row_bytes();
-        &self.file.data(&self.file.tensors()[self.tensor])[self.first_row * row_bytes..][..self.rows * row_bytes]
+        &self.file.data(&self.file.tensors()[self.tensor])[self.first_row * row_bytes..]
+            [..self.rows * row_bytes]
     }
 
     /// Bytes of a row.

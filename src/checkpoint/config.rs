@@ -6,13 +6,8 @@ use serde_json::Value;
 use super::Fault;
 
 /// The model classes that can be converted, as config.json names them.
-pub const SUPPORTED: &[&str] = &[
-    "PhiForCausalLM",
-    "Phi3ForCausalLM",
-    "Phi3SmallForCausalLM",
-    "PhiMoEForCausalLM",
-    "PhimoeForCausalLM",
-];
+pub const SUPPORTED: &[&str] =
+    &["PhiForCausalLM", "Phi3ForCausalLM", "Phi3SmallForCausalLM", "PhiMoEForCausalLM", "PhimoeForCausalLM"];
 
 /// Which kind of Phi it is, with what only that kind has.
 #[derive(Clone, Debug, PartialEq)]
@@ -269,9 +264,7 @@ impl ModelConfig {
     pub fn rope_dimensions(&self) -> u32 {
         match self.architecture {
             Architecture::PhiMoe(_) => self.head_dim,
-            _ => {
-                (self.partial_rotary_factor * f64::from(self.hidden_size)) as u32 / self.num_attention_heads
-            }
+            _ => (self.partial_rotary_factor * f64::from(self.hidden_size)) as u32 / self.num_attention_heads,
         }
     }
 

@@ -15,7 +15,9 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub use card::{Card, CardValue};
-pub use config::{Architecture, BlockSparse, Experts, ModelConfig, Phi3Small, RopeFactors, SUPPORTED, architecture};
+pub use config::{
+    Architecture, BlockSparse, Experts, ModelConfig, Phi3Small, RopeFactors, SUPPORTED, architecture,
+};
 pub use fault::Fault;
 pub use sentencepiece::{Piece, PieceKind, SentencePiece};
 pub use weights::{DataType, Tensor, Weights};

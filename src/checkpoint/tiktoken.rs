@@ -28,7 +28,9 @@ fn parse(text: &str) -> Result<Vec<Vec<u8>>, Fault> {
         let fault = |reason| Fault::Tiktoken { line: number + 1, reason };
         let (token, rank) =
             line.trim().split_once(' ').ok_or_else(|| fault("expected a token and its rank"))?;
-        let token = decode(token).filter(|token| !token.is_empty()).ok_or_else(|| fault("the token is not base64"))?;
+        let token = decode(token)
+            .filter(|token| !token.is_empty())
+            .ok_or_else(|| fault("the token is not base64"))?;
         let slot = rank.trim().parse::<usize>().ok().and_then(|rank| tokens.get_mut(rank));
         let slot = slot.ok_or_else(|| fault("the rank is not one of the file's"))?;
         if slot.replace(token).is_some() {
@@ -77,7 +79,10 @@ mod tests {
 
     #[test]
     fn tokens_come_by_rank() {
-        assert_eq!(parse("YQ== 1\nIGFi 0\n\nYWI= 2\n").unwrap(), [b" ab".to_vec(), b"a".to_vec(), b"ab".to_vec()]);
+        assert_eq!(
+            parse("YQ== 1\nIGFi 0\n\nYWI= 2\n").unwrap(),
+            [b" ab".to_vec(), b"a".to_vec(), b"ab".to_vec()]
+        );
     }
 
     #[test]
@@ -90,7 +95,14 @@ mod tests {
 
     #[test]
     fn each_fault_names_its_line() {
-        let faults = [("", "16,777,216"), ("YQ==", "its rank"), ("?? 0", "base64"), ("YQ== 7", "not one"), ("YQ== -1", "not one"), ("YQ== 0\nYg== 0", "line 2")];
+        let faults = [
+            ("", "16,777,216"),
+            ("YQ==", "its rank"),
+            ("?? 0", "base64"),
+            ("YQ== 7", "not one"),
+            ("YQ== -1", "not one"),
+            ("YQ== 0\nYg== 0", "line 2"),
+        ];
         for (text, word) in faults {
             let fault = parse(text).unwrap_err().to_string();
             assert!(fault.contains(word), "{text:?}: {fault}");

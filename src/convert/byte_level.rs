@@ -138,7 +138,9 @@ fn tiktoken_merges(ranks: &[Vec<u8>]) -> Vec<String> {
     let mut merges = Vec::with_capacity(ranks.len() * 2);
     for token in ranks {
         let cuts = (1..token.len()).map(|at| token.split_at(at));
-        for (left, right) in cuts.filter(|(left, right)| known.contains_key(left) && known.contains_key(right)) {
+        for (left, right) in
+            cuts.filter(|(left, right)| known.contains_key(left) && known.contains_key(right))
+        {
             merges.push(format!("{} {}", spell_bytes(left), spell_bytes(right)));
         }
     }
@@ -218,7 +220,8 @@ mod tests {
 
     #[test]
     fn each_cut_of_a_token_is_a_merge() {
-        let ranks: Vec<Vec<u8>> = ["a", "b", "ab", "ba", "aba", " a"].iter().map(|t| t.as_bytes().to_vec()).collect();
+        let ranks: Vec<Vec<u8>> =
+            ["a", "b", "ab", "ba", "aba", " a"].iter().map(|t| t.as_bytes().to_vec()).collect();
         assert_eq!(tiktoken_merges(&ranks), ["a b", "b a", "a ba", "ab a"]);
     }
 }

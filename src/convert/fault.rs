@@ -16,9 +16,13 @@ pub enum Fault {
     UnknownTensor(String),
     #[error("tensor {tensor:?} is stored as {found}; BF16, F16 or F32 was expected")]
     DataType { tensor: String, found: String },
-    #[error("tensor {tensor:?} is stored as {found}, but other experts of its layer as {expected}; all must be of one type")]
+    #[error(
+        "tensor {tensor:?} is stored as {found}, but other experts of its layer as {expected}; all must be of one type"
+    )]
     ExpertType { tensor: String, found: String, expected: String },
-    #[error("the folder has neither tokenizer.model nor tokenizer.json (nor, for Phi-3-small, cl100k_base.tiktoken); download the whole checkpoint")]
+    #[error(
+        "the folder has neither tokenizer.model nor tokenizer.json (nor, for Phi-3-small, cl100k_base.tiktoken); download the whole checkpoint"
+    )]
     NoTokenizer,
     #[error("tokenizer.json cannot stand in for the missing tokenizer.model: {0}")]
     TokenizerJson(&'static str),

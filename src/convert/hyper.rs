@@ -19,10 +19,7 @@ pub(super) fn write(config: &ModelConfig, file_type: u32, metadata: &mut Metadat
     let phi2 = config.architecture == Architecture::Phi2;
     set("context_length", Value::U32(config.max_position_embeddings));
     if !phi2 {
-        set(
-            "rope.scaling.original_context_length",
-            Value::U32(config.original_max_position_embeddings),
-        );
+        set("rope.scaling.original_context_length", Value::U32(config.original_max_position_embeddings));
     }
     set("embedding_length", Value::U32(config.hidden_size));
     set("feed_forward_length", Value::U32(config.intermediate_size));

@@ -171,8 +171,7 @@ impl Conversion {
                 continue;
             }
             let kind = self.kind_of(name, &tensor.shape, dtype, outtype, base);
-            let mut origin =
-                Origin::Stored(Stored { parts: vec![index], dtype, order: expected.rows });
+            let mut origin = Origin::Stored(Stored { parts: vec![index], dtype, order: expected.rows });
             if tensor.shape.len() == 1 && expected.rows != RowOrder::AsStored {
                 origin = Origin::Made(origin::reordered_vector(weights.data(tensor), dtype, expected.rows));
             }
@@ -205,7 +204,8 @@ impl Conversion {
                 return Err(Fault::ExpertType { tensor, found, expected: first.dtype_name.clone() });
             }
             let Some(dtype) = dtype else { continue };
-            let shape: Vec<u64> = [parts.len() as u64].into_iter().chain(first.shape.iter().copied()).collect();
+            let shape: Vec<u64> =
+                [parts.len() as u64].into_iter().chain(first.shape.iter().copied()).collect();
             let kind = self.kind_of(&name, &shape, dtype, outtype, base);
             self.add(name, &shape, kind, Origin::Stored(Stored { parts, dtype, order: RowOrder::AsStored }));
         }
@@ -250,7 +250,8 @@ impl Conversion {
         file_type: u32,
     ) -> Result<(), Fault> {
         let config = checkpoint.config();
-        let byte_level = ByteLevel::is(checkpoint.tokenizer()).then(|| ByteLevel::of(checkpoint)).transpose()?;
+        let byte_level =
+            ByteLevel::is(checkpoint.tokenizer()).then(|| ByteLevel::of(checkpoint)).transpose()?;
         let sentencepiece = byte_level.is_none().then(|| Vocabulary::of(checkpoint)).transpose()?;
         let metadata = &mut self.metadata;
         metadata.set("general.architecture", Value::from(config.architecture.name()));
@@ -374,7 +375,12 @@ impl Conversion {
     }
 
     /// Calls `f` with the places of `rows` among stored bytes, where they lie in order.
-    fn each_run(&self, index: usize, rows: &Range<u64>, f: impl Fn(&crate::checkpoint::Tensor, Range<usize>)) {
+    fn each_run(
+        &self,
+        index: usize,
+        rows: &Range<u64>,
+        f: impl Fn(&crate::checkpoint::Tensor, Range<usize>),
+    ) {
         let (Some(tensor), Some(Origin::Stored(stored))) = (self.tensors.get(index), self.origins.get(index))
         else {
             return;

@@ -64,7 +64,13 @@ impl Stored {
     }
 
     /// Fills `out` with `rows` of `tensor`, in its type; `None` if there are no such rows or `out` is of another size.
-    pub fn read(&self, weights: &Weights, tensor: &TensorInfo, rows: &Range<u64>, out: &mut [u8]) -> Option<()> {
+    pub fn read(
+        &self,
+        weights: &Weights,
+        tensor: &TensorInfo,
+        rows: &Range<u64>,
+        out: &mut [u8],
+    ) -> Option<()> {
         let row_bytes = usize::try_from(tensor.row_bytes()).ok()?;
         let mut rest = out;
         for run in self.runs(tensor, rows)? {

@@ -1,6 +1,7 @@
 //! Sequences, batches, the prefill/decode loop and its stop rules.
 
 pub mod generate;
+pub(crate) mod shift;
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};

@@ -71,7 +71,7 @@ pub fn gelu(level: Level, x: &mut [f32]) {
         #[inline(always)]
         fn run<I: Isa>(self, isa: I) {
             /// 2 · √(2/π).
-            const SLOPE: f32 = 1.595_769_1;
+            const SLOPE: f32 = 1.595_769;
             let (one, cube, slope) = (isa.f_splat(1.0), isa.f_splat(0.044_715), isa.f_splat(SLOPE));
             let activate = |x: I::F| {
                 let inner = isa.f_mul(x, isa.f_fma(isa.f_mul(x, x), cube, one));
@@ -140,8 +140,13 @@ mod tests {
             let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / n as f64;
             let variance = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n as f64;
             for i in 0..n {
-                let want = (f64::from(x[i]) - mean) / (variance + 1e-5).sqrt() * f64::from(w[i]) + f64::from(b[i]);
-                assert!((f64::from(out[i]) - want).abs() < 3e-5, "{level:?}, element {i} of {n}: {} not {want}", out[i]);
+                let want =
+                    (f64::from(x[i]) - mean) / (variance + 1e-5).sqrt() * f64::from(w[i]) + f64::from(b[i]);
+                assert!(
+                    (f64::from(out[i]) - want).abs() < 3e-5,
+                    "{level:?}, element {i} of {n}: {} not {want}",
+                    out[i]
+                );
             }
         });
     }
@@ -156,7 +161,11 @@ mod tests {
                 let v = f64::from(x[i]);
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (v + 0.044_715 * v.powi(3));
                 let want = v / 2.0 * (1.0 + inner.tanh());
-                assert!((f64::from(out[i]) - want).abs() < 1e-5, "{level:?}: gelu({v}) is {} not {want}", out[i]);
+                assert!(
+                    (f64::from(out[i]) - want).abs() < 1e-5,
+                    "{level:?}: gelu({v}) is {} not {want}",
+                    out[i]
+                );
             }
         });
         let mut extremes = [-1e6, -30.0, -0.0, 30.0, 1e6];
@@ -174,11 +183,17 @@ mod tests {
             for i in 0..n {
                 let g = f64::from(gate[i]).min(20.0);
                 let want = g / (1.0 + (-1.702 * g).exp()) * (f64::from(up[i]).clamp(-20.0, 20.0) + 1.0);
-                assert!((f64::from(out[i]) - want).abs() < 1e-3, "{level:?}, element {i} of {n}: {} not {want}", out[i]);
+                assert!(
+                    (f64::from(out[i]) - want).abs() < 1e-3,
+                    "{level:?}, element {i} of {n}: {} not {want}",
+                    out[i]
+                );
             }
             gegelu(level, &gate, &up, f32::INFINITY, &mut out);
             let g = f64::from(gate[0]);
-            assert!((f64::from(out[0]) - g / (1.0 + (-1.702 * g).exp()) * (f64::from(up[0]) + 1.0)).abs() < 1e-3);
+            assert!(
+                (f64::from(out[0]) - g / (1.0 + (-1.702 * g).exp()) * (f64::from(up[0]) + 1.0)).abs() < 1e-3
+            );
         });
     }
 }

@@ -95,9 +95,10 @@ fn best(scores: &[f32], taken: Option<usize>, jitter: f32) -> (usize, f32) {
     let is_close = |score: f32| {
         let distance = (largest - score) / score.abs().max(largest);
         // As in the reference, 0 / 0 counts as close.
-        !(distance > 2.0 * jitter)
+        distance.is_nan() || distance <= 2.0 * jitter
     };
-    let sum: f32 = free().filter(|(_, score)| is_close(*score)).map(|(_, score)| (score - largest).exp()).sum();
+    let sum: f32 =
+        free().filter(|(_, score)| is_close(*score)).map(|(_, score)| (score - largest).exp()).sum();
     (at, 1.0 / sum)
 }
 

@@ -101,6 +101,9 @@ const MAX_EXPERTS: usize = 512;
 /// The published models' `router_jitter_noise`, for files that do not say.
 const ROUTER_JITTER: f32 = 0.01;
 
+/// Phi-3.5-MoE's `short_mscale` and `long_mscale`, for files that only have the factor that other models compute.
+const PHI35_MOE_SCALE: f32 = 1.243_163_1;
+
 impl Hyper {
     /// Reads and checks the architecture's keys.
     ///
@@ -135,7 +138,12 @@ impl Hyper {
         }
         let original = at.optional("rope.scaling.original_context_length")?.map_or(context, |n| n as usize);
         let window = at.optional("attention.sliding_window")?.filter(|&n| n > 0);
-        let factor = at.float("rope.scaling.attn_factor")?.unwrap_or(1.0);
+        let mut factor = at.float("rope.scaling.attn_factor")?.unwrap_or(1.0);
+        let (layers, feed_forward) =
+            (at.size("block_count", MAX_LAYERS)?, at.size("feed_forward_length", MAX_WIDTH)?);
+        if (architecture, layers, hidden, feed_forward) == (Architecture::PhiMoe, 32, 4096, 6400) {
+            factor = PHI35_MOE_SCALE;
+        }
         let scale = |name: &str| at.own_float(name).map(|scale| scale.unwrap_or(factor));
         let norm = match architecture {
             Architecture::Phi2 | Architecture::Phi3Small => "attention.layer_norm_epsilon",
@@ -143,9 +151,9 @@ impl Hyper {
         };
         Ok(Self {
             architecture,
-            layers: at.size("block_count", MAX_LAYERS)?,
+            layers,
             hidden,
-            feed_forward: at.size("feed_forward_length", MAX_WIDTH)?,
+            feed_forward,
             heads,
             kv_heads,
             head,
@@ -219,9 +227,8 @@ impl Reader<'_> {
 
     fn size(&self, name: &str, most: usize) -> Result<usize> {
         let key = format!("{}.{name}", self.architecture);
-        let value = self
-            .optional(name)?
-            .ok_or_else(|| self.fault(format!("the metadata key {key} is missing")))?;
+        let value =
+            self.optional(name)?.ok_or_else(|| self.fault(format!("the metadata key {key} is missing")))?;
         let value = value as usize;
         if value == 0 || value > most {
             return Err(self.fault(format!("{key} is {value}: expected 1 to {most}")));
@@ -237,9 +244,8 @@ impl Reader<'_> {
         let count = self.size("expert_count", MAX_EXPERTS)?;
         // SparseMixer is defined for a first and a second expert.
         if used != 2 || count < 2 {
-            return Err(self.fault(format!(
-                "{used} of {count} experts are used for a token: expected 2 of at least 2"
-            )));
+            return Err(self
+                .fault(format!("{used} of {count} experts are used for a token: expected 2 of at least 2")));
         }
         Ok(count)
     }

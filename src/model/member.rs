@@ -44,7 +44,9 @@ impl Shape {
             (Phi3, 32, 3072, 8192) if self.vocabulary == 32_064 => "Phi-3-mini-4k",
             (Phi3, 40, 5120, 17920) if self.vocabulary == 32_064 && long => "Phi-3-medium-128k",
             (Phi3, 40, 5120, 17920) if self.vocabulary == 32_064 => "Phi-3-medium-4k",
-            (Phi3, 40, 5120, 17920) if self.vocabulary == 100_352 && self.context > 16_384 => "Phi-4-reasoning",
+            (Phi3, 40, 5120, 17920) if self.vocabulary == 100_352 && self.context > 16_384 => {
+                "Phi-4-reasoning"
+            }
             (Phi3, 40, 5120, 17920) if self.vocabulary == 100_352 => "Phi-4",
             (Phi3Small, 32, 4096, 14336) if long => "Phi-3-small-128k",
             (Phi3Small, 32, 4096, 14336) => "Phi-3-small-8k",

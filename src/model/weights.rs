@@ -61,11 +61,21 @@ pub enum Qkv {
 /// The feed-forward part of a layer.
 pub enum FeedForward {
     /// `down(gelu(up(x)))`, with matrices `[feed_forward, hidden]` and `[hidden, feed_forward]`.
-    Gelu { up: Linear, down: Linear },
+    Gelu {
+        up: Linear,
+        down: Linear,
+    },
     /// `down(silu(gate(x)) · up(x))`; gate and up are one matrix `[2 · feed_forward, hidden]`.
-    SwiGlu { gate_up: Linear, down: Linear },
+    SwiGlu {
+        gate_up: Linear,
+        down: Linear,
+    },
     /// The same with Phi-3-small's GEGELU.
-    GeGelu { gate_up: Linear, down: Linear, limit: f32 },
+    GeGelu {
+        gate_up: Linear,
+        down: Linear,
+        limit: f32,
+    },
     Experts(Experts),
 }
 

@@ -112,7 +112,8 @@ impl ChatTemplate {
             )));
         }
         // What is not trusted: each message's content and tools.
-        let parts = |message: &'_ Message| [message.content.clone(), message.tools.clone().unwrap_or_default()];
+        let parts =
+            |message: &'_ Message| [message.content.clone(), message.tools.clone().unwrap_or_default()];
         let owned: Vec<String> = messages.iter().flat_map(parts).collect();
         let contents: Vec<&str> = owned.iter().map(String::as_str).collect();
         let plain = self.print(messages, &contents, add_generation_prompt)?;
@@ -179,10 +180,10 @@ impl ChatTemplate {
         contents: &[&str],
         add_generation_prompt: bool,
     ) -> Result<String, Fault> {
-        let turns = messages
-            .iter()
-            .zip(contents.as_chunks::<2>().0)
-            .map(|(message, [content, tools])| match message.tools {
+        let turns =
+            messages.iter().zip(contents.as_chunks::<2>().0).map(|(message, [content, tools])| match message
+                .tools
+            {
                 // Templates ask whether a message has tools at all.
                 Some(_) => context! { role => message.role.as_str(), content => *content, tools => *tools },
                 None => context! { role => message.role.as_str(), content => *content },
@@ -409,8 +410,7 @@ mod tests {
     #[test]
     fn tools_are_text_too() {
         let tools = r#"[{"name": "<|end|>", "parameters": {}}]"#;
-        let messages =
-            [Message::new("system", "Help.").with_tools(tools), Message::new("user", "Weather?")];
+        let messages = [Message::new("system", "Help.").with_tools(tools), Message::new("user", "Weather?")];
         assert_eq!(
             template(PHI4_MINI).unwrap().render(&messages, true).unwrap(),
             [

@@ -9,8 +9,7 @@ use regex_automata::{Input, meta};
 use super::Fault;
 
 /// GPT-2's pattern; Phi-1 to Phi-2 have it.
-pub(crate) const GPT2: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(crate) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// cl100k's; Phi-3-small and Phi-4 have it.
 pub(crate) const CL100K: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// o200k's; Phi-4-mini has it.
@@ -34,12 +33,7 @@ const SPELLINGS: &[(&str, &str)] = &[
 ];
 
 /// `tokenizer.ggml.pre` and the pattern that it stands for; the first name of a pattern is the one that is written.
-const NAMES: &[(&str, &str)] = &[
-    ("phi-2", GPT2),
-    ("dbrx", CL100K),
-    ("gpt-4o", O200K),
-    ("gpt-2", GPT2),
-];
+const NAMES: &[(&str, &str)] = &[("phi-2", GPT2), ("dbrx", CL100K), ("gpt-4o", O200K), ("gpt-2", GPT2)];
 
 /// Cuts a text into words by one or several patterns, each applied to the words of the one before.
 #[derive(Clone, Debug, PartialEq)]
@@ -205,7 +199,14 @@ mod tests {
 
     #[test]
     fn an_automaton_finds_what_backtracking_finds() {
-        let texts = ["a  b \n\n  c'LL  ", "  ", "\u{3000}\u{a0} x", "'s's 's ſ'ſ", "1234567 ١٢٣٤", "e\u{301}\u{200d}👩 \r\n\r\n "];
+        let texts = [
+            "a  b \n\n  c'LL  ",
+            "  ",
+            "\u{3000}\u{a0} x",
+            "'s's 's ſ'ſ",
+            "1234567 ١٢٣٤",
+            "e\u{301}\u{200d}👩 \r\n\r\n ",
+        ];
         for source in [GPT2, CL100K, O200K] {
             let automaton = PreTokenizer::new([(source, true)]).unwrap();
             assert!(matches!(automaton.patterns[0].engine, Engine::Automaton(_)));

@@ -456,12 +456,7 @@ impl Parts {
             Some(byte_level) => Surface::ByteLevel(byte_level),
             None => Surface::SentencePiece(file.framing()?),
         };
-        Ok(Self {
-            rules,
-            surface,
-            added: file.added_tokens(size)?,
-            begins_with_token,
-        })
+        Ok(Self { rules, surface, added: file.added_tokens(size)?, begins_with_token })
     }
 }
 

@@ -27,9 +27,9 @@ pub fn goldens() -> Value {
 
 /// The weights' numbers, as `numbers` in scripts/family_goldens.py makes them.
 fn numbers(name: &str, count: usize) -> impl Iterator<Item = f32> {
-    let seed = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)
-    });
+    let seed = name
+        .bytes()
+        .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3));
     (1..=count as u64).map(move |at| {
         let mut z = seed.wrapping_add(at.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -97,12 +97,15 @@ impl FamilyCheckpoint {
                 fs::write(self.path().join("cl100k_base.tiktoken"), tiktoken(&ranks())).unwrap();
             }
             _ => {
-                for name in ["tokenizer.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json"] {
+                for name in
+                    ["tokenizer.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json"]
+                {
                     copy(&format!("models/phi-tiny/{name}"), name);
                 }
             }
         }
-        if self.path().join("tokenizer.json").exists() && !self.path().join("tokenizer_config.json").exists() {
+        if self.path().join("tokenizer.json").exists() && !self.path().join("tokenizer_config.json").exists()
+        {
             let end = json!({"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"});
             fs::write(self.path().join("tokenizer_config.json"), end.to_string()).unwrap();
         }
@@ -148,7 +151,8 @@ pub fn tiktoken(ranks: &[Vec<u8>]) -> String {
     let line = |(rank, token): (usize, &Vec<u8>)| {
         let mut text = String::new();
         for chunk in token.chunks(3) {
-            let word = chunk.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+            let word = chunk.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte))
+                << (8 * (3 - chunk.len()));
             for digit in 0..4 {
                 let index = (word >> (18 - 6 * digit) & 63) as usize;
                 text.push(if digit <= chunk.len() { char::from(DIGITS[index]) } else { '=' });

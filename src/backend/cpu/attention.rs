@@ -146,8 +146,17 @@ impl Job<'_> {
         });
         out.resize(queries.len(), 0.0);
         let pages: Vec<&HeadPage> = pages.iter().map(|page| &page[kv_head]).collect();
-        Attention { pages: &pages, queries, positions, padded_head: padded, window, mask, scratch: kernel, out }
-            .compute(level);
+        Attention {
+            pages: &pages,
+            queries,
+            positions,
+            padded_head: padded,
+            window,
+            mask,
+            scratch: kernel,
+            out,
+        }
+        .compute(level);
         for (i, values) in out.chunks_exact(padded).enumerate() {
             let (row, head) = (rows.start + i / group, kv_head * group + i % group);
             // Sound: each task writes its own heads of its own rows.

@@ -160,7 +160,9 @@ impl Backend for Cpu {
         let (rows, columns) = (x.rows(), x.columns);
         let to = SharedMut::new(x.data_mut());
         // Sound: each task writes its own row.
-        self.each_row(rows, columns, |row| activation::gelu(self.level, unsafe { to.slice(row * columns, columns) }));
+        self.each_row(rows, columns, |row| {
+            activation::gelu(self.level, unsafe { to.slice(row * columns, columns) })
+        });
     }
 
     fn add_bias(&self, x: &mut Buffer, bias: &[f32]) {

@@ -170,7 +170,8 @@ mod tests {
             offset: 0,
             file: 0,
         };
-        let mut tensors = vec![tensor("token_embd.weight", &[8, 100]), tensor("blk.0.ffn_up_exps.weight", &[8, 4, 16])];
+        let mut tensors =
+            vec![tensor("token_embd.weight", &[8, 100]), tensor("blk.0.ffn_up_exps.weight", &[8, 4, 16])];
         assert_eq!(read_per_token(&tensors, 16), 1600 + 2 * 64);
         tensors.push(tensor("output.weight", &[8, 100]));
         assert_eq!(read_per_token(&tensors, 16), 16 + 2 * 64 + 1600);
