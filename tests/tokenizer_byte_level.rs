@@ -185,10 +185,13 @@ fn long_words_take_time_in_proportion() {
     }
 }
 
+/// A word of a fault's message, and what to change for it.
+type Damage<T> = (&'static str, fn(&mut T));
+
 #[test]
 fn faults_say_what_is_missing() {
     let json = tokenizer_json("phi-4");
-    let cases: [(&str, fn(&mut Metadata)); 4] = [
+    let cases: [Damage<Metadata>; 4] = [
         ("\"klingon\"", |metadata| drop(metadata.set("tokenizer.ggml.pre", Value::from("klingon")))),
         ("no tokenizer.ggml.merges", |metadata| drop(metadata.remove("tokenizer.ggml.merges"))),
         ("entry 0", |metadata| {
@@ -209,7 +212,7 @@ fn faults_say_what_is_missing() {
         let fault = Tokenizer::from_gguf(&metadata).err().unwrap_or_else(|| panic!("no fault: {word}"));
         assert!(fault.to_string().contains(word), "{fault} / {word}");
     }
-    let unsupported: [(&str, fn(&mut Json)); 3] = [
+    let unsupported: [Damage<Json>; 3] = [
         ("NFC", |file| file["normalizer"] = json!({"type": "NFC"})),
         ("Digits", |file| file["pre_tokenizer"]["pretokenizers"][0] = json!({"type": "Digits"})),
         ("no regular expression", |file| {
