@@ -16,9 +16,28 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("text", &[]),
     ("model", &["backend", "kernel", "quant", "simd"]),
     ("engine", &["model", "text", "backend", "kernel", "quant", "simd"]),
+    ("check", &["model", "text", "quant"]),
     ("convert", &["engine", "model", "text", "quant", "simd"]),
-    ("quantize", &["engine", "model", "text", "quant", "simd"]),
-    ("cli", &["convert", "quantize", "engine", "model", "text", "backend", "kernel", "quant", "simd"]),
+    ("imatrix", &["engine", "model", "text", "backend", "kernel", "quant", "simd"]),
+    ("perplexity", &["engine", "model", "text", "backend", "kernel", "quant", "simd"]),
+    ("quantize", &["imatrix", "engine", "model", "text", "quant", "simd"]),
+    (
+        "cli",
+        &[
+            "check",
+            "convert",
+            "imatrix",
+            "perplexity",
+            "quantize",
+            "engine",
+            "model",
+            "text",
+            "backend",
+            "kernel",
+            "quant",
+            "simd",
+        ],
+    ),
 ];
 
 /// Modules that import nothing at all from the crate.

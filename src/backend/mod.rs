@@ -40,6 +40,17 @@ impl Matrix {
         Self { first_row: self.first_row + first, rows, ..self.clone() }
     }
 
+    /// The tensor's name.
+    pub fn name(&self) -> &str {
+        &self.file.tensors()[self.tensor].name
+    }
+
+    /// How many such matrices the tensor holds, and which of them this is: an expert of a stack, or (1, 0).
+    pub fn place(&self) -> (usize, usize) {
+        let rows = self.file.tensors()[self.tensor].rows() as usize;
+        (rows / self.rows.max(1), self.first_row / self.rows.max(1))
+    }
+
     /// The matrix's bytes, row by row.
     pub fn bytes(&self) -> &[u8] {
         let row_bytes = self.row_bytes();

@@ -7,6 +7,7 @@ use clap::{Arg, Command};
 
 /// The options as llama.cpp spells them, and as clap parses them.
 pub const SINGLE_DASH: &[(&str, &str)] = &[
+    ("-bf", "--binary-file"),
     ("-cnv", "--conversation"),
     ("-co", "--color"),
     ("-ctk", "--cache-type-k"),
@@ -14,6 +15,7 @@ pub const SINGLE_DASH: &[(&str, &str)] = &[
     ("-fa", "--flash-attn"),
     ("-ngl", "--gpu-layers"),
     ("-no-cnv", "--no-conversation"),
+    ("-ofreq", "--output-frequency"),
     ("-sp", "--special"),
     ("-st", "--single-turn"),
     ("-sys", "--system-prompt"),
@@ -107,12 +109,14 @@ mod tests {
     #[test]
     fn every_long_form_exists() {
         let cli = Cli::command();
-        let run = cli.find_subcommand("run").unwrap();
+        let arguments: Vec<&Arg> = cli.get_subcommands().flat_map(Command::get_arguments).collect();
         for (dash, long) in SINGLE_DASH {
-            let known = run
-                .get_arguments()
-                .any(|arg| arg.get_long().is_some_and(|name| *long == format!("--{name}")));
-            assert!(known, "{dash} leads to {long}, which `phi run` does not have");
+            let is_meant = |name: &str| *long == format!("--{name}");
+            let known = arguments.iter().any(|arg| {
+                let aliases = arg.get_visible_aliases().unwrap_or_default();
+                arg.get_long().is_some_and(is_meant) || aliases.into_iter().any(is_meant)
+            });
+            assert!(known, "{dash} leads to {long}, which no command has");
         }
     }
 }

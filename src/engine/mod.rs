@@ -1,6 +1,8 @@
 //! Sequences, batches, the prefill/decode loop and its stop rules.
 
+pub mod evaluate;
 pub mod generate;
+pub mod score;
 pub(crate) mod shift;
 
 use std::ops::ControlFlow;

@@ -11,7 +11,7 @@ pub use forward::{Outputs, Workspace, forward};
 pub use hyper::{Architecture, Hyper};
 pub use member::Shape;
 pub use rope::{Regime, Rope};
-pub use weights::{EXPERTS_USED, Experts, FeedForward, Layer, Linear, Model, Norm, Qkv};
+pub use weights::{EXPERTS_USED, Experts, FeedForward, Layer, Linear, Model, Norm, Qkv, Survey};
 
 /// Architectures that [`Model::load`] accepts, as `general.architecture` names them.
 pub const SUPPORTED: &[&str] = &[

@@ -1,5 +1,7 @@
 //! A model's weights, bound to its hyper-parameters.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Architecture, Hyper, Rope};
@@ -103,13 +105,33 @@ impl Model {
     /// Another architecture; a key or tensor that is missing, or of another shape; a type that cannot be computed with.
     pub fn load(file: Arc<Gguf>) -> Result<Self> {
         let hyper = Hyper::read(&file)?;
-        let bind = Binder { file: &file, hyper: &hyper };
+        Self::bind(&Binder { file: &file, hyper, survey: None })
+    }
+
+    /// Everything that is wrong with `file`'s tensors and hyper-parameters, where [`Self::load`] stops at the first.
+    pub fn survey(file: &Arc<Gguf>) -> Survey {
+        let hyper = match Hyper::read(file) {
+            Ok(hyper) => hyper,
+            Err(fault) => return Survey { faults: vec![fault], bound: BTreeSet::new() },
+        };
+        let bind = Binder { file, hyper, survey: Some(RefCell::default()) };
+        let bound = Self::bind(&bind);
+        let mut survey = bind.survey.map(RefCell::into_inner).unwrap_or_default();
+        survey.faults.extend(bound.err());
+        survey
+    }
+
+    fn bind(bind: &Binder) -> Result<Self> {
+        let (file, hyper) = (bind.file, bind.hyper.clone());
         let embedding = bind.matrix("token_embd.weight", None, hyper.hidden)?;
         let vocabulary = embedding.rows;
         let layers = (0..hyper.layers).map(|i| bind.layer(i)).collect::<Result<Vec<_>>>()?;
         let output_norm = bind.norm("output_norm")?;
         let head = match file.tensor("output.weight") {
-            Some(_) => bind.matrix("output.weight", Some(vocabulary), hyper.hidden)?,
+            // Where the embedding itself is at fault, it does not say how many tokens there are.
+            Some(_) => {
+                bind.matrix("output.weight", Some(vocabulary).filter(|&rows| rows > 0), hyper.hidden)?
+            }
             None => embedding.clone(),
         };
         let head = Linear { weight: head, bias: bind.optional_vector("output.bias", vocabulary)? };
@@ -120,7 +142,7 @@ impl Model {
         let unused = unused.map_err(|fault| Error::invalid(file.path(), fault))?.unwrap_or_default();
         let unused = unused.iter().filter_map(|id| u32::try_from(*id).ok());
         let unused = unused.filter(|id| (*id as usize) < vocabulary).collect();
-        Ok(Self { rope, embedding, layers, output_norm, head, unused, hyper, file })
+        Ok(Self { rope, embedding, layers, output_norm, head, unused, hyper, file: Arc::clone(file) })
     }
 
     /// The file the weights are in.
@@ -158,17 +180,28 @@ impl Model {
     }
 }
 
+/// What [`Model::survey`] finds.
+#[derive(Debug, Default)]
+pub struct Survey {
+    pub faults: Vec<Error>,
+    /// Numbers of the tensors that the model has a use for.
+    pub bound: BTreeSet<usize>,
+}
+
 struct Binder<'a> {
     file: &'a Arc<Gguf>,
-    hyper: &'a Hyper,
+    hyper: Hyper,
+    /// Where faults are noted instead of ending the binding.
+    survey: Option<RefCell<Survey>>,
 }
 
 impl Binder<'_> {
     fn layer(&self, i: usize) -> Result<Layer> {
-        let hyper = self.hyper;
+        let hyper = &self.hyper;
         let name = |part: &str| format!("blk.{i}.{part}");
         let (q_rows, kv_rows) = (hyper.heads * hyper.head, hyper.kv_heads * hyper.head);
-        let fused = self.file.tensor(&name("attn_qkv.weight")).is_some();
+        let split = ["attn_q", "attn_k", "attn_v"].map(|part| name(&format!("{part}.weight")));
+        let fused = split.iter().all(|name| self.file.tensor(name).is_none());
         Ok(Layer {
             attention_norm: self.norm(&name("attn_norm"))?,
             qkv: if fused {
@@ -190,7 +223,7 @@ impl Binder<'_> {
     }
 
     fn feed_forward(&self, i: usize) -> Result<FeedForward> {
-        let Hyper { hidden, feed_forward, .. } = *self.hyper;
+        let Hyper { hidden, feed_forward, .. } = self.hyper;
         let wide = |rows: usize| self.linear(&format!("blk.{i}.ffn_up"), rows, hidden);
         let down = || self.linear(&format!("blk.{i}.ffn_down"), hidden, feed_forward);
         Ok(match self.hyper.architecture {
@@ -206,10 +239,14 @@ impl Binder<'_> {
     }
 
     fn experts(&self, i: usize) -> Result<Experts> {
-        let Hyper { hidden, feed_forward, experts, .. } = *self.hyper;
+        let Hyper { hidden, feed_forward, experts, .. } = self.hyper;
         let stack = |part: &str, rows: usize, columns: usize| -> Result<Vec<Matrix>> {
             let name = format!("blk.{i}.ffn_{part}_exps.weight");
             let whole = self.matrix(&name, Some(experts * rows), columns)?;
+            if whole.rows < experts * rows {
+                // The stand-in of a survey.
+                return Ok(vec![whole; experts]);
+            }
             Ok((0..experts).map(|expert| whole.rows_of(expert * rows, rows)).collect())
         };
         Ok(Experts {
@@ -241,18 +278,53 @@ impl Binder<'_> {
         })
     }
 
+    /// In a survey, notes a fault and goes on with a stand-in.
+    fn or_else<T>(&self, result: Result<T>, stand_in: impl FnOnce() -> T) -> Result<T> {
+        match (result, &self.survey) {
+            (Err(fault), Some(survey)) if !self.file.tensors().is_empty() => {
+                survey.borrow_mut().faults.push(fault);
+                Ok(stand_in())
+            }
+            (result, _) => result,
+        }
+    }
+
+    /// A matrix of `columns`, and of `rows` (of all experts together) unless that is for the file to say.
+    fn matrix(&self, name: &str, rows: Option<usize>, columns: usize) -> Result<Matrix> {
+        let stand_in = || {
+            let mut matrix = Matrix::new(Arc::clone(self.file), 0);
+            matrix.rows = 0;
+            matrix
+        };
+        self.or_else(self.try_matrix(name, rows, columns), stand_in)
+    }
+
+    /// A vector of `length`, decoded.
+    fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
+        self.or_else(self.try_vector(name, length), || vec![1.0; length])
+    }
+
+    /// The same; `None` if there is no such tensor.
+    fn optional_vector(&self, name: &str, length: usize) -> Result<Option<Vec<f32>>> {
+        self.file.tensor(name).map(|_| self.vector(name, length)).transpose()
+    }
+
     fn find(&self, name: &str) -> Result<usize> {
-        self.file.tensors().iter().position(|tensor| tensor.name == name).ok_or_else(|| {
+        let found = self.file.tensors().iter().position(|tensor| tensor.name == name);
+        let index = found.ok_or_else(|| {
             let architecture = self.hyper.architecture.name();
             Error::invalid(
                 self.file.path(),
                 format!("the tensor {name} is missing: the file is not a complete {architecture} model"),
             )
-        })
+        })?;
+        if let Some(survey) = &self.survey {
+            survey.borrow_mut().bound.insert(index);
+        }
+        Ok(index)
     }
 
-    /// A matrix of `columns`, and of `rows` (of all experts together) unless that is for the file to say.
-    fn matrix(&self, name: &str, rows: Option<usize>, columns: usize) -> Result<Matrix> {
+    fn try_matrix(&self, name: &str, rows: Option<usize>, columns: usize) -> Result<Matrix> {
         let index = self.find(name)?;
         let info = &self.file.tensors()[index];
         let fits = info.shape.len() <= 3
@@ -279,13 +351,7 @@ impl Binder<'_> {
         Ok(Matrix::new(Arc::clone(self.file), index))
     }
 
-    /// A vector of `length`, decoded; `None` if there is no such tensor.
-    fn optional_vector(&self, name: &str, length: usize) -> Result<Option<Vec<f32>>> {
-        self.file.tensor(name).map(|_| self.vector(name, length)).transpose()
-    }
-
-    /// A vector of `length`, decoded.
-    fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
+    fn try_vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
         let index = self.find(name)?;
         let info = &self.file.tensors()[index];
         if info.elements() != length as u64 {
