@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use phi::engine::{Engine, EngineOptions, KvType, Sequence};
 use phi::gguf::Gguf;
+use phi::model::Model;
 use phi::text::{Special, Tokenizer};
 use serde_json::Value;
 
@@ -83,6 +84,25 @@ fn logits_do_not_depend_on_threads_batches_or_how_the_prompt_was_cut() {
             assert!(last == want[2 * reference.vocab_size()..], "{model} {kind} token by token");
         }
     }
+}
+
+#[test]
+fn every_tensor_has_its_place_and_what_is_missing_is_told() {
+    for model in goldens().as_object().unwrap().keys() {
+        let gguf = FamilyCheckpoint::new(model).gguf("Q8_0");
+        let survey = Model::survey(&gguf);
+        assert!(survey.faults.is_empty(), "{model}: {:?}", survey.faults);
+        assert_eq!(survey.bound.len(), gguf.tensors().len(), "{model}");
+    }
+    let checkpoint = FamilyCheckpoint::new("phi-3.5-moe");
+    let path = checkpoint.path().join("config.json");
+    let config =
+        std::fs::read_to_string(&path).unwrap().replace("\"num_local_experts\":8", "\"num_local_experts\":9");
+    std::fs::write(&path, config).unwrap();
+    let options = phi::convert::Options::default();
+    let checkpoint = phi::checkpoint::Checkpoint::open(checkpoint.path()).unwrap();
+    let fault = phi::convert::Conversion::plan(&checkpoint, &options).err().unwrap().to_string();
+    assert!(fault.contains("block_sparse_moe.gate.weight") && fault.contains("num_local_experts"), "{fault}");
 }
 
 #[test]

@@ -214,37 +214,41 @@ impl ModelConfig {
     fn phi3_small(json: &Value) -> Result<Self, Fault> {
         expect(json, "hidden_act", &["gegelu"], "gegelu")?;
         let rope = Rope::of(json)?;
-        let hidden_size = count(json, "hidden_size", None)?;
-        let num_attention_heads = count(json, "num_attention_heads", None)?;
+        let hidden_size = count(json, "hidden_size", Some(4096))?;
+        let num_attention_heads = count(json, "num_attention_heads", Some(32))?;
         let head_dim = hidden_size / num_attention_heads;
         let max_position_embeddings = count(json, "max_position_embeddings", Some(8192))?;
         if number(json.get("rope_position_scale"), "rope_position_scale", 1.0)? != 1.0 {
             return Err(field("rope_position_scale", json.get("rope_position_scale"), "1"));
         }
         let attention = number(json.get("mup_attn_multiplier"), "mup_attn_multiplier", 1.0)?;
-        let limit = json.get("gegelu_limit").filter(|limit| !limit.is_null());
+        // Missing is not the same as null, which is no limit.
+        let limit = match json.get("gegelu_limit") {
+            Some(Value::Null) => None,
+            limit => Some(number(limit, "gegelu_limit", 20.0)?),
+        };
         Ok(Self {
             architecture: Architecture::Phi3Small(Phi3Small {
                 embedding_multiplier: number(
                     json.get("mup_embedding_multiplier"),
                     "mup_embedding_multiplier",
-                    1.0,
+                    10.0,
                 )?,
-                width_multiplier: number(json.get("mup_width_multiplier"), "mup_width_multiplier", 1.0)?,
-                attention_scale: if flag(json, "mup_use_scaling")? {
+                width_multiplier: number(json.get("mup_width_multiplier"), "mup_width_multiplier", 8.0)?,
+                attention_scale: if json.get("mup_use_scaling").is_none() || flag(json, "mup_use_scaling")? {
                     attention / f64::from(head_dim)
                 } else {
                     1.0 / f64::from(head_dim).sqrt()
                 },
-                gegelu_limit: limit.map(|limit| number(Some(limit), "gegelu_limit", 20.0)).transpose()?,
+                gegelu_limit: limit,
                 block_sparse: block_sparse(json, num_attention_heads)?,
             }),
             vocab_size: count(json, "vocab_size", Some(100352))?,
             hidden_size,
-            intermediate_size: count(json, "ff_intermediate_size", None)?,
-            num_hidden_layers: count(json, "num_hidden_layers", None)?,
+            intermediate_size: count(json, "ff_intermediate_size", Some(14336))?,
+            num_hidden_layers: count(json, "num_hidden_layers", Some(32))?,
             num_attention_heads,
-            num_key_value_heads: count(json, "num_key_value_heads", Some(num_attention_heads))?,
+            num_key_value_heads: count(json, "num_key_value_heads", Some(8))?,
             head_dim,
             max_position_embeddings,
             original_max_position_embeddings: rope.original_context(Some(max_position_embeddings))?,
@@ -397,7 +401,7 @@ impl<'a> Rope<'a> {
 
 fn block_sparse(json: &Value, heads: u32) -> Result<BlockSparse, Fault> {
     let vertical_stride = count(json, "blocksparse_vert_stride", Some(8))?;
-    let dense_every = json.get("dense_attention_every_n_layers").filter(|value| !value.is_null());
+    let dense_every = json.get("dense_attention_every_n_layers");
     Ok(BlockSparse {
         block_size: count(json, "blocksparse_block_size", Some(64))?,
         local_blocks: count(json, "blocksparse_num_local_blocks", Some(16))?,
@@ -408,10 +412,9 @@ fn block_sparse(json: &Value, heads: u32) -> Result<BlockSparse, Fault> {
             (vertical_stride / heads).max(1)
         },
         dense_every: match dense_every {
-            Some(value) if value.as_u64() != Some(0) => {
-                positive(Some(value), "dense_attention_every_n_layers")?
-            }
-            _ => 0,
+            None => 2,
+            Some(value) if value.is_null() || value.as_u64() == Some(0) => 0,
+            value => positive(value, "dense_attention_every_n_layers")?,
         },
     })
 }
@@ -523,6 +526,53 @@ mod tests {
         );
         assert_eq!((config.head_dim, config.rope_dimensions()), (16, 16));
         assert_eq!((config.q_rows(), config.kv_rows()), (64, 64));
+    }
+
+    #[test]
+    fn each_class_has_its_own_defaults() {
+        let phi2 = ModelConfig::from_json("PhiForCausalLM", &minimal()).unwrap();
+        assert_eq!((phi2.architecture.name(), phi2.rope_dimensions(), phi2.vocab_size), ("phi2", 8, 51200));
+        assert!(phi2.attention_bias && phi2.head_bias);
+        let moe = json!({
+            "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 16, "attention_bias": true
+        });
+        let moe = ModelConfig::from_json("PhimoeForCausalLM", &moe).unwrap();
+        assert_eq!((moe.q_rows(), moe.kv_rows(), moe.rope_dimensions()), (32, 16, 16));
+        let Architecture::PhiMoe(experts) = moe.architecture else { panic!("{moe:?}") };
+        assert_eq!(experts, Experts { count: 16, used: 2, router_jitter_noise: 0.01 });
+        let small = ModelConfig::from_json("Phi3SmallForCausalLM", &json!({})).unwrap();
+        let Architecture::Phi3Small(small) = small.architecture else { panic!("{small:?}") };
+        assert_eq!((small.gegelu_limit, small.embedding_multiplier), (Some(20.0), 10.0));
+        assert_eq!(small.attention_scale, 1.0 / 128.0);
+        let published = BlockSparse {
+            block_size: 64,
+            local_blocks: 16,
+            vertical_stride: 8,
+            head_step: 1,
+            dense_every: 2,
+        };
+        assert_eq!(small.block_sparse, published);
+    }
+
+    #[test]
+    fn what_a_class_cannot_have_is_named() {
+        let wrong = [
+            ("PhiForCausalLM", "hidden_act", json!("relu")),
+            ("PhiForCausalLM", "qk_layernorm", json!(true)),
+            ("PhiMoEForCausalLM", "num_experts_per_tok", json!(4)),
+            ("PhiMoEForCausalLM", "router_jitter_noise", json!(-1)),
+            ("Phi3SmallForCausalLM", "hidden_act", json!("silu")),
+            ("Phi3SmallForCausalLM", "rope_position_scale", json!(2.0)),
+            ("Phi3SmallForCausalLM", "blocksparse_vert_stride", json!(0)),
+        ];
+        for (class, name, value) in wrong {
+            let mut config = minimal();
+            config["num_key_value_heads"] = json!(2);
+            config[name] = value.clone();
+            let fault = ModelConfig::from_json(class, &config).unwrap_err().to_string();
+            assert!(fault.contains(&format!("{name:?}")), "{class} {value}: {fault}");
+        }
     }
 
     #[test]
