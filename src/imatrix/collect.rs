@@ -42,7 +42,7 @@ impl<'a, B: Backend> Collecting<'a, B> {
                     "the model computes NaN or infinite values (the inputs of {name}): try it with another text, \
                      and look at the model with `phi check`"
                 )),
-                other => Error::Usage(other.to_string()),
+                other => Error::Usage(format!("the importance matrix to add to does not fit the model: {other}")),
             },
         )
     }

@@ -234,37 +234,63 @@ fn weighted_sums<I: Isa, const V: usize, const Q: usize>(
     row: usize,
     out: &mut [f32],
 ) {
-    const { assert!(padded_head(1) % (V * MAX_LANES) == 0) };
+    const { assert!(padded_head(1) % (2 * MAX_LANES) == 0) };
     let weights = &weights[row * BLOCK..(row + Q) * BLOCK];
     let out = &mut out[row * padded..(row + Q) * padded];
-    let keys = values.len() / padded;
-    let mut d = 0;
-    while d < padded {
-        let mut sum = [[isa.f_splat(0.0); V]; Q];
+    let vectors = padded / I::LANES;
+    let mut v = 0;
+    while v < vectors {
+        // One query alone would wait on its own sums: as much of the head as there is goes side by side.
+        match (Q, vectors - v) {
+            (1, 8..) => {
+                columns_of_sums::<I, 8, Q>(isa, weights, values, padded, v * I::LANES, out);
+                v += 8;
+            }
+            (1, 6..) => {
+                columns_of_sums::<I, 6, Q>(isa, weights, values, padded, v * I::LANES, out);
+                v += 6;
+            }
+            _ => {
+                columns_of_sums::<I, V, Q>(isa, weights, values, padded, v * I::LANES, out);
+                v += V;
+            }
+        }
+    }
+}
+
+/// As [`weighted_sums`], for the `V` vectors from element `d` of the head on.
+#[inline(always)]
+fn columns_of_sums<I: Isa, const V: usize, const Q: usize>(
+    isa: I,
+    weights: &[f32],
+    values: &[f32],
+    padded: usize,
+    d: usize,
+    out: &mut [f32],
+) {
+    let mut sum = [[isa.f_splat(0.0); V]; Q];
+    for q in 0..Q {
+        for v in 0..V {
+            sum[q][v] = isa.f_load(&out[q * padded + d + v * I::LANES..]);
+        }
+    }
+    for k in 0..values.len() / padded {
+        let value = &values[k * padded + d..][..V * I::LANES];
+        let mut lanes = [isa.f_splat(0.0); V];
+        for v in 0..V {
+            lanes[v] = isa.f_load(&value[v * I::LANES..]);
+        }
         for q in 0..Q {
+            let w = isa.f_splat(weights[q * BLOCK + k]);
             for v in 0..V {
-                sum[q][v] = isa.f_load(&out[q * padded + d + v * I::LANES..]);
+                sum[q][v] = isa.f_fma(w, lanes[v], sum[q][v]);
             }
         }
-        for k in 0..keys {
-            let value = &values[k * padded + d..][..V * I::LANES];
-            let mut lanes = [isa.f_splat(0.0); V];
-            for v in 0..V {
-                lanes[v] = isa.f_load(&value[v * I::LANES..]);
-            }
-            for q in 0..Q {
-                let w = isa.f_splat(weights[q * BLOCK + k]);
-                for v in 0..V {
-                    sum[q][v] = isa.f_fma(w, lanes[v], sum[q][v]);
-                }
-            }
+    }
+    for q in 0..Q {
+        for v in 0..V {
+            isa.f_store(sum[q][v], &mut out[q * padded + d + v * I::LANES..]);
         }
-        for q in 0..Q {
-            for v in 0..V {
-                isa.f_store(sum[q][v], &mut out[q * padded + d + v * I::LANES..]);
-            }
-        }
-        d += V * I::LANES;
     }
 }
 
