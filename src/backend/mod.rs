@@ -180,6 +180,11 @@ pub trait Backend: Send + Sync {
     /// `out` gets the rows of `x` numbered in `rows`.
     fn gather(&self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer);
 
+    /// Whether the last layer is to be computed for rows that nobody wants logits of, too.
+    fn wants_every_row(&self) -> bool {
+        false
+    }
+
     /// The buffer's contents, copied to the host.
     fn read(&self, x: &Self::Buffer) -> Vec<f32>;
 }

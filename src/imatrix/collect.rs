@@ -123,6 +123,10 @@ impl<B: Backend> Backend for Collecting<'_, B> {
         self.backend.gather(x, rows, out);
     }
 
+    fn wants_every_row(&self) -> bool {
+        true
+    }
+
     fn read(&self, x: &B::Buffer) -> Vec<f32> {
         self.backend.read(x)
     }

@@ -79,6 +79,16 @@ pub fn forward<B: Backend>(
             sparse: hyper.sparse(i),
         };
         backend.attention(i, &heads, rotation, wide, parts, inner); // [rows, heads · head]
+        if i + 1 == model.layers.len() && !backend.wants_every_row() {
+            // Nothing else sees the other rows now: from here on rows are those of `outputs`.
+            if outputs.is_empty() {
+                return Ok(Vec::new());
+            }
+            for rows in [&mut *x, &mut *y, &mut *inner] {
+                backend.gather(rows, outputs, z);
+                std::mem::swap(rows, z);
+            }
+        }
         linear(backend, &layer.attention_output, inner, z)?; // [rows, hidden]
         backend.add(x, z);
 
@@ -108,8 +118,11 @@ pub fn forward<B: Backend>(
     if outputs.is_empty() {
         return Ok(Vec::new());
     }
-    backend.gather(x, outputs, inner); // [outputs, hidden]
-    norm(backend, &model.output_norm, eps, inner, y); // [outputs, hidden]
+    if backend.wants_every_row() {
+        backend.gather(x, outputs, z);
+        std::mem::swap(x, z);
+    }
+    norm(backend, &model.output_norm, eps, x, y); // [outputs, hidden]
     linear(backend, &model.head, y, logits)?; // [outputs, vocabulary]
     backend.scale(logits, hyper.logit_scale);
     let mut read = backend.read(logits);

@@ -89,6 +89,16 @@ fn spread_pairs(word: u16) -> u64 {
     (x | x << 6) & 0x0303_0303_0303_0303
 }
 
+/// Bytes from the lower four threes of bits of each half of `word`, lowest first.
+#[inline(always)]
+fn spread_threes(word: u32) -> u64 {
+    let x = u64::from(word & 0xffff) | u64::from(word >> 16) << 32;
+    (x & 0x7_0000_0007)
+        | (x & 0x38_0000_0038) << 5
+        | (x & 0x1c0_0000_01c0) << 10
+        | (x & 0xe00_0000_0e00) << 15
+}
+
 /// Eight bytes `s` as 2 s + 1.
 #[inline(always)]
 const fn odd(bytes: u64) -> u64 {
@@ -395,11 +405,7 @@ impl Unpack for Iq1M {
     fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
         let mut scales = [[0; 2]; MAX_ROWS];
         for r in 0..I::ROWS {
-            for s in 0..16 {
-                let scale = u64::from(bits16(block[r], 48 + 2 * (s / 4)) >> (3 * (s % 4)) & 7);
-                scales[r][s / 8] |= scale << (8 * (s % 8));
-            }
-            scales[r] = [odd(scales[r][0]), odd(scales[r][1])];
+            scales[r] = [odd(spread_threes(word32(block[r], 48))), odd(spread_threes(word32(block[r], 52)))];
         }
         (isa.b_widen_words(scales), isa.b_splat(0))
     }

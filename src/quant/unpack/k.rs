@@ -232,8 +232,8 @@ impl Unpack for Q3K {
             isa.b_shr::<5>(high),
         ];
         let mut lanes = bit_pairs(isa, block, 32);
-        for (lane, bit) in lanes.iter_mut().zip(bit) {
-            *lane = isa.b_or(*lane, isa.b_and(bit, third));
+        for i in 0..8 {
+            lanes[i] = isa.b_or(lanes[i], isa.b_and(bit[i], third));
         }
         lanes
     }
