@@ -191,7 +191,7 @@ fn scores<I: Isa, const V: usize, const Q: usize>(
     row: usize,
     scores: &mut [f32],
 ) {
-    const { assert!(BLOCK % (V * MAX_LANES) == 0) };
+    const { assert!(BLOCK.is_multiple_of(V * MAX_LANES)) };
     let queries = &queries[row * padded..(row + Q) * padded];
     let scores = &mut scores[row * BLOCK..(row + Q) * BLOCK];
     let mut key = 0;
@@ -234,7 +234,7 @@ fn weighted_sums<I: Isa, const V: usize, const Q: usize>(
     row: usize,
     out: &mut [f32],
 ) {
-    const { assert!(padded_head(1) % (2 * MAX_LANES) == 0) };
+    const { assert!(padded_head(1).is_multiple_of(2 * MAX_LANES)) };
     let weights = &weights[row * BLOCK..(row + Q) * BLOCK];
     let out = &mut out[row * padded..(row + Q) * padded];
     let vectors = padded / I::LANES;
