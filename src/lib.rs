@@ -4,6 +4,7 @@
 
 pub mod cli;
 
+pub mod bench;
 pub mod convert;
 pub mod quantize;
 

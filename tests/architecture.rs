@@ -18,7 +18,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("engine", &["model", "text", "backend", "kernel", "quant", "simd"]),
     ("convert", &["engine", "model", "text", "quant", "simd"]),
     ("quantize", &["engine", "model", "text", "quant", "simd"]),
-    ("cli", &["convert", "quantize", "engine", "model", "text", "backend", "kernel", "quant", "simd"]),
+    ("bench", &["quantize", "engine", "model", "text", "backend", "kernel", "quant", "simd"]),
+    (
+        "cli",
+        &["bench", "convert", "quantize", "engine", "model", "text", "backend", "kernel", "quant", "simd"],
+    ),
 ];
 
 /// Modules that import nothing at all from the crate.

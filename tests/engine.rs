@@ -171,6 +171,46 @@ fn a_sequence_that_crosses_the_longrope_limit_is_as_one_that_never_was_short() {
 }
 
 #[test]
+fn sequences_in_one_batch_are_as_each_alone() {
+    for (kind, batch) in [("F16", 512), ("Q4_K_M", 512), ("Q4_K_M", 3)] {
+        let gguf = model(kind);
+        let ids = long_prompt(&gguf);
+        let engine = engine(&gguf, 2, batch);
+        // Prompts of all sorts; the last sequence crosses the LongRoPE limit at its second step.
+        let starts = [&ids[..40], &ids[7..8], &ids[..255]];
+        let next =
+            [[&ids[40..41], &ids[90..95]], [&ids[8..10], &ids[1..2]], [&ids[255..256], &ids[256..260]]];
+        let alone: Vec<Vec<Vec<f32>>> = starts
+            .iter()
+            .zip(&next)
+            .map(|(start, next)| {
+                let mut sequence = engine.sequence(1024).unwrap();
+                [&start[..]].iter().chain(next).map(|ids| feed(&engine, &mut sequence, ids, 1)).collect()
+            })
+            .collect();
+        let mut sequences: Vec<Sequence> = (0..3).map(|_| engine.sequence(1024).unwrap()).collect();
+        for step in 0..3 {
+            let tokens = (0..3).map(|i| if step == 0 { starts[i] } else { next[i][step - 1] });
+            let mut batch: Vec<_> = sequences.iter_mut().zip(tokens).collect();
+            let logits = engine.step(&mut batch).unwrap();
+            for (i, row) in logits.chunks_exact(engine.vocab_size()).enumerate() {
+                assert!(
+                    row == alone[i][step],
+                    "{kind}, sequence {i}, step {step}, batches of {batch:?}",
+                    batch = batch.len()
+                );
+            }
+        }
+        assert_eq!(sequences[2].tokens(), &ids[..260]);
+        // A batch that cannot be met leaves everything as it was.
+        let [first, second, ..] = &mut sequences[..] else { unreachable!() };
+        assert!(engine.step(&mut [(first, &ids[..1]), (second, &[u32::MAX])]).is_err());
+        assert_eq!(sequences[0].tokens().len(), 46);
+        assert!(engine.step(&mut []).unwrap().is_empty());
+    }
+}
+
+#[test]
 fn requests_that_cannot_be_met_are_errors() {
     let engine = engine(&f32_model(), 1, 64);
     let mut sequence = engine.sequence(8).unwrap();

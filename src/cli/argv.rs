@@ -14,6 +14,9 @@ pub const SINGLE_DASH: &[(&str, &str)] = &[
     ("-fa", "--flash-attn"),
     ("-ngl", "--gpu-layers"),
     ("-no-cnv", "--no-conversation"),
+    ("-np", "--parallel"),
+    ("-oe", "--output-err"),
+    ("-pg", "--pg"),
     ("-sp", "--special"),
     ("-st", "--single-turn"),
     ("-sys", "--system-prompt"),
@@ -107,12 +110,12 @@ mod tests {
     #[test]
     fn every_long_form_exists() {
         let cli = Cli::command();
-        let run = cli.find_subcommand("run").unwrap();
         for (dash, long) in SINGLE_DASH {
-            let known = run
-                .get_arguments()
+            let known = cli
+                .get_subcommands()
+                .flat_map(Command::get_arguments)
                 .any(|arg| arg.get_long().is_some_and(|name| *long == format!("--{name}")));
-            assert!(known, "{dash} leads to {long}, which `phi run` does not have");
+            assert!(known, "{dash} leads to {long}, which no command has");
         }
     }
 }

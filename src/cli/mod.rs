@@ -12,6 +12,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::Error;
 
 mod argv;
+mod bench;
 mod convert;
 mod input;
 mod inspect;
@@ -45,6 +46,7 @@ Use it
 
 Look into it
   inspect    Show the metadata and the tensors of a GGUF or safetensors file
+  bench      Measure how fast models run, beside what the machine could do at best
   logits     Print a model's logits, for comparing implementations
 
 Options
@@ -80,6 +82,7 @@ enum Command {
     Run(Box<run::Args>),
     Tokenize(tokenize::Args),
     Inspect(inspect::Args),
+    Bench(Box<bench::Args>),
     Logits(logits::Args),
 }
 
@@ -93,6 +96,7 @@ impl Command {
             Self::Run(args) => run::run(*args),
             Self::Tokenize(args) => tokenize::run(args),
             Self::Inspect(args) => inspect::run(args),
+            Self::Bench(args) => bench::run(*args),
             Self::Logits(args) => logits::run(args),
         }
     }

@@ -43,7 +43,8 @@ impl From<CacheType> for TensorType {
     }
 }
 
-fn file_type(name: &str) -> Result<FileType, String> {
+/// The file type with this name, for clap.
+pub fn file_type(name: &str) -> Result<FileType, String> {
     FileType::from_name(name).ok_or_else(|| {
         let names: Vec<_> = FileType::all().map(FileType::name).collect();
         format!("the types are {}", names.join(", "))

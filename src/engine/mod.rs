@@ -1,6 +1,10 @@
 //! Sequences, batches, the prefill/decode loop and its stop rules.
 
+mod cost;
 pub mod generate;
+mod step;
+
+pub use cost::Cost;
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};

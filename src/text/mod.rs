@@ -16,6 +16,7 @@ mod vocabulary;
 
 pub use added::AddedFlags;
 pub use chat::{ChatTemplate, Message};
+pub(crate) use clock::format_utc;
 pub use detokenizer::Detokenizer;
 pub use fault::Fault;
 pub use sampler::{Sampler, SamplerOptions};
