@@ -21,6 +21,7 @@ pub mod simd;
 pub mod checkpoint;
 pub mod error;
 pub mod gguf;
+pub mod machine;
 
 pub use error::{Error, Result};
 

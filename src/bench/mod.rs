@@ -75,13 +75,15 @@ pub fn measure(
     let mut tokens = Tokens::new(engine.vocab_size());
     let mut sequences =
         (0..test.parallel).map(|_| engine.sequence(test.context())).collect::<Result<Vec<_>>>()?;
-    for sequence in &mut sequences {
-        fill(engine, sequence, test, &mut tokens)?;
+    for sequence in sequences.iter_mut().filter(|_| test.depth > 0) {
+        feed(engine, sequence, &tokens.take(test.depth))?;
     }
     let mut times = Vec::with_capacity(repetitions);
     for repetition in usize::from(!warm_up)..=repetitions {
         progress(repetition);
-        sequences.iter_mut().for_each(|sequence| sequence.truncate(test.depth));
+        for sequence in &mut sequences {
+            rewind(engine, sequence, test, &mut tokens)?;
+        }
         let warming = repetition == 0;
         // One token is enough to warm generation up.
         let steps = if warming { test.generate.min(1) } else { test.generate };
@@ -106,14 +108,11 @@ pub fn measure(
     })
 }
 
-/// Brings a sequence to the test's depth.
-fn fill(engine: &Engine, sequence: &mut Sequence, test: &Test, tokens: &mut Tokens) -> Result<()> {
-    if test.depth == 0 {
-        return Ok(());
-    }
-    feed(engine, sequence, &tokens.take(test.depth))?;
-    // Where the test's first tokens cross the LongRoPE limit, the cache is brought over it now: what is to be
-    // measured is speed at a depth, not the one time that a conversation gets there.
+/// Brings a sequence back to the test's depth.
+fn rewind(engine: &Engine, sequence: &mut Sequence, test: &Test, tokens: &mut Tokens) -> Result<()> {
+    sequence.truncate(test.depth);
+    // Where the test's first tokens cross the LongRoPE limit, or going back crossed it, the cache is computed anew
+    // now: what is to be measured is speed at a depth, not the one time that a conversation gets there.
     let first = if test.prompt > 0 { test.prompt } else { 1 };
     if engine.recomputes(sequence, first) {
         feed(engine, sequence, &tokens.take(first))?;

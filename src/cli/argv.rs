@@ -12,6 +12,7 @@ pub const SINGLE_DASH: &[(&str, &str)] = &[
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
     ("-fa", "--flash-attn"),
+    ("-md", "--model-draft"),
     ("-ngl", "--gpu-layers"),
     ("-no-cnv", "--no-conversation"),
     ("-np", "--parallel"),

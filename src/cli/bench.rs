@@ -15,23 +15,24 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use self::list::{Numbers, Pair};
 use self::report::{Format, Report, Row, Setup, test_name};
 use self::subject::{Origin, Subject};
-use super::model::CacheType;
+use super::model::{CacheType, NumaArg};
 use crate::bench::{Limits, SHAPES, Shape, Test, measure};
 use crate::engine::{Engine, EngineOptions};
 use crate::gguf::TensorType;
-use crate::kernel::pool::default_threads;
+use crate::machine::{Numa, default_threads};
 use crate::quant::recipe::FileType;
 use crate::text::format_utc;
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
-Options that take numbers take several, separated by commas or given again, and ranges (FIRST-LAST,
-FIRST-LAST+STEP, FIRST-LAST*FACTOR); every combination is a test. Without -m a model is made up in
-memory: the shape and the tensor types of a real one, filled with noise.
+Options that take numbers take several, separated by commas or given again, and ranges
+(FIRST-LAST, FIRST-LAST+STEP, FIRST-LAST*FACTOR); every combination is a test. Without -m a model
+is made up in memory: the shape and the tensor types of a real one, filled with noise.
 
-t/s is mean ± standard deviation. GB/s are the weights and keys and values that had to be read, GMAC/s
-the multiplications made. What the machine does at best, reading from memory and multiplying int8 and
-f32 numbers with these threads, is measured first; \"of limit\" is the share of the time that it explains.
+t/s is mean ± standard deviation; GB/s are the weights and the cached keys and values that had to
+be read, GMAC/s the multiplications made. What the machine does at best with so many threads,
+reading from memory and multiplying int8 and f32 numbers, is measured first: \"of limit\" is the
+share of the time that it explains.
 
 Examples
   phi bench                                      a Phi-3.5-mini in Q4_K_M, made up in memory
@@ -80,7 +81,7 @@ struct TestArgs {
     /// -np: sequences generated at once, sharing each pass over the weights [default: 1]
     #[arg(long, value_name = "N", action = ArgAction::Append)]
     parallel: Vec<Numbers>,
-    /// Threads [default: one a core that this process may use]
+    /// Threads [default: one a physical core that this process may use]
     #[arg(short, long, value_name = "N", action = ArgAction::Append)]
     threads: Vec<Numbers>,
     /// Prompt tokens read at once, at most [default: 2048]
@@ -95,6 +96,9 @@ struct TestArgs {
     /// -ctv: element type of the cached values [default: that of the keys]
     #[arg(long, value_name = "TYPE", value_delimiter = ',', action = ArgAction::Append)]
     cache_type_v: Vec<CacheType>,
+    /// Spread threads and memory over the memory nodes of the machine, or keep to one
+    #[arg(long, value_name = "HOW")]
+    numa: Option<NumaArg>,
     /// -ngl: accepted; there is no GPU backend in this version
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", allow_negative_numbers = true)]
     gpu_layers: Option<String>,
@@ -177,7 +181,7 @@ impl<W: Write> Bench<W> {
             if engine.as_ref().is_none_or(|(held, _)| !held.same_engine(setup)) {
                 // One engine at a time: idle threads of another would wait in the way.
                 drop(engine.take());
-                let options = setup.engine_options()?;
+                let options = setup.engine_options(self.args.numa.map(Numa::from))?;
                 engine = Some((setup.clone(), Engine::new(gguf.clone(), options)?));
             }
             let engine = &engine.as_ref().expect("it was just made").1;
@@ -237,8 +241,10 @@ impl TestArgs {
             for &batch in &batches {
                 for &ubatch in &ubatches {
                     for (type_k, type_v) in self.cache_types() {
-                        let of = |&test: &Test| Setup { test, batch, ubatch, threads, type_k, type_v };
-                        setups.extend(tests.iter().map(of));
+                        setups.extend(tests.iter().map(|&test| {
+                            let (type_k, type_v) = (type_k.clone(), type_v.clone());
+                            Setup { test, batch, ubatch, threads, type_k, type_v }
+                        }));
                     }
                 }
             }
@@ -270,29 +276,36 @@ impl TestArgs {
         Ok(tests)
     }
 
-    fn cache_types(&self) -> Vec<(&'static str, &'static str)> {
-        let name = |kind: CacheType| TensorType::from(kind).name();
-        let keys = self.cache_type_k.iter().map(|&kind| name(kind));
+    fn cache_types(&self) -> Vec<(String, String)> {
+        let name = |&kind: &CacheType| TensorType::from(kind).name().to_lowercase();
+        let keys = self.cache_type_k.iter().map(name);
         if self.cache_type_v.is_empty() {
-            return keys.map(|kind| (kind, kind)).collect();
+            return keys.map(|kind| (kind.clone(), kind)).collect();
         }
-        keys.flat_map(|k| self.cache_type_v.iter().map(move |&v| (k, name(v)))).collect()
+        keys.flat_map(|k| self.cache_type_v.iter().map(move |v| (k.clone(), name(v)))).collect()
     }
 }
 
 impl Setup {
     /// Whether an engine made for `other` will do.
     fn same_engine(&self, other: &Self) -> bool {
-        let key = |setup: &Self| (setup.threads, setup.batch.min(setup.ubatch), setup.type_k, setup.type_v);
-        key(self) == key(other)
+        let key = |setup: &Self| (setup.threads, setup.batch.min(setup.ubatch));
+        let types = |setup: &Self| (setup.type_k.clone(), setup.type_v.clone());
+        (key(self), types(self)) == (key(other), types(other))
     }
 
-    fn engine_options(&self) -> Result<EngineOptions> {
+    fn engine_options(&self, numa: Option<Numa>) -> Result<EngineOptions> {
         if self.type_k != self.type_v {
             return Err(Error::Usage("-ctk and -ctv must be the same type".into()));
         }
-        let kv_type = TensorType::from_name(self.type_k).expect("it is a type's own name");
-        Ok(EngineOptions { threads: Some(self.threads), kv_type, batch: self.batch.min(self.ubatch) })
+        let kv_type = TensorType::from_name(&self.type_k).expect("it is a type's own name");
+        Ok(EngineOptions {
+            threads: Some(self.threads),
+            kv_type,
+            batch: self.batch.min(self.ubatch),
+            numa,
+            ..EngineOptions::default()
+        })
     }
 }
 

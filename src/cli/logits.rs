@@ -33,7 +33,7 @@ pub struct Args {
     /// Tokens the context may hold [0: as many as the model was made for]
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     ctx_size: usize,
-    /// Threads [default: one a core that this process may use]
+    /// Threads [default: one a physical core that this process may use]
     #[arg(short, long, value_name = "N")]
     threads: Option<usize>,
     /// Tokens computed at once, at most
@@ -67,8 +67,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let tokenizer = model::tokenizer(&gguf)?;
     let ids = args.input.ids(&tokenizer, !args.no_escape)?;
     let kv_type = TensorType::from(args.cache_type_k);
-    let engine =
-        Engine::new(gguf, EngineOptions { threads: args.threads, kv_type, batch: args.batch_size.max(1) })?;
+    let engine = Engine::new(
+        gguf,
+        EngineOptions {
+            threads: args.threads,
+            kv_type,
+            batch: args.batch_size.max(1),
+            ..EngineOptions::default()
+        },
+    )?;
     check(&ids, &args, &engine)?;
     let positions = positions(&engine, &ids, &args, &tokenizer)?;
     let mut out = BufWriter::new(io::stdout().lock());

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Conversion, OutType};
 use crate::gguf::{Gguf, Output, TensorType};
+use crate::machine::Numa;
 use crate::quant::recipe::{FileType, Recipe};
 use crate::quantize::{self, Progress, Sink};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -32,6 +33,24 @@ pub struct ModelArgs {
 pub enum CacheType {
     F16,
     F32,
+}
+
+/// How threads and memory are laid over memory nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NumaArg {
+    Distribute,
+    Isolate,
+    Numactl,
+}
+
+impl From<NumaArg> for Numa {
+    fn from(how: NumaArg) -> Self {
+        match how {
+            NumaArg::Distribute => Self::Distribute,
+            NumaArg::Isolate => Self::Isolate,
+            NumaArg::Numactl => Self::Numactl,
+        }
+    }
 }
 
 impl From<CacheType> for TensorType {

@@ -10,8 +10,10 @@ use crate::text::{Message, Special, Tokenizer};
 
 mod args;
 mod conversation;
+mod kept;
 mod prompt;
 mod session;
+mod speculation;
 mod timings;
 
 pub use args::Args;
@@ -38,14 +40,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         eprintln!("phi: there is no GPU backend in this version; the CPU does all the work");
     }
     let source = gguf.path().to_owned();
-    let engine = Engine::new(
-        gguf,
-        EngineOptions {
-            threads: args.machine.threads(),
-            kv_type,
-            batch: args.machine.batch_size.min(args.machine.ubatch_size),
-        },
-    )?;
+    let options = EngineOptions {
+        threads: args.machine.threads(),
+        threads_batch: args.machine.threads_batch(),
+        numa: args.machine.numa.map(Into::into),
+        kv_type,
+        batch: args.machine.batch_size.min(args.machine.ubatch_size),
+    };
+    let engine = Engine::new(gguf, options.clone())?;
     let context = match args.machine.ctx_size {
         0 => engine.model_context(),
         asked => asked,
@@ -54,8 +56,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         engine.check_context(context)?;
     }
     let sequence = engine.sequence(context)?;
+    let speculator = speculation::speculator(&args, &tokenizer, &engine, context, options)?;
     let live = Live { engine: &engine, sequence };
     let mut session = Session::new(live, &tokenizer, source, &args, context, start.elapsed())?;
+    if let Some(speculator) = speculator {
+        session.speculate(speculator);
+    }
     if args.output.verbose {
         session.describe(mode);
     }

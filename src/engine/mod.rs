@@ -2,9 +2,13 @@
 
 mod cost;
 pub mod generate;
+mod prompt_cache;
+mod speculate;
 mod step;
 
 pub use cost::Cost;
+pub use prompt_cache::Useless;
+pub use speculate::{DraftModel, Drafter, Lookup, Range as DraftRange, Speculator};
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
@@ -12,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use crate::backend::Part;
 use crate::backend::cpu::{Cache, CacheShape, Cpu, total_memory};
 use crate::gguf::{Gguf, TensorType};
-use crate::kernel::pool::default_threads;
+use crate::machine::{self, Numa};
 use crate::model::{Model, Regime, Workspace, forward};
 use crate::{Error, Result};
 
@@ -21,6 +25,10 @@ use crate::{Error, Result};
 pub struct EngineOptions {
     /// Worker threads; `None` takes what the machine, the cgroup and the affinity mask allow.
     pub threads: Option<usize>,
+    /// Worker threads for prompts; `None` takes as many as `threads`.
+    pub threads_batch: Option<usize>,
+    /// On which processors they run; `None` leaves that to the system.
+    pub numa: Option<Numa>,
     /// Element type of the KV cache: F16 or F32.
     pub kv_type: TensorType,
     /// Tokens fed through the model at once while a prompt is read.
@@ -29,14 +37,36 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { threads: None, kv_type: TensorType::F16, batch: 512 }
+        Self { threads: None, threads_batch: None, numa: None, kv_type: TensorType::F16, batch: 512 }
     }
+}
+
+/// More threads than any machine has processors.
+const MOST_THREADS: usize = 1024;
+
+/// Up to so many tokens, a pass is limited by memory, as generation is.
+const FEW_ROWS: usize = 8;
+
+/// Puts each thread of `cpu` on its processors.
+fn placed(cpu: Cpu, placement: Option<&[Vec<usize>]>) -> Cpu {
+    if let Some(placement) = placement {
+        cpu.on_each_thread(|i| {
+            if let Some(cpus) = placement.get(i)
+                && let Err(error) = machine::pin_thread(cpus)
+            {
+                eprintln!("phi: a thread cannot be put on its processors: {error}");
+            }
+        });
+    }
+    cpu
 }
 
 /// A model made ready to run. Shared by all sequences.
 pub struct Engine {
     model: Model,
     cpu: Cpu,
+    /// For prompts, where that is to have another number of threads.
+    prompt_cpu: Option<Cpu>,
     options: EngineOptions,
     /// One batch at a time.
     work: Mutex<Workspace<Cpu>>,
@@ -63,8 +93,23 @@ impl Engine {
             )));
         }
         let model = Model::load(file)?;
-        let cpu = Cpu::new(options.threads.unwrap_or_else(default_threads).clamp(1, 1024));
-        Ok(Self { model, cpu, options, work: Mutex::default() })
+        let count = |threads: usize| threads.clamp(1, MOST_THREADS);
+        let threads = count(options.threads.unwrap_or_else(machine::default_threads));
+        let more = options.threads_batch.map(count).filter(|&more| more != threads);
+        let placement = match options.numa {
+            Some(numa) => machine::place(numa, threads.max(more.unwrap_or(0)))?,
+            None => None,
+        };
+        let cpu = |threads| placed(Cpu::new(threads), placement.as_deref());
+        Ok(Self { model, cpu: cpu(threads), prompt_cpu: more.map(cpu), options, work: Mutex::default() })
+    }
+
+    /// The threads for a pass of `rows` tokens: those for prompts if it is limited by arithmetic, not by memory.
+    fn cpu(&self, rows: usize) -> &Cpu {
+        match &self.prompt_cpu {
+            Some(cpu) if rows > FEW_ROWS => cpu,
+            _ => &self.cpu,
+        }
     }
 
     /// The model's own context length in tokens (131,072 for Phi-3.5-mini).
@@ -212,9 +257,16 @@ impl Engine {
             let outputs: Vec<usize> = (first_output.max(position)..end).map(|p| p - position).collect();
             let mut parts = [Part { cache: &mut sequence.cache, rows: 0..end - position, position }];
             let ids = &all[position..end];
-            let some =
-                forward(&self.model, &self.cpu, &mut work, ids, &mut parts, &[sequence.regime], &outputs)
-                    .map_err(|error| (position, error))?;
+            let some = forward(
+                &self.model,
+                self.cpu(ids.len()),
+                &mut work,
+                ids,
+                &mut parts,
+                &[sequence.regime],
+                &outputs,
+            )
+            .map_err(|error| (position, error))?;
             if logits.is_empty() {
                 logits = some;
             } else {
@@ -226,6 +278,13 @@ impl Engine {
             }
         }
         Ok(logits)
+    }
+
+    /// Tokens that may be appended in one batch with the same logits as one by one: LongRoPE's factors are those of
+    /// the whole sequence, so none may be beyond the limit that an earlier one is short of.
+    pub fn stretch(&self, sequence: &Sequence) -> usize {
+        let length = sequence.tokens.len();
+        self.model.rope.regime_end(length + 1).saturating_sub(length).min(sequence.room())
     }
 
     /// Bytes read from memory to generate one token now: weights and the KV cache so far.

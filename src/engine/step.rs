@@ -92,7 +92,8 @@ impl Engine {
             return Err(Error::Usage("there are no sequences to compute".to_owned()));
         }
         let mut work = self.work.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let logits = forward(&self.model, &self.cpu, &mut work, &ids, &mut parts, &regimes, &outputs)?;
+        let logits =
+            forward(&self.model, self.cpu(ids.len()), &mut work, &ids, &mut parts, &regimes, &outputs)?;
         Ok((ended, logits))
     }
 }

@@ -26,8 +26,8 @@ pub struct Setup {
     pub batch: usize,
     pub ubatch: usize,
     pub threads: usize,
-    pub type_k: &'static str,
-    pub type_v: &'static str,
+    pub type_k: String,
+    pub type_v: String,
 }
 
 /// One test and its result.
@@ -191,14 +191,14 @@ impl Row<'_> {
         let (read, products, share) = self.achieved();
         let setup = self.setup;
         let cache = if setup.type_k == setup.type_v {
-            setup.type_k.to_owned()
+            setup.type_k.clone()
         } else {
             format!("{}/{}", setup.type_k, setup.type_v)
         };
         [
             self.subject.description.clone(),
-            format!("{:.2} GiB", self.subject.bytes as f64 / f64::from(1 << 30)),
-            format!("{:.2} B", self.subject.parameters as f64 / 1e9),
+            size(self.subject.bytes),
+            count(self.subject.parameters),
             setup.threads.to_string(),
             setup.ubatch.min(setup.batch).to_string(),
             cache,
@@ -209,6 +209,16 @@ impl Row<'_> {
             format!("{:.0} %", 100.0 * share),
         ]
     }
+}
+
+fn size(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib < 1024.0 { format!("{mib:.2} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
+}
+
+fn count(parameters: u64) -> String {
+    let millions = parameters as f64 / 1e6;
+    if millions < 1000.0 { format!("{millions:.2} M") } else { format!("{:.2} B", millions / 1000.0) }
 }
 
 /// As llama-bench names tests, and ×N for N sequences at once: pp512, tg128 @ d4096, pp512+tg128 ×4.
@@ -301,7 +311,14 @@ mod tests {
                 bytes: 1 << 30,
                 parameters: 3_820_000_000,
             },
-            setup: &Setup { test, batch: 2048, ubatch: 512, threads: 2, type_k: "f16", type_v: "f16" },
+            setup: &Setup {
+                test,
+                batch: 2048,
+                ubatch: 512,
+                threads: 2,
+                type_k: "f16".into(),
+                type_v: "f16".into(),
+            },
             measurement: &Measurement {
                 times: vec![Duration::from_secs(10), Duration::from_secs(5)],
                 cost: Cost { bytes: 150_000_000_000, integer_products: 75_000_000_000, float_products: 0 },

@@ -8,10 +8,12 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::args::{Args, When};
+use super::kept::Kept;
 use super::prompt::Mode;
 use super::timings::Timings;
 use crate::cli::input;
 use crate::cli::signal::Watch;
+use crate::engine::Speculator;
 use crate::engine::generate::{Answer, Decoder, Event, Live, Request, Spelling, Stop, generate};
 use crate::text::{ChatTemplate, Message, Sampler, Tokenizer};
 use crate::{Error, Result};
@@ -23,6 +25,8 @@ pub struct Session<'a> {
     /// The model's file, for messages.
     source: PathBuf,
     sampler: Sampler,
+    speculator: Option<Speculator>,
+    kept: Option<Kept>,
     stops: Vec<String>,
     max_tokens: Option<usize>,
     context: usize,
@@ -52,6 +56,8 @@ impl<'a> Session<'a> {
         Ok(Self {
             sampler: Sampler::new(args.sampling.options(&tokenizer.eog_tokens(), context), vocabulary)?,
             live,
+            speculator: None,
+            kept: Kept::new(&args.prompt),
             tokenizer,
             source,
             stops,
@@ -68,6 +74,11 @@ impl<'a> Session<'a> {
             },
             timings: Timings { load, ..Timings::default() },
         })
+    }
+
+    /// Has answers made with the help of guesses.
+    pub fn speculate(&mut self, speculator: Speculator) {
+        self.speculator = Some(speculator);
     }
 
     /// Whether the conversation is to be in colour.
@@ -103,7 +114,7 @@ impl<'a> Session<'a> {
         if io::stdout().is_terminal() && !answer.text.ends_with('\n') {
             println!();
         }
-        self.report();
+        self.finish()?;
         match answer.stop {
             Stop::Interrupted => Err(Error::Interrupted.into()),
             _ => Ok(()),
@@ -112,6 +123,9 @@ impl<'a> Session<'a> {
 
     /// Streams the answer to `ids` to stdout; only what the KV cache lacks of them is read.
     pub fn answer(&mut self, ids: &[u32]) -> anyhow::Result<Answer> {
+        if let Some(kept) = &mut self.kept {
+            kept.take(&mut self.live, ids, self.verbose)?;
+        }
         if self.verbose {
             self.list(ids);
         }
@@ -137,7 +151,9 @@ impl<'a> Session<'a> {
                 ControlFlow::Continue(())
             }
         };
-        let answer = generate(&mut self.live, &mut self.sampler, &mut speller, &request, &mut on_event);
+        let speculator = self.speculator.as_mut();
+        let (live, sampler) = (&mut self.live, &mut self.sampler);
+        let answer = generate(live, sampler, &mut speller, speculator, &request, &mut on_event);
         bar.clear();
         if let Some(error) = failed {
             return Err(anyhow::Error::from(error).context("cannot write the answer"));
@@ -154,10 +170,14 @@ impl<'a> Session<'a> {
         self.sampler.reset();
     }
 
-    /// Prints the timings, unless they are not wanted.
-    pub fn report(&self) {
+    /// Ends the run: prints the timings and keeps what is to be kept.
+    pub fn finish(&mut self) -> Result<()> {
         if self.perf {
             eprintln!("\n{}", self.timings);
+        }
+        match &mut self.kept {
+            Some(kept) => kept.leave(&mut self.live),
+            None => Ok(()),
         }
     }
 
