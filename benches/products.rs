@@ -5,6 +5,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use phi::gguf::TensorType;
+use phi::kernel::Pool;
 use phi::kernel::matmul::{PackedTokens, Panel, PanelProducts, panel_rows};
 use phi::kernel::matvec::RowProducts;
 use phi::kernel::{Activations, SharedMut};
@@ -70,7 +71,7 @@ impl Case {
 fn bench<F: Unpack>(criterion: &mut Criterion, format: F, kind: TensorType) {
     let (mut packed, mut panel) = (PackedTokens::default(), Panel::default());
     let case = Case::new::<F>(kind, 64, TOKENS);
-    packed.pack(Level::current(), &case.tokens);
+    packed.pack(format, Level::current(), &case.tokens, &Pool::new(1));
     let (mut many, mut few) = (vec![0.0; 64 * TOKENS], vec![0.0; 64 * TOKENS]);
     case.matmul(format, &packed, &mut panel, &mut many);
     case.matvec(format, &mut few);

@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use phi::checkpoint::Checkpoint;
 use phi::convert::{self, Conversion, OutType};
-use phi::engine::{Engine, EngineOptions, Sequence, Useless};
-use phi::gguf::{Gguf, Output, TensorType};
+use phi::engine::{Engine, EngineOptions, KvType, Sequence, Useless};
+use phi::gguf::{Gguf, Output};
 use phi::quant::recipe::{FileType, Recipe};
 use phi::quantize::{self, Sink};
 use phi::text::{ChatTemplate, Detokenizer, Message, Special, Tokenizer};
@@ -35,8 +35,13 @@ fn f32_model() -> Arc<Gguf> {
 }
 
 fn engine(gguf: &Arc<Gguf>, threads: usize, batch: usize) -> Engine {
-    let options =
-        EngineOptions { threads: Some(threads), kv_type: TensorType::F32, batch, ..EngineOptions::default() };
+    let options = EngineOptions {
+        threads: Some(threads),
+        cache_type_k: KvType::F32,
+        cache_type_v: KvType::F32,
+        batch,
+        ..EngineOptions::default()
+    };
     Engine::new(Arc::clone(gguf), options).unwrap()
 }
 
@@ -141,8 +146,11 @@ fn logits_do_not_depend_on_threads_batches_or_how_the_prompt_was_cut() {
         }
         // Prompts on more threads than the rest.
         let options = EngineOptions { threads: Some(1), threads_batch: Some(3), ..EngineOptions::default() };
-        let other =
-            Engine::new(Arc::clone(&gguf), EngineOptions { kv_type: TensorType::F32, ..options }).unwrap();
+        let other = Engine::new(
+            Arc::clone(&gguf),
+            EngineOptions { cache_type_k: KvType::F32, cache_type_v: KvType::F32, ..options },
+        )
+        .unwrap();
         let mut sequence = other.sequence(1024).unwrap();
         assert!(
             feed(&other, &mut sequence, &ids[..250], 3) == want,
@@ -226,8 +234,16 @@ fn a_prompt_cache_gives_the_same_logits() {
     let ids = long_prompt(&gguf);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cache");
-    for kv_type in [TensorType::F16, TensorType::F32] {
-        let options = EngineOptions { threads: Some(2), kv_type, batch: 64, ..EngineOptions::default() };
+    for (cache_type_k, cache_type_v) in
+        KvType::ALL.into_iter().zip([KvType::F32, KvType::Q8_0, KvType::Bf16, KvType::Q8_0, KvType::F16])
+    {
+        let options = EngineOptions {
+            threads: Some(2),
+            cache_type_k,
+            cache_type_v,
+            batch: 64,
+            ..EngineOptions::default()
+        };
         let engine = Engine::new(Arc::clone(&gguf), options).unwrap();
         // On both sides of the LongRoPE limit, over the border of a page, and one token only.
         for (kept, whole) in [(240, 250), (257, 300), (256, 256), (1, 9)] {
@@ -238,7 +254,7 @@ fn a_prompt_cache_gives_the_same_logits() {
             assert_eq!(engine.restore(&path, &mut restored, &ids[..whole]).unwrap(), Ok(kept));
             restored.truncate(kept.min(whole - 1));
             let rest = &ids[restored.tokens().len()..whole];
-            assert!(feed(&engine, &mut restored, rest, 1) == want, "{kv_type}, {kept} of {whole}");
+            assert!(feed(&engine, &mut restored, rest, 1) == want, "{cache_type_k:?}, {kept} of {whole}");
             // A prompt that begins alike takes what is alike.
             let mut other = ids[..whole].to_vec();
             other[kept - 1] += 1;
@@ -277,8 +293,10 @@ fn a_prompt_cache_of_no_use_is_told_and_never_believed() {
         Err(Useless::OtherRegime),
         "300 tokens are beyond the limit"
     );
-    let other =
-        Engine::new(model("Q8_0"), EngineOptions { kv_type: TensorType::F32, ..EngineOptions::default() });
+    let other = Engine::new(
+        model("Q8_0"),
+        EngineOptions { cache_type_k: KvType::F32, cache_type_v: KvType::F32, ..EngineOptions::default() },
+    );
     assert_eq!(restore(&other.unwrap(), &good, &ids[..50]).unwrap(), Err(Useless::Model));
     let other = Engine::new(Arc::clone(&gguf), EngineOptions::default()).unwrap();
     assert_eq!(restore(&other, &good, &ids[..50]).unwrap(), Err(Useless::KvType));

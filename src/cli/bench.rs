@@ -17,8 +17,7 @@ use self::report::{Format, Report, Row, Setup, test_name};
 use self::subject::{Origin, Subject};
 use super::model::{CacheType, NumaArg};
 use crate::bench::{Limits, SHAPES, Shape, Test, measure};
-use crate::engine::{Engine, EngineOptions};
-use crate::gguf::TensorType;
+use crate::engine::{Engine, EngineOptions, KvType};
 use crate::machine::{Numa, default_threads};
 use crate::quant::recipe::FileType;
 use crate::text::format_utc;
@@ -181,7 +180,7 @@ impl<W: Write> Bench<W> {
             if engine.as_ref().is_none_or(|(held, _)| !held.same_engine(setup)) {
                 // One engine at a time: idle threads of another would wait in the way.
                 drop(engine.take());
-                let options = setup.engine_options(self.args.numa.map(Numa::from))?;
+                let options = setup.engine_options(self.args.numa.map(Numa::from));
                 engine = Some((setup.clone(), Engine::new(gguf.clone(), options)?));
             }
             let engine = &engine.as_ref().expect("it was just made").1;
@@ -241,10 +240,8 @@ impl TestArgs {
             for &batch in &batches {
                 for &ubatch in &ubatches {
                     for (type_k, type_v) in self.cache_types() {
-                        setups.extend(tests.iter().map(|&test| {
-                            let (type_k, type_v) = (type_k.clone(), type_v.clone());
-                            Setup { test, batch, ubatch, threads, type_k, type_v }
-                        }));
+                        let of = |&test: &Test| Setup { test, batch, ubatch, threads, type_k, type_v };
+                        setups.extend(tests.iter().map(of));
                     }
                 }
             }
@@ -276,36 +273,31 @@ impl TestArgs {
         Ok(tests)
     }
 
-    fn cache_types(&self) -> Vec<(String, String)> {
-        let name = |&kind: &CacheType| TensorType::from(kind).name().to_lowercase();
-        let keys = self.cache_type_k.iter().map(name);
+    fn cache_types(&self) -> Vec<(KvType, KvType)> {
+        let keys = self.cache_type_k.iter().map(|&kind| KvType::from(kind));
         if self.cache_type_v.is_empty() {
-            return keys.map(|kind| (kind.clone(), kind)).collect();
+            return keys.map(|kind| (kind, kind)).collect();
         }
-        keys.flat_map(|k| self.cache_type_v.iter().map(move |v| (k.clone(), name(v)))).collect()
+        keys.flat_map(|k| self.cache_type_v.iter().map(move |&v| (k, v.into()))).collect()
     }
 }
 
 impl Setup {
     /// Whether an engine made for `other` will do.
     fn same_engine(&self, other: &Self) -> bool {
-        let key = |setup: &Self| (setup.threads, setup.batch.min(setup.ubatch));
-        let types = |setup: &Self| (setup.type_k.clone(), setup.type_v.clone());
-        (key(self), types(self)) == (key(other), types(other))
+        let key = |setup: &Self| (setup.threads, setup.batch.min(setup.ubatch), setup.type_k, setup.type_v);
+        key(self) == key(other)
     }
 
-    fn engine_options(&self, numa: Option<Numa>) -> Result<EngineOptions> {
-        if self.type_k != self.type_v {
-            return Err(Error::Usage("-ctk and -ctv must be the same type".into()));
-        }
-        let kv_type = TensorType::from_name(&self.type_k).expect("it is a type's own name");
-        Ok(EngineOptions {
+    fn engine_options(&self, numa: Option<Numa>) -> EngineOptions {
+        EngineOptions {
             threads: Some(self.threads),
-            kv_type,
-            batch: self.batch.min(self.ubatch),
             numa,
+            cache_type_k: self.type_k,
+            cache_type_v: self.type_v,
+            batch: self.batch.min(self.ubatch),
             ..EngineOptions::default()
-        })
+        }
     }
 }
 

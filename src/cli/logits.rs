@@ -10,7 +10,6 @@ use super::input;
 use super::model::{self, CacheType, ModelArgs};
 use super::signal::Watch;
 use crate::engine::{Engine, EngineOptions};
-use crate::gguf::TensorType;
 use crate::text::{Special, Tokenizer};
 use crate::{Error, Result};
 
@@ -39,9 +38,12 @@ pub struct Args {
     /// Tokens computed at once, at most
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     batch_size: usize,
-    /// -ctk, -ctv: element type of the KV cache; f32 is exact, f16 what `phi run` takes
-    #[arg(long, visible_alias = "cache-type-v", value_name = "TYPE", default_value = "f32")]
+    /// -ctk: element type of the cached keys; f32 is exact, f16 what `phi run` takes
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
     cache_type_k: CacheType,
+    /// -ctv: element type of the cached values [default: the keys']
+    #[arg(long, value_name = "TYPE")]
+    cache_type_v: Option<CacheType>,
     /// Report in JSON
     #[arg(long)]
     json: bool,
@@ -66,16 +68,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let gguf = model::open(&args.model)?;
     let tokenizer = model::tokenizer(&gguf)?;
     let ids = args.input.ids(&tokenizer, !args.no_escape)?;
-    let kv_type = TensorType::from(args.cache_type_k);
-    let engine = Engine::new(
-        gguf,
-        EngineOptions {
-            threads: args.threads,
-            kv_type,
-            batch: args.batch_size.max(1),
-            ..EngineOptions::default()
-        },
-    )?;
+    let options = EngineOptions {
+        threads: args.threads,
+        cache_type_k: args.cache_type_k.into(),
+        cache_type_v: args.cache_type_v.unwrap_or(args.cache_type_k).into(),
+        batch: args.batch_size.max(1),
+        ..EngineOptions::default()
+    };
+    let engine = Engine::new(gguf, options)?;
     check(&ids, &args, &engine)?;
     let positions = positions(&engine, &ids, &args, &tokenizer)?;
     let mut out = BufWriter::new(io::stdout().lock());

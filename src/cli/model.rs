@@ -9,7 +9,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Conversion, OutType};
-use crate::gguf::{Gguf, Output, TensorType};
+use crate::engine::KvType;
+use crate::gguf::{Gguf, Output};
 use crate::machine::Numa;
 use crate::quant::recipe::{FileType, Recipe};
 use crate::quantize::{self, Progress, Sink};
@@ -30,9 +31,15 @@ pub struct ModelArgs {
 
 /// Element type of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
 pub enum CacheType {
     F16,
     F32,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
 /// How threads and memory are laid over memory nodes.
@@ -53,11 +60,14 @@ impl From<NumaArg> for Numa {
     }
 }
 
-impl From<CacheType> for TensorType {
+impl From<CacheType> for KvType {
     fn from(kind: CacheType) -> Self {
         match kind {
-            CacheType::F16 => Self::F16,
             CacheType::F32 => Self::F32,
+            CacheType::F16 => Self::F16,
+            CacheType::Bf16 => Self::Bf16,
+            CacheType::Q8_0 => Self::Q8_0,
+            CacheType::Q4_0 => Self::Q4_0,
         }
     }
 }

@@ -24,7 +24,6 @@ use session::Session;
 pub fn run(args: Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let texts = Texts::read(&args.prompt)?;
-    let kv_type = args.machine.kv_type()?;
     let terminal = std::io::stdin().is_terminal();
     // Nothing in the model can change this verdict, so it need not be loaded first.
     texts.circumstances(&args.prompt, terminal, true, false).mode()?;
@@ -44,7 +43,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         threads: args.machine.threads(),
         threads_batch: args.machine.threads_batch(),
         numa: args.machine.numa.map(Into::into),
-        kv_type,
+        cache_type_k: args.machine.cache_type_k.into(),
+        cache_type_v: args.machine.cache_type_v.into(),
         batch: args.machine.batch_size.min(args.machine.ubatch_size),
     };
     let engine = Engine::new(gguf, options.clone())?;

@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::backend::Part;
 use crate::backend::cpu::{Cache, CacheShape, Cpu, total_memory};
-use crate::gguf::{Gguf, TensorType};
+use crate::gguf::Gguf;
+pub use crate::kernel::kv::KvType;
+use crate::kernel::kv::MAX_HEAD;
 use crate::machine::{self, Numa};
 use crate::model::{Model, Regime, Workspace, forward};
 use crate::{Error, Result};
@@ -29,15 +31,24 @@ pub struct EngineOptions {
     pub threads_batch: Option<usize>,
     /// On which processors they run; `None` leaves that to the system.
     pub numa: Option<Numa>,
-    /// Element type of the KV cache: F16 or F32.
-    pub kv_type: TensorType,
+    /// Element type of the cached keys.
+    pub cache_type_k: KvType,
+    /// Element type of the cached values.
+    pub cache_type_v: KvType,
     /// Tokens fed through the model at once while a prompt is read.
     pub batch: usize,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { threads: None, threads_batch: None, numa: None, kv_type: TensorType::F16, batch: 512 }
+        Self {
+            threads: None,
+            threads_batch: None,
+            numa: None,
+            cache_type_k: KvType::F16,
+            cache_type_v: KvType::F16,
+            batch: 512,
+        }
     }
 }
 
@@ -86,13 +97,14 @@ impl Engine {
     /// # Errors
     /// A file that is no complete model of a supported architecture; an option that cannot be met.
     pub fn new(file: Arc<Gguf>, options: EngineOptions) -> Result<Self> {
-        if !matches!(options.kv_type, TensorType::F16 | TensorType::F32) {
-            return Err(Error::Usage(format!(
-                "the KV cache cannot be {}: choose f16 or f32",
-                options.kv_type.name().to_lowercase()
+        let model = Model::load(file)?;
+        if model.hyper.head > MAX_HEAD {
+            return Err(Error::Unsupported(format!(
+                "{}: heads of {} elements are more than the {MAX_HEAD} that attention works with",
+                model.file().path().display(),
+                model.hyper.head
             )));
         }
-        let model = Model::load(file)?;
         let count = |threads: usize| threads.clamp(1, MOST_THREADS);
         let threads = count(options.threads.unwrap_or_else(machine::default_threads));
         let more = options.threads_batch.map(count).filter(|&more| more != threads);
@@ -133,7 +145,8 @@ impl Engine {
             layers: hyper.layers,
             kv_heads: hyper.kv_heads,
             head: hyper.head,
-            kind: self.options.kv_type,
+            keys: self.options.cache_type_k,
+            values: self.options.cache_type_v,
         }
     }
 

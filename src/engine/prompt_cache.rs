@@ -33,7 +33,7 @@ pub enum Useless {
     Version,
     #[error("it was made with another model")]
     Model,
-    #[error("it holds a KV cache of another type (-ctk, -ctv)")]
+    #[error("its KV cache is of another type (-ctk, -ctv)")]
     KvType,
     #[error("it is damaged: {0}")]
     Damaged(&'static str),
@@ -50,8 +50,9 @@ struct Head {
     layout: u32,
     /// Of the model.
     fingerprint: u128,
-    /// The cache's element type, as GGUF numbers it.
-    kind: u32,
+    /// Element types of the cached keys and values, as GGUF numbers them.
+    keys: u32,
+    values: u32,
     layers: u32,
     kv_heads: u32,
     head: u32,
@@ -61,7 +62,7 @@ struct Head {
 }
 
 impl Head {
-    const BYTES: usize = 2 * 4 + 16 + 5 * 4 + 8;
+    const BYTES: usize = 2 * 4 + 16 + 6 * 4 + 8;
 
     fn new(engine: &Engine, regime: Regime, tokens: usize) -> Self {
         let shape = engine.cache_shape();
@@ -69,7 +70,8 @@ impl Head {
             version: VERSION,
             layout: LAYOUT,
             fingerprint: engine.fingerprint(),
-            kind: shape.kind.id(),
+            keys: shape.keys.tensor_type().id(),
+            values: shape.values.tensor_type().id(),
             layers: shape.layers as u32,
             kv_heads: shape.kv_heads as u32,
             head: shape.head as u32,
@@ -80,7 +82,7 @@ impl Head {
 
     fn to_bytes(self) -> Vec<u8> {
         let mut out = Vec::with_capacity(Self::BYTES);
-        let fields = [self.kind, self.layers, self.kv_heads, self.head, self.long];
+        let fields = [self.keys, self.values, self.layers, self.kv_heads, self.head, self.long];
         out.extend([self.version, self.layout].iter().flat_map(|field| field.to_le_bytes()));
         out.extend(self.fingerprint.to_le_bytes());
         out.extend(fields.iter().flat_map(|field| field.to_le_bytes()));
@@ -95,12 +97,13 @@ impl Head {
             version: word(0)?,
             layout: word(4)?,
             fingerprint: u128::from_le_bytes(bytes.get(8..24)?.try_into().ok()?),
-            kind: word(24)?,
-            layers: word(28)?,
-            kv_heads: word(32)?,
-            head: word(36)?,
-            long: word(40)?,
-            tokens: u64::from_le_bytes(bytes.get(44..52)?.try_into().ok()?),
+            keys: word(24)?,
+            values: word(28)?,
+            layers: word(32)?,
+            kv_heads: word(36)?,
+            head: word(40)?,
+            long: word(44)?,
+            tokens: u64::from_le_bytes(bytes.get(48..56)?.try_into().ok()?),
         })
     }
 }
@@ -216,7 +219,7 @@ impl<'a> Saved<'a> {
         if head.fingerprint != expected.fingerprint {
             return Err(Useless::Model);
         }
-        if head.kind != expected.kind {
+        if (head.keys, head.values) != (expected.keys, expected.values) {
             return Err(Useless::KvType);
         }
         // Whatever else differs cannot differ in a file that this version wrote for this model.

@@ -1,6 +1,6 @@
 //! Activations as int8, the other operand of the quantized products.
 
-use crate::simd::{Isa, IsaExt, Kernel, MAX_LANES, dispatch};
+use crate::simd::{Isa, IsaExt, Kernel, dispatch};
 
 /// Rows of activations (one a token), quantized to int8 with a scale per span.
 ///
@@ -92,8 +92,14 @@ impl Kernel for QuantizeRow<'_> {
             tail[..rest.len()].copy_from_slice(rest);
             self.scales[s] = quantize_span(isa, &tail[..self.span], &mut self.quants[at..at + self.span]);
         }
-        for (sum, quants) in self.sums.iter_mut().zip(self.quants.chunks_exact(16)) {
-            *sum = quants.iter().map(|&q| i16::from(q)).sum();
+        // Sixteen times one is exact however it is added up.
+        let ones = isa.b_splat(1);
+        let vectors = self.quants.as_chunks::<32>().0;
+        for i in 0..vectors.len() {
+            let mut quads = [0i32; 8];
+            isa.n_store(isa.n_dot4(isa.n_zero(), ones, isa.b_load_i8(&vectors[i])), &mut quads);
+            self.sums[2 * i] = (quads[0] + quads[1] + quads[2] + quads[3]) as i16;
+            self.sums[2 * i + 1] = (quads[4] + quads[5] + quads[6] + quads[7]) as i16;
         }
     }
 }
@@ -111,12 +117,11 @@ fn quantize_span<I: Isa>(isa: I, source: &[f32], quants: &mut [i8]) -> f32 {
         return 0.0;
     }
     let inverse = isa.f_splat(127.0 / largest);
-    for (x, q) in source.chunks_exact(I::LANES).zip(quants.chunks_exact_mut(I::LANES)) {
-        let mut words = [0i32; MAX_LANES];
-        isa.w_store(isa.f_to_w(isa.f_mul(isa.f_load(x), inverse)), &mut words);
-        for (q, &word) in q.iter_mut().zip(&words) {
-            *q = word as i8;
-        }
+    let mut i = 0;
+    while i < source.len() {
+        let words = isa.f_to_w(isa.f_mul(isa.f_load(&source[i..]), inverse));
+        isa.w_store_i8(words, &mut quants[i..]);
+        i += I::LANES;
     }
     largest / 127.0
 }

@@ -1,81 +1,45 @@
 //! Attention over a paged KV cache: blocked, with the online softmax of FlashAttention
 //! (Dao et al. 2022); no score matrix is materialised.
 //!
-//! Keys are stored sixteen positions side by side ([`KEYS`]), so that scores of a vector of keys need no
-//! horizontal sums. Blocks of [`BLOCK`] keys start at fixed positions, and each query walks them in order
-//! with one order of operations, whatever other queries share its tile.
+//! Blocks of [`BLOCK`] keys start at fixed positions; a block is loaded as f32 once for all queries of a tile, and
+//! each query walks the blocks in order with one order of operations, whatever other queries share its tile.
 
-use crate::simd::{Isa, IsaExt, Kernel, Level, MAX_LANES, dispatch_at};
+use super::kv::{KEYS, KvData, PAGE, padded_head};
+use crate::simd::{Isa, IsaExt, Kernel, Level, MAX_LANES, TileKernel, dispatch_at};
 
-/// Positions whose keys are interleaved.
-pub const KEYS: usize = 16;
 /// Keys that one softmax step takes.
 pub const BLOCK: usize = 64;
-/// Positions of a page.
-pub const PAGE: usize = 256;
-
-/// An element type of the KV cache.
-pub trait KvElement: Copy + Default + Send + Sync + 'static {
-    fn load<I: Isa>(isa: I, from: &[Self]) -> I::F;
-    fn from_f32(x: f32) -> Self;
-}
-
-impl KvElement for f32 {
-    #[inline(always)]
-    fn load<I: Isa>(isa: I, from: &[f32]) -> I::F {
-        isa.f_load(from)
-    }
-    #[inline(always)]
-    fn from_f32(x: f32) -> f32 {
-        x
-    }
-}
-
-/// Half precision, as its bits.
-impl KvElement for u16 {
-    #[inline(always)]
-    fn load<I: Isa>(isa: I, from: &[u16]) -> I::F {
-        isa.f_load_f16(from)
-    }
-    #[inline(always)]
-    fn from_f32(x: f32) -> u16 {
-        half::f16::from_f32(x).to_bits()
-    }
-}
-
-/// Head size rounded up to whole vectors on every ISA.
-pub const fn padded_head(head: usize) -> usize {
-    head.next_multiple_of(MAX_LANES)
-}
 
 /// Keys and values of [`PAGE`] positions of one KV head.
-#[derive(Clone, Copy)]
-pub struct PageView<'a, E> {
+#[derive(Clone, Debug)]
+pub struct HeadPage {
     /// `[PAGE / KEYS, padded_head, KEYS]`.
-    pub keys: &'a [E],
+    pub keys: KvData,
     /// `[PAGE, padded_head]`.
-    pub values: &'a [E],
+    pub values: KvData,
 }
 
-/// Writes the key of one position (`[head]`) into a page's keys.
-pub fn store_key<E: KvElement>(keys: &mut [E], at: usize, padded: usize, key: &[f32]) {
-    let group = &mut keys[at / KEYS * padded * KEYS..][..padded * KEYS];
-    for (slot, &x) in group[at % KEYS..].iter_mut().step_by(KEYS).zip(key) {
-        *slot = E::from_f32(x);
-    }
-}
-
-/// Writes the value of one position (`[head]`) into a page's values.
-pub fn store_value<E: KvElement>(values: &mut [E], at: usize, padded: usize, value: &[f32]) {
-    for (slot, &x) in values[at * padded..][..padded].iter_mut().zip(value) {
-        *slot = E::from_f32(x);
+impl HeadPage {
+    /// Writes key and value of position `at` of the page, `[padded_head]` each.
+    pub fn store(&mut self, level: Level, at: usize, key: &[f32], value: &[f32]) {
+        struct Store<'a>(&'a mut HeadPage, usize, &'a [f32], &'a [f32]);
+        impl Kernel for Store<'_> {
+            type Output = ();
+            #[inline(always)]
+            fn run<I: Isa>(self, isa: I) {
+                let Self(page, at, key, value) = self;
+                page.keys.store_key(isa, at, key);
+                page.values.store_value(isa, at, value);
+            }
+        }
+        dispatch_at(level, Store(self, at, key, value));
     }
 }
 
 /// Attention of a few queries of one KV head.
-pub struct Attention<'a, E> {
+pub struct Attention<'a> {
     /// The KV head's pages, in order of position.
-    pub pages: &'a [PageView<'a, E>],
+    pub pages: &'a [&'a HeadPage],
     /// `[rows, padded_head]`, rotated and scaled by 1/√head; zeros beyond the head.
     pub queries: &'a [f32],
     /// Each query's position: it sees keys up to and including its own.
@@ -91,15 +55,18 @@ pub struct Attention<'a, E> {
 /// Reused between calls of one thread.
 #[derive(Default)]
 pub struct Scratch {
+    /// `[BLOCK / KEYS, padded_head, KEYS]` keys, then `[BLOCK, padded_head]` values.
+    loaded: Vec<f32>,
     /// `[rows, BLOCK]`.
     scores: Vec<f32>,
     largest: Vec<f32>,
     sum: Vec<f32>,
 }
 
-impl<E: KvElement> Attention<'_, E> {
+impl Attention<'_> {
     /// Computes `out`.
     pub fn compute(self, level: Level) {
+        assert_eq!(self.padded_head, padded_head(self.padded_head));
         dispatch_at(level, self);
     }
 
@@ -112,14 +79,22 @@ impl<E: KvElement> Attention<'_, E> {
     }
 }
 
-impl<E: KvElement> Kernel for Attention<'_, E> {
+impl Kernel for Attention<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa>(mut self, isa: I) {
-        let rows = self.positions.len();
-        assert!(self.queries.len() == rows * self.padded_head && self.out.len() == rows * self.padded_head);
+    fn run<I: Isa>(self, isa: I) {
+        isa.tile(self);
+    }
+}
+
+impl TileKernel for Attention<'_> {
+    #[inline(always)]
+    fn run<I: Isa, const V: usize, const Q: usize>(mut self, isa: I) {
+        let (rows, padded) = (self.positions.len(), self.padded_head);
+        assert!(self.queries.len() == rows * padded && self.out.len() == rows * padded);
         let mut scratch = std::mem::take(self.scratch);
+        scratch.loaded.resize(BLOCK * padded, 0.0);
         scratch.scores.resize(rows * BLOCK, 0.0);
         scratch.largest.clear();
         scratch.largest.resize(rows, f32::NEG_INFINITY);
@@ -131,87 +106,129 @@ impl<E: KvElement> Kernel for Attention<'_, E> {
         let first = self.positions.iter().copied().min().unwrap_or(0);
         let start = (first + 1).saturating_sub(self.window) / BLOCK * BLOCK;
         for start in (start..=last).step_by(BLOCK) {
-            let page = &self.pages[start / PAGE];
-            self.scores(isa, page, start % PAGE, &mut scratch.scores);
+            let (page, at) = (self.pages[start / PAGE], start % PAGE);
+            let loaded = &mut scratch.loaded[..];
+            page.keys.load_keys(isa, at / KEYS, BLOCK / KEYS, padded, loaded);
+            for row in (0..rows / Q * Q).step_by(Q) {
+                scores::<I, V, Q>(isa, self.queries, loaded, padded, row, &mut scratch.scores);
+            }
+            for row in rows / Q * Q..rows {
+                // One query alone would wait on its own sums: more keys go side by side.
+                scores::<I, 4, 1>(isa, self.queries, loaded, padded, row, &mut scratch.scores);
+            }
             self.softmax_step(isa, start, &mut scratch);
             let keys = (last + 1 - start).min(BLOCK);
-            let values = &page.values[start % PAGE * self.padded_head..][..keys * self.padded_head];
-            accumulate(isa, &scratch.scores, values, self.padded_head, self.out);
+            let loaded = &mut scratch.loaded[..];
+            page.values.load_values(isa, at, keys, padded, loaded);
+            let values = &loaded[..keys * padded];
+            for row in (0..rows / Q * Q).step_by(Q) {
+                weighted_sums::<I, V, Q>(isa, &scratch.scores, values, padded, row, self.out);
+            }
+            for row in rows / Q * Q..rows {
+                weighted_sums::<I, V, 1>(isa, &scratch.scores, values, padded, row, self.out);
+            }
         }
-        for (out, sum) in self.out.chunks_exact_mut(self.padded_head).zip(&scratch.sum) {
-            let inverse = isa.f_splat(1.0 / sum);
-            for chunk in out.chunks_exact_mut(I::LANES) {
-                isa.f_store(isa.f_mul(isa.f_load(chunk), inverse), chunk);
+        for row in 0..rows {
+            let inverse = isa.f_splat(1.0 / scratch.sum[row]);
+            let out = &mut self.out[row * padded..(row + 1) * padded];
+            let mut d = 0;
+            while d < padded {
+                isa.f_store(isa.f_mul(isa.f_load(&out[d..]), inverse), &mut out[d..]);
+                d += I::LANES;
             }
         }
         *self.scratch = scratch;
     }
 }
 
-impl<E: KvElement> Attention<'_, E> {
-    /// All queries with the `BLOCK` keys from `at` on in the page.
-    #[inline(always)]
-    fn scores<I: Isa>(&self, isa: I, page: &PageView<E>, at: usize, scores: &mut [f32]) {
-        let rows = self.positions.len();
-        let group = self.padded_head * KEYS;
-        let keys = &page.keys[at / KEYS * group..][..BLOCK / KEYS * group];
-        let mut row = 0;
-        while row < rows {
-            match rows - row {
-                8.. => {
-                    self.score_tile::<I, 8>(isa, keys, row, scores);
-                    row += 8;
-                }
-                4.. => {
-                    self.score_tile::<I, 4>(isa, keys, row, scores);
-                    row += 4;
-                }
-                _ => {
-                    self.score_tile::<I, 1>(isa, keys, row, scores);
-                    row += 1;
+/// Scores of the `Q` queries from `row` on with all keys of a block, `V` vectors of keys at a time.
+#[inline(always)]
+fn scores<I: Isa, const V: usize, const Q: usize>(
+    isa: I,
+    queries: &[f32],
+    keys: &[f32],
+    padded: usize,
+    row: usize,
+    scores: &mut [f32],
+) {
+    const { assert!(BLOCK % (V * MAX_LANES) == 0) };
+    let queries = &queries[row * padded..(row + Q) * padded];
+    let scores = &mut scores[row * BLOCK..(row + Q) * BLOCK];
+    let mut key = 0;
+    while key < BLOCK {
+        // Vector `v` covers keys `key + v · LANES ..`: a half or the whole of a group.
+        let mut from = [&keys[..0]; V];
+        for v in 0..V {
+            let k = key + v * I::LANES;
+            from[v] = &keys[k / KEYS * padded * KEYS + k % KEYS..][..(padded - 1) * KEYS + I::LANES];
+        }
+        let mut sum = [[isa.f_splat(0.0); V]; Q];
+        for d in 0..padded {
+            let mut k = [isa.f_splat(0.0); V];
+            for v in 0..V {
+                k[v] = isa.f_load(&from[v][d * KEYS..]);
+            }
+            for q in 0..Q {
+                let x = isa.f_splat(queries[q * padded + d]);
+                for v in 0..V {
+                    sum[q][v] = isa.f_fma(x, k[v], sum[q][v]);
                 }
             }
         }
+        for q in 0..Q {
+            for v in 0..V {
+                isa.f_store(sum[q][v], &mut scores[q * BLOCK + key + v * I::LANES..]);
+            }
+        }
+        key += V * I::LANES;
     }
+}
 
-    /// `R` queries with all keys of a block.
-    #[inline(always)]
-    fn score_tile<I: Isa, const R: usize>(&self, isa: I, keys: &[E], row: usize, scores: &mut [f32]) {
-        let padded = self.padded_head;
-        let q: [&[f32]; R] = std::array::from_fn(|r| &self.queries[(row + r) * padded..][..padded]);
-        if R == 1 {
-            // One query alone would wait on its own sums: take all four groups of keys side by side.
-            for v in 0..KEYS / I::LANES {
-                let mut sum = [isa.f_splat(0.0); BLOCK / KEYS];
-                for d in 0..padded {
-                    let x = isa.f_splat(q[0][d]);
-                    for (g, sum) in sum.iter_mut().enumerate() {
-                        let k = E::load(isa, &keys[(g * padded + d) * KEYS + v * I::LANES..]);
-                        *sum = isa.f_fma(x, k, *sum);
-                    }
-                }
-                for (g, &sum) in sum.iter().enumerate() {
-                    isa.f_store(sum, &mut scores[row * BLOCK + g * KEYS + v * I::LANES..]);
-                }
-            }
-            return;
-        }
-        for (g, keys) in keys.chunks_exact(padded * KEYS).enumerate() {
-            for v in 0..KEYS / I::LANES {
-                let mut sum = [isa.f_splat(0.0); R];
-                for d in 0..padded {
-                    let k = E::load(isa, &keys[d * KEYS + v * I::LANES..]);
-                    for r in 0..R {
-                        sum[r] = isa.f_fma(isa.f_splat(q[r][d]), k, sum[r]);
-                    }
-                }
-                for r in 0..R {
-                    isa.f_store(sum[r], &mut scores[(row + r) * BLOCK + g * KEYS + v * I::LANES..]);
-                }
+/// `out[q] += Σ_k weights[q][k] · values[k]` for the `Q` queries from `row` on, keys in order.
+#[inline(always)]
+fn weighted_sums<I: Isa, const V: usize, const Q: usize>(
+    isa: I,
+    weights: &[f32],
+    values: &[f32],
+    padded: usize,
+    row: usize,
+    out: &mut [f32],
+) {
+    const { assert!(padded_head(1) % (V * MAX_LANES) == 0) };
+    let weights = &weights[row * BLOCK..(row + Q) * BLOCK];
+    let out = &mut out[row * padded..(row + Q) * padded];
+    let keys = values.len() / padded;
+    let mut d = 0;
+    while d < padded {
+        let mut sum = [[isa.f_splat(0.0); V]; Q];
+        for q in 0..Q {
+            for v in 0..V {
+                sum[q][v] = isa.f_load(&out[q * padded + d + v * I::LANES..]);
             }
         }
+        for k in 0..keys {
+            let value = &values[k * padded + d..][..V * I::LANES];
+            let mut lanes = [isa.f_splat(0.0); V];
+            for v in 0..V {
+                lanes[v] = isa.f_load(&value[v * I::LANES..]);
+            }
+            for q in 0..Q {
+                let w = isa.f_splat(weights[q * BLOCK + k]);
+                for v in 0..V {
+                    sum[q][v] = isa.f_fma(w, lanes[v], sum[q][v]);
+                }
+            }
+        }
+        for q in 0..Q {
+            for v in 0..V {
+                isa.f_store(sum[q][v], &mut out[q * padded + d + v * I::LANES..]);
+            }
+        }
+        d += V * I::LANES;
     }
+}
 
+impl Attention<'_> {
     /// Turns scores into weights relative to the running maximum, and rescales what was summed so far.
     #[inline(always)]
     fn softmax_step<I: Isa>(&mut self, isa: I, start: usize, scratch: &mut Scratch) {
@@ -253,73 +270,6 @@ impl<E: KvElement> Attention<'_, E> {
                 scratch.largest[row] = largest;
             }
             scratch.sum[row] += sum;
-        }
-    }
-}
-
-/// `out[row] += Σ_k weights[row][k] · values[k]`, keys in order.
-#[inline(always)]
-fn accumulate<E: KvElement, I: Isa>(isa: I, weights: &[f32], values: &[E], padded: usize, out: &mut [f32]) {
-    let rows = weights.len() / BLOCK;
-    let mut row = 0;
-    while row < rows {
-        let count = if rows - row >= 4 { 4 } else { 1 };
-        let weights = &weights[row * BLOCK..][..count * BLOCK];
-        let out = &mut out[row * padded..][..count * padded];
-        let mut d = 0;
-        while d < padded {
-            let vectors = (padded - d) / I::LANES;
-            match (count, vectors) {
-                (4, 4..) => weighted_sum::<E, I, 4, 4>(isa, weights, values, padded, d, out),
-                (4, 2..) => weighted_sum::<E, I, 4, 2>(isa, weights, values, padded, d, out),
-                (4, _) => weighted_sum::<E, I, 4, 1>(isa, weights, values, padded, d, out),
-                (_, 4..) => weighted_sum::<E, I, 1, 4>(isa, weights, values, padded, d, out),
-                (_, 2..) => weighted_sum::<E, I, 1, 2>(isa, weights, values, padded, d, out),
-                (_, _) => weighted_sum::<E, I, 1, 1>(isa, weights, values, padded, d, out),
-            }
-            d += I::LANES
-                * match vectors {
-                    4.. => 4,
-                    2.. => 2,
-                    _ => 1,
-                };
-        }
-        row += count;
-    }
-}
-
-/// `R` rows, `V` vectors of the head from element `d` on.
-#[inline(always)]
-fn weighted_sum<E: KvElement, I: Isa, const R: usize, const V: usize>(
-    isa: I,
-    weights: &[f32],
-    values: &[E],
-    padded: usize,
-    d: usize,
-    out: &mut [f32],
-) {
-    let weights: [&[f32]; R] = std::array::from_fn(|r| &weights[r * BLOCK..][..BLOCK]);
-    let mut sum = [[isa.f_splat(0.0); V]; R];
-    for r in 0..R {
-        for v in 0..V {
-            sum[r][v] = isa.f_load(&out[r * padded + d + v * I::LANES..]);
-        }
-    }
-    for (k, value) in values.chunks_exact(padded).enumerate() {
-        let mut lanes = [isa.f_splat(0.0); V];
-        for (v, lanes) in lanes.iter_mut().enumerate() {
-            *lanes = E::load(isa, &value[d + v * I::LANES..]);
-        }
-        for r in 0..R {
-            let w = isa.f_splat(weights[r][k]);
-            for v in 0..V {
-                sum[r][v] = isa.f_fma(w, lanes[v], sum[r][v]);
-            }
-        }
-    }
-    for r in 0..R {
-        for v in 0..V {
-            isa.f_store(sum[r][v], &mut out[r * padded + d + v * I::LANES..]);
         }
     }
 }

@@ -4,16 +4,15 @@
 //! every row side by side as the dot-product instruction wants them, and then swept by all tokens in
 //! register tiles. No repacked copy of the weights outlives its panel.
 
+use std::ops::Range;
+
 use super::activations::Activations;
-use super::{SharedMut, partial_sums};
+use super::{Pool, SharedMut, partial_sums, prefetch_ahead};
 use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, Kernel, Level, MAX_LANES, dispatch_at};
+use crate::simd::{Isa, Kernel, Level, MAX_LANES, TileKernel, dispatch_at};
 
 /// The most rows a panel has on any ISA.
 pub const MAX_PANEL_ROWS: usize = 2 * MAX_LANES;
-
-/// The most tokens a tile has on any ISA.
-const MAX_TILE_TOKENS: usize = 12;
 
 /// Activations laid out for tiles of tokens: for each tile all columns, for each four columns the tile's tokens.
 #[derive(Clone, Debug, Default)]
@@ -27,14 +26,50 @@ pub struct PackedTokens {
     quads: Vec<i32>,
     /// `[tiles, padded / span, tile]`.
     scales: Vec<f32>,
-    /// `[tiles, padded / 32, tile]`: the sums of two 16-column groups as two i16.
+    /// `[tiles, padded / group, tile]`: what a group's dot products start from, so that the format's offset
+    /// is taken off. Empty where it has none.
+    starts: Vec<i32>,
+    /// `[tiles, padded / 2 / min group, tile]`: the sums of two groups as two i16. Empty without mins.
     sums: Vec<i32>,
 }
 
 impl PackedTokens {
-    /// Packs `tokens` for the tile of `level`.
-    pub fn pack(&mut self, level: Level, tokens: &Activations) {
-        dispatch_at(level, Pack { from: tokens, to: self });
+    /// Packs `tokens` for `_format` and the tile of `level`, on the threads of `pool`.
+    pub fn pack<F: Unpack>(&mut self, _format: F, level: Level, tokens: &Activations, pool: &Pool) {
+        assert_eq!(tokens.span, F::SPAN);
+        let padded = tokens.padded();
+        let tile = tile(level).1;
+        (self.rows, self.padded, self.span, self.tile) = (tokens.rows, padded, tokens.span, tile);
+        let tiles = self.tiles();
+        let (quads, scales) = (padded / 4 * tile, padded / F::SPAN * tile);
+        let starts = if F::OFFSET == 0 { 0 } else { padded / F::GROUP * tile };
+        let sums = if F::MINS { padded / 2 / min_columns::<F>() * tile } else { 0 };
+        self.quads.resize(tiles * quads, 0);
+        self.scales.resize(tiles * scales, 0.0);
+        self.starts.resize(tiles * starts, 0);
+        self.sums.resize(tiles * sums, 0);
+        let all = (
+            SharedMut::new(&mut self.quads),
+            SharedMut::new(&mut self.scales),
+            SharedMut::new(&mut self.starts),
+            SharedMut::new(&mut self.sums),
+        );
+        pool.run(tiles, |i| {
+            // Sound: each task writes its own tile.
+            unsafe {
+                let pack = PackTile::<F> {
+                    from: tokens,
+                    first: i * tile,
+                    tile,
+                    quads: all.0.slice(i * quads, quads),
+                    scales: all.1.slice(i * scales, scales),
+                    starts: all.2.slice(i * starts, starts),
+                    sums: all.3.slice(i * sums, sums),
+                    _format,
+                };
+                dispatch_at(level, pack);
+            }
+        });
     }
 
     fn tiles(&self) -> usize {
@@ -42,62 +77,100 @@ impl PackedTokens {
     }
 }
 
-struct Pack<'a> {
-    from: &'a Activations,
-    to: &'a mut PackedTokens,
+/// Columns that share a min: the pair of them that one 16-bit dot product takes is twice that.
+#[inline(always)]
+const fn min_columns<F: Unpack>() -> usize {
+    if F::SPAN < 64 { 16 } else { F::GROUP }
 }
 
-impl Kernel for Pack<'_> {
+/// One tile of [`PackedTokens`], from row `first` of `from` on.
+struct PackTile<'a, F> {
+    from: &'a Activations,
+    first: usize,
+    tile: usize,
+    quads: &'a mut [i32],
+    scales: &'a mut [f32],
+    starts: &'a mut [i32],
+    sums: &'a mut [i32],
+    _format: F,
+}
+
+impl<F: Unpack> Kernel for PackTile<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, _isa: I) {
-        let (from, to) = (self.from, self.to);
-        let tile = I::TILE.1;
+        let (from, tile) = (self.from, self.tile);
         let padded = from.padded();
-        (to.rows, to.padded, to.span, to.tile) = (from.rows, padded, from.span, tile);
-        let tiles = to.tiles();
-        let spans = padded / from.span;
-        to.quads.clear();
-        to.quads.resize(tiles * padded / 4 * tile, 0);
-        to.scales.clear();
-        to.scales.resize(tiles * spans * tile, 0.0);
-        to.sums.clear();
-        to.sums.resize(tiles * padded / 32 * tile, 0);
-        for row in 0..from.rows {
-            let (i, t) = (row / tile, row % tile);
-            let quads = &mut to.quads[i * padded / 4 * tile..][..padded / 4 * tile];
-            let (four, _) = from.quants[row * padded..][..padded].as_chunks::<4>();
-            for (to, from) in quads.chunks_exact_mut(tile).zip(four) {
-                to[t] = i32::from_le_bytes([from[0] as u8, from[1] as u8, from[2] as u8, from[3] as u8]);
+        let (spans, sixteens) = (padded / F::SPAN, padded / 16);
+        for t in 0..tile {
+            let row = self.first + t;
+            if row >= from.rows {
+                // Tokens that are missing to a whole tile are zeros.
+                for q in 0..padded / 4 {
+                    self.quads[q * tile + t] = 0;
+                }
+                continue;
             }
-            let scales = &mut to.scales[i * spans * tile..][..spans * tile];
-            for (to, from) in scales.chunks_exact_mut(tile).zip(&from.scales[row * spans..][..spans]) {
-                to[t] = *from;
+            let quants = from.quants[row * padded..][..padded].as_chunks::<4>().0;
+            for q in 0..quants.len() {
+                let [a, b, c, d] = quants[q];
+                self.quads[q * tile + t] = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
             }
-            let sums = &mut to.sums[i * padded / 32 * tile..][..padded / 32 * tile];
-            let (two, _) = from.sums[row * padded / 16..][..padded / 16].as_chunks::<2>();
-            for (to, &[low, high]) in sums.chunks_exact_mut(tile).zip(two) {
-                to[t] = pair(low, high);
+            let scales = &from.scales[row * spans..][..spans];
+            for s in 0..spans {
+                self.scales[s * tile + t] = scales[s];
+            }
+            let sums = &from.sums[row * sixteens..][..sixteens];
+            if F::OFFSET != 0 {
+                let each = F::GROUP / 16;
+                for g in 0..padded / F::GROUP {
+                    self.starts[g * tile + t] = -F::OFFSET * sum(&sums[g * each..(g + 1) * each]);
+                }
+            }
+            if F::MINS {
+                let each = min_columns::<F>() / 16;
+                for g in 0..padded / 2 / min_columns::<F>() {
+                    let both = &sums[2 * g * each..2 * (g + 1) * each];
+                    self.sums[g * tile + t] = pair(sum(&both[..each]), sum(&both[each..]));
+                }
             }
         }
     }
 }
 
+/// The sum of one or two sums.
+#[inline(always)]
+fn sum(sums: &[i16]) -> i32 {
+    let mut all = 0;
+    for &s in sums {
+        all += i32::from(s);
+    }
+    all
+}
+
 /// Two i16 in a word, `low` in the low half.
 #[inline(always)]
-fn pair(low: i16, high: i16) -> i32 {
-    i32::from(low) & 0xffff | i32::from(high) << 16
+fn pair(low: i32, high: i32) -> i32 {
+    low & 0xffff | high << 16
 }
 
 /// A panel's scratch: one per thread, reused.
 #[derive(Default)]
 pub struct Panel {
+    lanes: Lanes,
+    /// `[partial sums, tile tokens, row vectors]`.
+    totals: Vec<[f32; MAX_LANES]>,
+}
+
+/// Unpacked rows.
+#[derive(Default)]
+struct Lanes {
     /// `[columns / 4, panel rows]`: four lanes a word.
     lanes: Vec<i32>,
     /// `[columns / group, panel rows]`.
     scales: Vec<i32>,
-    /// `[columns / 32, panel rows]`: two i16 a word.
+    /// `[columns / 2 / min columns, panel rows]`: two i16 a word.
     mins: Vec<i32>,
     /// `[columns / block, panel rows]`.
     d: Vec<f32>,
@@ -133,6 +206,19 @@ pub fn panel_rows(level: Level) -> usize {
     dispatch_at(level, Rows)
 }
 
+/// [`Isa::TILE`] of `level`.
+fn tile(level: Level) -> (usize, usize) {
+    struct Tile;
+    impl Kernel for Tile {
+        type Output = (usize, usize);
+        #[inline(always)]
+        fn run<I: Isa>(self, _isa: I) -> (usize, usize) {
+            I::TILE
+        }
+    }
+    dispatch_at(level, Tile)
+}
+
 impl<F: Unpack> PanelProducts<'_, F> {
     /// Computes the panel's products. The tokens were packed for the same `level`.
     pub fn compute(self, level: Level) {
@@ -147,107 +233,171 @@ impl<F: Unpack> Kernel for PanelProducts<'_, F> {
     fn run<I: Isa>(self, isa: I) {
         assert_eq!(self.tokens.span, F::SPAN);
         assert_eq!(self.tokens.tile, I::TILE.1);
-        unpack_panel::<F, I>(isa, self.rows, self.row_bytes, self.columns, self.panel);
+        unpack_panel::<F, I>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
+        isa.tile(self);
+    }
+}
+
+impl<F: Unpack> TileKernel for PanelProducts<'_, F> {
+    #[inline(always)]
+    fn run<I: Isa, const R: usize, const T: usize>(mut self, isa: I) {
         let rows = self.rows.len() / self.row_bytes;
         for tile in 0..self.tokens.tiles() {
-            match I::TILE {
-                (1, 4) => self.tile::<I, 1, 4>(isa, tile, rows),
-                (1, 12) => self.tile::<I, 1, 12>(isa, tile, rows),
-                other => unreachable!("no tile of {other:?}"),
-            }
+            self.tile::<I, R, T>(isa, tile, rows);
         }
     }
 }
 
 /// Fills `panel` from `rows`. Rows that are missing to a whole panel repeat the last one.
 #[inline(always)]
-fn unpack_panel<F: Unpack, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, columns: usize, panel: &mut Panel) {
+fn unpack_panel<F: Unpack, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, columns: usize, panel: &mut Lanes) {
     let wide = I::LANES * I::TILE.0;
     let count = rows.len() / row_bytes;
     assert!(count > 0 && count <= wide);
-    panel.lanes.resize(columns / 4 * wide, 0);
+    // Squares are written whole, beyond the end of a short last block.
+    panel.lanes.resize((columns / 4 + MAX_LANES) * wide, 0);
     panel.d.resize(columns / F::BLOCK * wide, 0.0);
-    panel.dmin.resize(columns / F::BLOCK * wide, 0.0);
     if F::SCALED {
         panel.scales.resize(columns / F::GROUP * wide, 0);
     }
     if F::MINS {
-        panel.mins.resize(columns / 32 * wide, 0);
+        panel.dmin.resize(columns / F::BLOCK * wide, 0.0);
+        panel.mins.resize(columns / 2 / min_columns::<F>() * wide, 0);
     }
-    let quads = F::BLOCK / 4;
-    let mut square = [0i32; 64 * MAX_LANES];
-    for b in 0..columns / F::BLOCK {
-        for v in 0..I::TILE.0 {
-            for lane in 0..I::LANES {
-                let r = v * I::LANES + lane;
-                let at = r.min(count - 1) * row_bytes + b * F::BYTES;
-                let block = &rows[at..at + F::BYTES];
-                let lanes = F::lanes(isa, block);
-                for (j, &bytes) in lanes.as_ref().iter().enumerate() {
-                    store_words(isa, bytes, &mut square[lane * quads + 8 * j..][..8]);
-                }
-                let scale = F::scale(block);
-                panel.d[b * wide + r] = isa.half(scale.d) * F::FACTOR;
-                panel.dmin[b * wide + r] = isa.half(scale.dmin);
-                if F::SCALED || F::MINS {
-                    let (scales, mins) = F::groups(isa, block);
-                    store_groups::<F>(panel, b, wide, r, &i16s(isa, scales), &i16s(isa, mins));
-                }
-            }
-            // Squares of LANES words: columns become rows of the panel.
-            let mut turned = [0i32; MAX_LANES * MAX_LANES];
-            let mut q = 0;
-            while q < quads {
-                isa.w_transpose(&square[q..], quads, &mut turned);
-                for i in 0..I::LANES.min(quads - q) {
-                    let to = (b * quads + q + i) * wide + v * I::LANES;
-                    panel.lanes[to..to + I::LANES].copy_from_slice(&turned[i * I::LANES..][..I::LANES]);
-                }
-                q += I::LANES;
-            }
+    let mut square = Square::default();
+    for unit in 0..columns.div_ceil(UNIT) {
+        for first in 0..I::TILE.0 {
+            let blocks = unit * UNIT / F::BLOCK..((unit + 1) * UNIT).min(columns) / F::BLOCK;
+            unpack_blocks::<F, I>(isa, rows, row_bytes, blocks, first * I::LANES, &mut square, panel);
         }
     }
 }
 
-#[inline(always)]
-fn store_words<I: Isa>(isa: I, v: I::B, to: &mut [i32]) {
-    let mut bytes = [0u8; 32];
-    isa.b_store(v, &mut bytes);
-    for (to, from) in to.iter_mut().zip(bytes.as_chunks::<4>().0) {
-        *to = i32::from_le_bytes(*from);
+/// Columns that are unpacked at a time: a block of 256, or eight of 32.
+const UNIT: usize = 256;
+
+/// Unpacked blocks row by row, to be turned into columns.
+struct Square {
+    /// `[LANES, UNIT]`.
+    lanes: [[[u8; 32]; 8]; MAX_LANES],
+    /// `[LANES, 8 + 8]` pairs of i16 scales and mins.
+    groups: [[[u8; 32]; 2]; MAX_LANES],
+    /// `[blocks, LANES]`.
+    d: [[u16; MAX_LANES]; 8],
+    dmin: [[u16; MAX_LANES]; 8],
+}
+
+impl Default for Square {
+    fn default() -> Self {
+        Self {
+            lanes: [[[0; 32]; 8]; MAX_LANES],
+            groups: [[[0; 32]; 2]; MAX_LANES],
+            d: [[0; MAX_LANES]; 8],
+            dmin: [[0; MAX_LANES]; 8],
+        }
     }
 }
 
-/// The i16 lanes of `v`.
+/// `blocks`, which are one unit, of the `LANES` rows from row `first` of the panel on.
 #[inline(always)]
-fn i16s<I: Isa>(isa: I, v: I::B) -> [i16; 16] {
-    let mut bytes = [0u8; 32];
-    isa.b_store(v, &mut bytes);
-    let mut lanes = [0i16; 16];
-    for (lane, from) in lanes.iter_mut().zip(bytes.as_chunks::<2>().0) {
-        *lane = i16::from_le_bytes(*from);
-    }
-    lanes
-}
-
-#[inline(always)]
-fn store_groups<F: Unpack>(
-    panel: &mut Panel,
-    b: usize,
-    wide: usize,
-    r: usize,
-    scales: &[i16; 16],
-    mins: &[i16; 16],
+fn unpack_blocks<F: Unpack, I: Isa>(
+    isa: I,
+    rows: &[u8],
+    row_bytes: usize,
+    blocks: Range<usize>,
+    first: usize,
+    square: &mut Square,
+    panel: &mut Lanes,
 ) {
-    let groups = F::BLOCK / F::GROUP;
-    if F::SCALED {
-        for g in 0..groups {
-            panel.scales[(b * groups + g) * wide + r] = i32::from(scales[g * F::GROUP / 16]);
+    let wide = I::LANES * I::TILE.0;
+    let last = rows.len() / row_bytes - 1;
+    let bytes = blocks.len() * F::BYTES;
+    for lane in 0..I::LANES {
+        let at = (first + lane).min(last) * row_bytes + blocks.start * F::BYTES;
+        let unit = &rows[at..at + bytes];
+        prefetch_ahead(isa, unit, 2 * bytes);
+        let mut j = 0;
+        for (i, block) in unit.chunks_exact(F::BYTES).enumerate() {
+            let vectors = F::lanes(isa, block);
+            for &vector in vectors.as_ref() {
+                isa.b_store(vector, &mut square.lanes[lane][j % 8]);
+                j += 1;
+            }
+            let scale = F::scale(block);
+            (square.d[i % 8][lane], square.dmin[i % 8][lane]) = (scale.d, scale.dmin);
+            if F::SCALED || F::MINS {
+                let (scales, mins) = F::groups(isa, block);
+                isa.b_store(scales, &mut square.groups[lane][0]);
+                isa.b_store(mins, &mut square.groups[lane][1]);
+            }
         }
     }
-    if F::MINS {
-        for g in 0..F::BLOCK / 32 {
-            panel.mins[(b * F::BLOCK / 32 + g) * wide + r] = pair(mins[2 * g], mins[2 * g + 1]);
+    for (i, b) in blocks.clone().enumerate() {
+        let at = b * wide + first;
+        let factor = isa.f_splat(F::FACTOR);
+        isa.f_store(isa.f_mul(isa.f_load_f16(&square.d[i]), factor), &mut panel.d[at..]);
+        if F::MINS {
+            isa.f_store(isa.f_load_f16(&square.dmin[i]), &mut panel.dmin[at..]);
+        }
+    }
+    let words = square.lanes.as_flattened().as_flattened();
+    let quads = blocks.start * F::BLOCK / 4..blocks.end * F::BLOCK / 4;
+    for (i, q) in quads.step_by(I::LANES).enumerate() {
+        let from = &words[4 * i * I::LANES..];
+        isa.w_transpose(from, UNIT / 4, &mut panel.lanes[q * wide + first..], wide);
+    }
+    if F::SCALED || F::MINS {
+        store_groups::<F, I>(isa, square.groups.as_flattened().as_flattened(), blocks, first, panel);
+    }
+}
+
+/// Spreads `[LANES, 8 + 8]` pairs of i16 scales and mins, given for every 16 columns, over the panel.
+#[inline(always)]
+fn store_groups<F: Unpack, I: Isa>(
+    isa: I,
+    groups: &[u8],
+    blocks: Range<usize>,
+    first: usize,
+    panel: &mut Lanes,
+) {
+    const { assert!(F::BLOCK == 256 || !F::SCALED) };
+    let b = blocks.start;
+    if F::BLOCK < 256 {
+        // Mins of formats without integer scales are all 1.
+        for b in blocks {
+            let at = b * I::LANES * I::TILE.0 + first;
+            isa.w_store(isa.w_splat(0x0001_0001), &mut panel.mins[at..]);
+        }
+        return;
+    }
+    let wide = I::LANES * I::TILE.0;
+    let mut turned = [0i32; 16 * MAX_LANES];
+    for half in 0..16 / I::LANES {
+        let from = &groups[4 * half * I::LANES..];
+        isa.w_transpose(from, 16, &mut turned[half * I::LANES * I::LANES..], I::LANES);
+    }
+    // A dot product of pairs with (1, 0) is the low half, with (0, 1) the high one.
+    let (low, high) = (isa.w_splat(1), isa.w_splat(1 << 16));
+    let zero = isa.w_splat(0);
+    for j in 0..F::BLOCK.div_ceil(32) {
+        let scales = isa.w_load(&turned[j * I::LANES..]);
+        let mins = isa.w_load(&turned[(8 + j) * I::LANES..]);
+        if F::SCALED && F::GROUP == 32 {
+            let at = (b * F::BLOCK / 32 + j) * wide + first;
+            isa.w_store(isa.w_dot2_i16(zero, scales, low), &mut panel.scales[at..]);
+        } else if F::SCALED {
+            let at = (b * F::BLOCK / 16 + 2 * j) * wide + first;
+            isa.w_store(isa.w_dot2_i16(zero, scales, low), &mut panel.scales[at..]);
+            isa.w_store(isa.w_dot2_i16(zero, scales, high), &mut panel.scales[at + wide..]);
+        }
+        if F::MINS && min_columns::<F>() == 16 {
+            isa.w_store(mins, &mut panel.mins[(b * F::BLOCK / 32 + j) * wide + first..]);
+        } else if F::MINS && j % 2 == 0 {
+            // Mins are not negative, so that the two halves can be added up.
+            let next = isa.w_load(&turned[(9 + j) * I::LANES..]);
+            let (even, odd) = (isa.w_dot2_i16(zero, mins, low), isa.w_dot2_i16(zero, next, low));
+            let both = isa.w_add(even, isa.w_mul(odd, high));
+            isa.w_store(both, &mut panel.mins[(b * F::BLOCK / 64 + j / 2) * wide + first..]);
         }
     }
 }
@@ -255,134 +405,117 @@ fn store_groups<F: Unpack>(
 impl<F: Unpack> PanelProducts<'_, F> {
     /// The products of the panel with one tile of `T` tokens.
     #[inline(always)]
-    fn tile<I: Isa, const R: usize, const T: usize>(&self, isa: I, tile: usize, rows: usize) {
-        const { assert!(T <= MAX_TILE_TOKENS) };
-        let wide = I::LANES * R;
-        let (panel, tokens) = (&*self.panel, self.tokens);
-        let quads = &tokens.quads[tile * tokens.padded / 4 * T..][..tokens.padded / 4 * T];
-        let sums = &tokens.sums[tile * tokens.padded / 32 * T..][..tokens.padded / 32 * T];
-        let spans = tokens.padded / F::SPAN;
-        let scales = &tokens.scales[tile * spans * T..][..spans * T];
-
-        let mut total = [[[[0.0f32; MAX_LANES]; R]; T]; 8];
+    fn tile<I: Isa, const R: usize, const T: usize>(&mut self, isa: I, tile: usize, rows: usize) {
+        let (panel, tokens) = (&self.panel.lanes, self.tokens);
+        let partials = partial_sums(F::SPAN);
+        self.panel.totals.resize(8 * T * R, [0.0; MAX_LANES]);
+        let totals = &mut self.panel.totals[..partials * T * R];
+        for total in totals.iter_mut() {
+            isa.f_store(isa.f_splat(0.0), total);
+        }
         for s in 0..self.columns / F::SPAN {
-            let (mut sum, mut min) = ([[isa.w_splat(0); R]; T], [[isa.w_splat(0); R]; T]);
-            self.span::<I, R, T>(isa, s, quads, sums, &mut sum, &mut min);
-            let b = s * F::SPAN / F::BLOCK;
-            for r in 0..R {
-                let d = isa.f_load(&panel.d[b * wide + r * I::LANES..]);
-                let dmin = isa.f_load(&panel.dmin[b * wide + r * I::LANES..]);
-                for t in 0..T {
-                    let mut value = isa.f_mul(d, isa.f_from_w(sum[t][r]));
-                    if F::MINS {
-                        value = isa.f_fnma(dmin, isa.f_from_w(min[t][r]), value);
-                    }
-                    let scale = isa.f_splat(scales[s * T + t]);
-                    let total = &mut total[s % partial_sums(F::SPAN)][t][r];
-                    isa.f_store(isa.f_fma(scale, value, isa.f_load(total)), total);
-                }
-            }
+            let sum = span::<F, I, R, T>(isa, panel, tokens, tile, s);
+            let total = &mut totals[s % partials * T * R..][..T * R];
+            add_span::<F, I, R, T>(isa, panel, tokens, tile, s, &sum, total);
         }
         for t in 0..T.min(tokens.rows - tile * T) {
             for r in 0..R.min(rows.div_ceil(I::LANES)) {
-                let l = |i: usize| isa.f_load(&total[i][t][r]);
-                let sum = if partial_sums(F::SPAN) == 2 {
+                let l = |i: usize| isa.f_load(&totals[(i * T + t) * R + r]);
+                let sum = if partials == 2 {
                     isa.f_add(l(0), l(1))
                 } else {
                     let even = isa.f_add(isa.f_add(l(0), l(4)), isa.f_add(l(2), l(6)));
                     isa.f_add(even, isa.f_add(isa.f_add(l(1), l(5)), isa.f_add(l(3), l(7))))
                 };
-                let mut lanes = [0.0f32; MAX_LANES];
-                isa.f_store(sum, &mut lanes);
                 let count = (rows - r * I::LANES).min(I::LANES);
                 let at = (tile * T + t) * self.out_stride + self.first + r * I::LANES;
                 // Sound: panels are given disjoint rows, and tiles within a panel disjoint tokens.
-                unsafe { self.out.slice(at, count) }.copy_from_slice(&lanes[..count]);
-            }
-        }
-    }
-
-    /// The integer sums of span `s`: scaled lanes, and mins.
-    #[inline(always)]
-    fn span<I: Isa, const R: usize, const T: usize>(
-        &self,
-        isa: I,
-        s: usize,
-        quads: &[i32],
-        sums: &[i32],
-        sum: &mut [[I::W; R]; T],
-        min: &mut [[I::W; R]; T],
-    ) {
-        let wide = I::LANES * R;
-        let panel = &*self.panel;
-        let per_group = F::GROUP / 4;
-        for g in s * F::SPAN / F::GROUP..(s + 1) * F::SPAN / F::GROUP {
-            let mut dot = [[isa.w_splat(0); R]; T];
-            if F::OFFSET != 0 {
-                let pairs = &sums[g * F::GROUP / 32 * T..][..T];
-                for t in 0..T {
-                    let offset = isa.w_splat(-F::OFFSET * group_sum::<F>(pairs[t], g));
-                    for r in 0..R {
-                        dot[t][r] = offset;
-                    }
-                }
-            }
-            let tokens = &quads[g * per_group * T..][..per_group * T];
-            let lanes = &panel.lanes[g * per_group * wide..][..per_group * wide];
-            for q in 0..per_group {
-                let mut rows = [isa.w_splat(0); R];
-                for r in 0..R {
-                    // Sound: `q < per_group` and `r < R`, so the index stays within the slices above.
-                    rows[r] = isa.w_load(unsafe {
-                        lanes.get_unchecked(q * wide + r * I::LANES..(q * wide + (r + 1) * I::LANES))
-                    });
-                }
-                for t in 0..T {
-                    // Sound: likewise, `t < T`.
-                    let a = isa.w_splat(unsafe { *tokens.get_unchecked(q * T + t) });
-                    for r in 0..R {
-                        dot[t][r] = if F::WIDE {
-                            isa.w_dot4::<true>(dot[t][r], rows[r], a)
-                        } else {
-                            isa.w_dot4::<false>(dot[t][r], rows[r], a)
-                        };
-                    }
-                }
-            }
-            for r in 0..R {
-                let scale = if F::SCALED {
-                    isa.w_load(&panel.scales[g * wide + r * I::LANES..])
+                let out = unsafe { self.out.slice(at, count) };
+                if count == I::LANES {
+                    isa.f_store(sum, out);
                 } else {
-                    isa.w_splat(1)
-                };
-                for t in 0..T {
-                    sum[t][r] =
-                        if F::SCALED { isa.w_add(sum[t][r], isa.w_mul(scale, dot[t][r])) } else { dot[t][r] };
-                }
-            }
-        }
-        if F::MINS {
-            let first = s * F::SPAN / 32;
-            for g in first..first + F::SPAN / 32 {
-                let pairs = &sums[g * T..][..T];
-                for r in 0..R {
-                    let mins = isa.w_load(&panel.mins[g * wide + r * I::LANES..]);
-                    for t in 0..T {
-                        min[t][r] = isa.w_dot2_i16(min[t][r], mins, isa.w_splat(pairs[t]));
-                    }
+                    let mut lanes = [0.0f32; MAX_LANES];
+                    isa.f_store(sum, &mut lanes);
+                    out.copy_from_slice(&lanes[..count]);
                 }
             }
         }
     }
 }
 
-/// The sum of the activations of group `g` of a token, from the pair of 16-column sums it is part of.
+/// The integer sums of span `s`: dot products times their groups' scales.
 #[inline(always)]
-fn group_sum<F: Unpack>(pair: i32, g: usize) -> i32 {
-    let (low, high) = (i32::from(pair as i16), pair >> 16);
-    match (F::GROUP, g % 2) {
-        (32, _) => low + high,
-        (_, 0) => low,
-        _ => high,
+fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    panel: &Lanes,
+    tokens: &PackedTokens,
+    tile: usize,
+    s: usize,
+) -> [[I::W; R]; T] {
+    let wide = I::LANES * R;
+    let quads = F::GROUP / 4;
+    let groups = F::SPAN / F::GROUP;
+    let mut sum = [[isa.w_splat(0); R]; T];
+    for g in s * groups..(s + 1) * groups {
+        let at = (tile * tokens.padded / F::GROUP + g) * T;
+        let starts = if F::OFFSET == 0 { None } else { Some(&tokens.starts[at..at + T]) };
+        let scales = if F::SCALED { Some(&panel.scales[g * wide..(g + 1) * wide]) } else { None };
+        let lanes = &panel.lanes[g * quads * wide..][..quads * wide];
+        let activations = &tokens.quads[(tile * tokens.padded / 4 + g * quads) * T..][..quads * T];
+        isa.w_group_tile::<R, T>(&mut sum, lanes, activations, starts, scales, F::LARGEST);
+    }
+    sum
+}
+
+/// Adds span `s` to `total` (`[T, R]` vectors): its integer `sum`s, and mins times the sums of their groups' activations,
+/// times the floats of rows and tokens.
+#[inline(always)]
+fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    panel: &Lanes,
+    tokens: &PackedTokens,
+    tile: usize,
+    s: usize,
+    sum: &[[I::W; R]; T],
+    total: &mut [[f32; MAX_LANES]],
+) {
+    let wide = I::LANES * R;
+    let b = s * F::SPAN / F::BLOCK;
+    let scales = &tokens.scales[(tile * tokens.padded / F::SPAN + s) * T..][..T];
+    let pairs = F::SPAN / 2 / min_columns::<F>();
+    let (d, sums, mins, dmin);
+    d = &panel.d[b * wide..(b + 1) * wide];
+    if F::MINS {
+        let first = tile * tokens.padded / 2 / min_columns::<F>() + s * pairs;
+        sums = &tokens.sums[first * T..(first + pairs) * T];
+        mins = &panel.mins[s * pairs * wide..(s + 1) * pairs * wide];
+        dmin = &panel.dmin[b * wide..(b + 1) * wide];
+    } else {
+        (sums, mins, dmin) = (&[][..], &[][..], d);
+    }
+    for r in 0..R {
+        let at = r * I::LANES;
+        let (d, dmin) = (isa.f_load(&d[at..]), isa.f_load(&dmin[at..]));
+        let mut row_mins = [isa.w_splat(0); MAX_MIN_PAIRS];
+        if F::MINS {
+            for p in 0..pairs {
+                row_mins[p] = isa.w_load(&mins[p * wide + at..]);
+            }
+        }
+        for t in 0..T {
+            let mut value = isa.f_mul(d, isa.f_from_w(sum[t][r]));
+            if F::MINS {
+                let mut min = isa.w_splat(0);
+                for p in 0..pairs {
+                    min = isa.w_dot2_i16(min, row_mins[p], isa.w_splat(sums[p * T + t]));
+                }
+                value = isa.f_fnma(dmin, isa.f_from_w(min), value);
+            }
+            let total = &mut total[t * R + r];
+            isa.f_store(isa.f_fma(isa.f_splat(scales[t]), value, isa.f_load(&*total)), total);
+        }
     }
 }
+
+/// Pairs of mins in a span, at most: 128 columns of 16 each.
+const MAX_MIN_PAIRS: usize = 4;

@@ -1,7 +1,7 @@
 //! Products of quantized rows with a few tokens, straight from the blocks: the memory-bound side.
 
 use super::activations::Activations;
-use super::partial_sums;
+use super::{partial_sums, prefetch_ahead};
 use crate::quant::unpack::{Scale, Unpack};
 use crate::simd::{Isa, Kernel, Level, dispatch_at};
 
@@ -131,7 +131,7 @@ fn row_step<F: Unpack, I: Isa, const T: usize>(
         let quants = &tokens[t].quants[b];
         for j in 0..4 {
             let (x, y) = (isa.b_load_i8(&quants[j]), isa.b_load_i8(&quants[4 + j]));
-            if F::WIDE {
+            if F::LARGEST > 127 {
                 let (x, y) = (isa.n_dot4(zero[t], lanes[j], x), isa.n_dot4(zero[t], lanes[4 + j], y));
                 step.low[t] = isa.n_add(step.low[t], isa.n_mul(x, isa.n_spread_i16(scale, j)));
                 step.high[t] = isa.n_add(step.high[t], isa.n_mul(y, isa.n_spread_i16(scale, 4 + j)));
@@ -200,17 +200,6 @@ fn four_rows<F: Unpack, I: Isa, const T: usize>(
         }
     }
     out
-}
-
-/// Asks for the bytes that lie `distance` after `block`. Rows are too short for the hardware to see the
-/// stream before it ends, and a missed line costs more than a block's arithmetic.
-#[inline(always)]
-fn prefetch_ahead<I: Isa>(isa: I, block: &[u8], distance: usize) {
-    let mut line = 0;
-    while line < block.len() {
-        isa.prefetch(block.as_ptr().wrapping_add(distance + line));
-        line += 64;
-    }
 }
 
 /// The most bytes that eight blocks of a 32-column format take.

@@ -6,12 +6,14 @@
 
 use std::marker::PhantomData;
 
+use crate::simd::Isa;
+
 pub mod activations;
 pub mod attention;
 pub mod elementwise;
 pub mod float;
+pub mod kv;
 pub mod matmul;
-
 pub mod matvec;
 pub mod pool;
 
@@ -20,8 +22,20 @@ pub use pool::Pool;
 
 /// Float accumulators that a (row, token) product is spread over: span `s` goes to number
 /// `s % partial_sums`.
+#[inline(always)]
 const fn partial_sums(span: usize) -> usize {
     256 / span
+}
+
+/// Asks for the bytes that lie `distance` after `block`. Rows are too short for the hardware to see the
+/// stream before it ends, and a missed line costs more than a block's arithmetic.
+#[inline(always)]
+fn prefetch_ahead<I: Isa>(isa: I, block: &[u8], distance: usize) {
+    let mut line = 0;
+    while line < block.len() {
+        isa.prefetch(block.as_ptr().wrapping_add(distance + line));
+        line += 64;
+    }
 }
 
 /// A slice that threads may share, each writing its own part.

@@ -1,11 +1,12 @@
 //! Every product kernel against a naive reference, at every ISA level this machine has.
 
 use super::activations::Activations;
-use super::attention::{self, Attention, BLOCK, KvElement, PAGE, PageView, padded_head};
+use super::attention::{self, Attention, BLOCK, HeadPage};
 use super::float::{Bf16, F16, F32, Float, FloatProducts};
+use super::kv::{KvData, KvType, PAGE, padded_head};
 use super::matmul::{PackedTokens, Panel, PanelProducts, panel_rows};
 use super::matvec::RowProducts;
-use super::{SharedMut, partial_sums};
+use super::{Pool, SharedMut, partial_sums};
 use crate::gguf::TensorType;
 use crate::quant;
 use crate::quant::unpack::{Iq4Nl, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Scale, Unpack};
@@ -157,7 +158,7 @@ fn many<F: Unpack>(format: F, level: Level, weights: &[u8], row_bytes: usize, a:
     let mut out = vec![f32::NAN; rows * a.rows];
     let shared = SharedMut::new(&mut out);
     let (mut tokens, mut panel) = (PackedTokens::default(), Panel::default());
-    tokens.pack(level, a);
+    tokens.pack(format, level, a, &Pool::new(1));
     for (i, bytes) in weights.chunks(panel_rows(level) * row_bytes).enumerate() {
         PanelProducts {
             format,
@@ -240,31 +241,21 @@ fn float_products_follow_the_reference_and_ignore_the_batch() {
     check_float::<Bf16>(|x| half::bf16::from_f32(x).to_bits());
 }
 
-struct Kv<E> {
-    pages: Vec<(Vec<E>, Vec<E>)>,
-    padded: usize,
-}
-
-impl<E: KvElement> Kv<E> {
-    fn views(&self) -> Vec<PageView<'_, E>> {
-        self.pages.iter().map(|(keys, values)| PageView { keys, values }).collect()
-    }
-}
-
-fn attention_case<E: KvElement>(head: usize, length: usize, window: usize, tolerance: f64) {
+fn attention_case(kind: KvType, head: usize, length: usize, window: usize, tolerance: f64) {
     let mut random = Random((head * 1000 + length) as u64);
     let padded = padded_head(head);
     let (keys, values) = (random.floats(length * head), random.floats(length * head));
-    let pages = length.div_ceil(PAGE);
-    let mut kv = Kv {
-        pages: vec![(vec![E::default(); PAGE * padded], vec![E::default(); PAGE * padded]); pages],
-        padded,
+    let pages = |level: Level| {
+        let page = HeadPage { keys: KvData::new(kind, padded), values: KvData::new(kind, padded) };
+        let mut pages = vec![page; length.div_ceil(PAGE)];
+        for p in 0..length {
+            let (mut key, mut value) = (vec![0.0; padded], vec![0.0; padded]);
+            key[..head].copy_from_slice(&keys[p * head..][..head]);
+            value[..head].copy_from_slice(&values[p * head..][..head]);
+            pages[p / PAGE].store(level, p % PAGE, &key, &value);
+        }
+        pages
     };
-    for p in 0..length {
-        let (k, v) = &mut kv.pages[p / PAGE];
-        attention::store_key(k, p % PAGE, padded, &keys[p * head..][..head]);
-        attention::store_value(v, p % PAGE, padded, &values[p * head..][..head]);
-    }
     // Queries of the last positions, as a prompt's tile has them.
     let rows = length.min(13);
     let positions: Vec<usize> = (length - rows..length).collect();
@@ -273,15 +264,16 @@ fn attention_case<E: KvElement>(head: usize, length: usize, window: usize, toler
         q[..head].copy_from_slice(&random.floats(head));
         q.iter_mut().for_each(|x| *x /= (head as f32).sqrt());
     }
-    let views = kv.views();
     for level in Level::available() {
+        let pages = pages(level);
+        let pages: Vec<&HeadPage> = pages.iter().collect();
         let run = |range: std::ops::Range<usize>| {
             let mut out = vec![f32::NAN; range.len() * padded];
             Attention {
-                pages: &views,
+                pages: &pages,
                 queries: &queries[range.start * padded..range.end * padded],
                 positions: &positions[range],
-                padded_head: kv.padded,
+                padded_head: padded,
                 window,
                 scratch: &mut attention::Scratch::default(),
                 out: &mut out,
@@ -330,8 +322,15 @@ fn attention_follows_the_reference_and_ignores_the_tile() {
         (128, 520, 100),
         (32, 130, 1),
     ] {
-        attention_case::<f32>(head, length, window, 2e-5);
-        attention_case::<u16>(head, length, window, 2e-2);
+        for (kind, tolerance) in [
+            (KvType::F32, 2e-5),
+            (KvType::F16, 2e-2),
+            (KvType::Bf16, 6e-2),
+            (KvType::Q8_0, 6e-2),
+            (KvType::Q4_0, 2.0),
+        ] {
+            attention_case(kind, head, length, window, tolerance);
+        }
     }
     assert_eq!(PAGE % BLOCK, 0);
 }

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, Kernel};
+use super::{Isa, Kernel, TileKernel};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -164,6 +164,10 @@ macro_rules! narrow_operations {
             unsafe { _mm256_set1_epi32(x) }
         }
         #[inline(always)]
+        fn n_store(self, v: Self::N, to: &mut [i32; 8]) {
+            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), v) }
+        }
+        #[inline(always)]
         fn n_sums8(self, v: [Self::N; 8]) -> Self::N {
             unsafe {
                 let [a, b, c, d, e, f, g, h] = v;
@@ -231,7 +235,7 @@ pub(super) use narrow_operations;
 impl Isa for Avx2 {
     const NAME: &'static str = "avx2";
     const LANES: usize = 8;
-    const TILE: (usize, usize) = (1, 4);
+    const TILE: (usize, usize) = (2, 4);
     type B = __m256i;
     type N = __m256i;
     type G = __m256;
@@ -246,6 +250,11 @@ impl Isa for Avx2 {
         }
         // Sound: the token proves AVX2, FMA and F16C, and every CPU with AVX2 has the bit instructions.
         unsafe { inner(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn tile<K: TileKernel>(self, kernel: K) {
+        kernel.run::<Self, 2, 4>(self);
     }
 
     narrow_operations!();
@@ -285,8 +294,26 @@ impl Isa for Avx2 {
         unsafe { _mm256_loadu_si256(checked::<8, _>(from).cast()) }
     }
     #[inline(always)]
+    fn w_load_i8(self, from: &[i8]) -> Self::W {
+        unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(checked::<8, _>(from).cast())) }
+    }
+    #[inline(always)]
     fn w_store(self, v: Self::W, to: &mut [i32]) {
         unsafe { _mm256_storeu_si256(checked_mut::<8, _>(to).cast(), v) }
+    }
+    #[inline(always)]
+    fn w_store_i8(self, v: Self::W, to: &mut [i8]) {
+        unsafe {
+            let low = _mm256_setr_epi8(
+                0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, //
+                0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+            );
+            let bytes = _mm256_permutevar8x32_epi32(
+                _mm256_shuffle_epi8(v, low),
+                _mm256_setr_epi32(0, 4, 1, 1, 1, 1, 1, 1),
+            );
+            _mm_storel_epi64(checked_mut::<8, _>(to).cast(), _mm256_castsi256_si128(bytes));
+        }
     }
     #[inline(always)]
     fn w_add(self, a: Self::W, b: Self::W) -> Self::W {
@@ -313,16 +340,78 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
+    fn w_group_tile<const R: usize, const T: usize>(
+        self,
+        sum: &mut [[Self::W; R]; T],
+        rows: &[i32],
+        tokens: &[i32],
+        starts: Option<&[i32]>,
+        scales: Option<&[i32]>,
+        largest: u8,
+    ) {
+        const { assert!(R == 2 && T == 4) };
+        let (rows, tokens) = (rows.as_chunks::<16>().0, tokens.as_chunks::<4>().0);
+        let quads = rows.len().min(tokens.len());
+        let mut scale = [self.w_splat(0x0001_0001); 2];
+        if let Some(scales) = scales {
+            for r in 0..2 {
+                scale[r] = self.twice_i16(self.w_load(&scales[8 * r..]));
+            }
+        }
+        if let Some(starts) = starts {
+            for t in 0..4 {
+                let start = self.w_splat(starts[t]);
+                for r in 0..2 {
+                    let scaled = match scales {
+                        Some(scales) => self.w_mul(self.w_load(&scales[8 * r..]), start),
+                        None => start,
+                    };
+                    sum[t][r] = self.w_add(sum[t][r], scaled);
+                }
+            }
+        }
+        if largest > 127 {
+            debug_assert!(scales.is_none());
+            for q in 0..quads {
+                self.wide_quad(sum, &rows[q], &tokens[q]);
+            }
+            return;
+        }
+        // So many products of pairs add up in 16 bits, and one multiplication then scales and widens the sum.
+        let run = (32767 / (2 * 127 * usize::from(largest))).min(quads);
+        let mut q = 0;
+        while q < quads {
+            let mut pairs = [[self.n_zero(); 2]; 4];
+            for q in q..(q + run).min(quads) {
+                let (a, b) = (self.w_load(&rows[q][..8]), self.w_load(&rows[q][8..]));
+                for t in 0..4 {
+                    let token = self.w_splat(tokens[q][t]);
+                    // Sound: the token proves AVX2.
+                    unsafe {
+                        pairs[t][0] = _mm256_add_epi16(pairs[t][0], _mm256_maddubs_epi16(a, token));
+                        pairs[t][1] = _mm256_add_epi16(pairs[t][1], _mm256_maddubs_epi16(b, token));
+                    }
+                }
+            }
+            for t in 0..4 {
+                for r in 0..2 {
+                    sum[t][r] = self.w_dot2_i16(sum[t][r], pairs[t][r], scale[r]);
+                }
+            }
+            q += run;
+        }
+    }
+    #[inline(always)]
     fn w_dot2_i16(self, acc: Self::W, a: Self::W, b: Self::W) -> Self::W {
         unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
     }
     #[inline(always)]
-    fn w_transpose(self, from: &[i32], stride: usize, to: &mut [i32]) {
-        assert!(from.len() >= 7 * stride + 8 && to.len() >= 64);
+    fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
+        assert!(from.len() >= 4 * (7 * from_stride + 8) && to.len() >= 7 * to_stride + 8);
         unsafe {
             let mut rows = [_mm256_setzero_si256(); 8];
             for (r, row) in rows.iter_mut().enumerate() {
-                *row = _mm256_loadu_si256(from.as_ptr().add(r * stride).cast());
+                *row = _mm256_loadu_si256(from.as_ptr().add(4 * r * from_stride).cast());
             }
             let mut pairs = rows;
             for i in 0..4 {
@@ -342,8 +431,8 @@ impl Isa for Avx2 {
                 let (a, b) = (quads[i], quads[i + 4]);
                 let low = _mm256_permute2x128_si256::<0x20>(a, b);
                 let high = _mm256_permute2x128_si256::<0x31>(a, b);
-                _mm256_storeu_si256(to.as_mut_ptr().add(8 * i).cast(), low);
-                _mm256_storeu_si256(to.as_mut_ptr().add(8 * (i + 4)).cast(), high);
+                _mm256_storeu_si256(to.as_mut_ptr().add(i * to_stride).cast(), low);
+                _mm256_storeu_si256(to.as_mut_ptr().add((i + 4) * to_stride).cast(), high);
             }
         }
     }
@@ -359,6 +448,13 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn f_store(self, v: Self::F, to: &mut [f32]) {
         unsafe { _mm256_storeu_ps(checked_mut::<8, _>(to), v) }
+    }
+    #[inline(always)]
+    fn f_store_f16(self, v: Self::F, to: &mut [u16]) {
+        unsafe {
+            let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+            _mm_storeu_si128(checked_mut::<8, _>(to).cast(), halves);
+        }
     }
     #[inline(always)]
     fn f_load_f16(self, from: &[u16]) -> Self::F {
@@ -424,6 +520,43 @@ impl Isa for Avx2 {
         unsafe {
             let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
             _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+        }
+    }
+}
+
+impl Avx2 {
+    /// Each i32, which fits i16, twice as i16.
+    #[inline(always)]
+    fn twice_i16(self, v: __m256i) -> __m256i {
+        unsafe { _mm256_blend_epi16::<0xaa>(v, _mm256_slli_epi32::<16>(v)) }
+    }
+
+    /// Four columns of a tile of two row vectors whose bytes exceed 127, by four tokens. Bytes are seen as 128 + q:
+    /// products of |q| with the tokens under q's sign fit 16 bits in pairs.
+    #[inline(always)]
+    fn wide_quad<const R: usize, const T: usize>(
+        self,
+        sum: &mut [[__m256i; R]; T],
+        rows: &[i32; 16],
+        tokens: &[i32; 4],
+    ) {
+        unsafe {
+            let (one, one_byte) = (_mm256_set1_epi16(1), _mm256_set1_epi8(1));
+            let middle = _mm256_set1_epi8(-128);
+            let q = [
+                _mm256_xor_si256(self.w_load(&rows[..8]), middle),
+                _mm256_xor_si256(self.w_load(&rows[8..]), middle),
+            ];
+            let size = [_mm256_abs_epi8(q[0]), _mm256_abs_epi8(q[1])];
+            for t in 0..4 {
+                let token = self.w_splat(tokens[t]);
+                let all = _mm256_madd_epi16(_mm256_maddubs_epi16(one_byte, token), _mm256_set1_epi16(128));
+                for r in 0..2 {
+                    let pairs = _mm256_maddubs_epi16(size[r], _mm256_sign_epi8(token, q[r]));
+                    let quad = _mm256_add_epi32(_mm256_madd_epi16(pairs, one), all);
+                    sum[t][r] = _mm256_add_epi32(sum[t][r], quad);
+                }
+            }
         }
     }
 }

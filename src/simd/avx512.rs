@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::{checked, checked_mut, narrow_operations, opaque};
-use super::{Isa, Kernel};
+use super::{Isa, Kernel, TileKernel};
 
 /// Proof that the machine has AVX-512 F, BW, VL, DQ and VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +29,7 @@ impl Avx512 {
 impl Isa for Avx512 {
     const NAME: &'static str = "avx512";
     const LANES: usize = 16;
-    const TILE: (usize, usize) = (1, 12);
+    const TILE: (usize, usize) = (2, 8);
     type B = __m256i;
     type N = __m256i;
     type G = __m256;
@@ -46,6 +46,11 @@ impl Isa for Avx512 {
         }
         // Sound: the token proves the AVX-512 parts, FMA and F16C, and every such CPU has the others.
         unsafe { inner(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn tile<K: TileKernel>(self, kernel: K) {
+        kernel.run::<Self, 2, 8>(self);
     }
 
     narrow_operations!();
@@ -79,8 +84,16 @@ impl Isa for Avx512 {
         unsafe { _mm512_loadu_si512(checked::<16, _>(from).cast()) }
     }
     #[inline(always)]
+    fn w_load_i8(self, from: &[i8]) -> Self::W {
+        unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(checked::<16, _>(from).cast())) }
+    }
+    #[inline(always)]
     fn w_store(self, v: Self::W, to: &mut [i32]) {
         unsafe { _mm512_storeu_si512(checked_mut::<16, _>(to).cast(), v) }
+    }
+    #[inline(always)]
+    fn w_store_i8(self, v: Self::W, to: &mut [i8]) {
+        unsafe { _mm_storeu_si128(checked_mut::<16, _>(to).cast(), _mm512_cvtepi32_epi8(v)) }
     }
     #[inline(always)]
     fn w_add(self, a: Self::W, b: Self::W) -> Self::W {
@@ -95,16 +108,50 @@ impl Isa for Avx512 {
         unsafe { _mm512_dpbusd_epi32(acc, u, a) }
     }
     #[inline(always)]
+    fn w_group_tile<const R: usize, const T: usize>(
+        self,
+        sum: &mut [[Self::W; R]; T],
+        rows: &[i32],
+        tokens: &[i32],
+        starts: Option<&[i32]>,
+        scales: Option<&[i32]>,
+        _largest: u8,
+    ) {
+        const { assert!(R == 2 && T == 8) };
+        let mut dot = [[self.w_splat(0); 2]; 8];
+        if let Some(starts) = starts {
+            for t in 0..8 {
+                dot[t] = [self.w_splat(starts[t]); 2];
+            }
+        }
+        let (rows, tokens) = (rows.as_chunks::<32>().0, tokens.as_chunks::<8>().0);
+        let quads = rows.len().min(tokens.len());
+        for q in 0..quads {
+            // Sound: the token proves AVX-512 with VNNI.
+            unsafe { dot_tile(&mut dot, &rows[q], &tokens[q]) };
+        }
+        for r in 0..2 {
+            let scale = scales.map(|scales| self.w_load(&scales[16 * r..]));
+            for t in 0..8 {
+                let scaled = match scale {
+                    Some(scale) => self.w_mul(scale, dot[t][r]),
+                    None => dot[t][r],
+                };
+                sum[t][r] = self.w_add(sum[t][r], scaled);
+            }
+        }
+    }
+    #[inline(always)]
     fn w_dot2_i16(self, acc: Self::W, a: Self::W, b: Self::W) -> Self::W {
         unsafe { _mm512_dpwssd_epi32(acc, a, b) }
     }
     #[inline(always)]
-    fn w_transpose(self, from: &[i32], stride: usize, to: &mut [i32]) {
-        assert!(from.len() >= 15 * stride + 16 && to.len() >= 256);
+    fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
+        assert!(from.len() >= 4 * (15 * from_stride + 16) && to.len() >= 15 * to_stride + 16);
         unsafe {
             let mut rows = [_mm512_setzero_si512(); 16];
             for (r, row) in rows.iter_mut().enumerate() {
-                *row = _mm512_loadu_si512(from.as_ptr().add(r * stride).cast());
+                *row = _mm512_loadu_si512(from.as_ptr().add(4 * r * from_stride).cast());
             }
             let mut pairs = rows;
             for i in 0..8 {
@@ -134,7 +181,7 @@ impl Isa for Avx512 {
                     _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd),
                 ];
                 for (p, v) in out.into_iter().enumerate() {
-                    _mm512_storeu_si512(to.as_mut_ptr().add(16 * (4 * p + j)).cast(), v);
+                    _mm512_storeu_si512(to.as_mut_ptr().add((4 * p + j) * to_stride).cast(), v);
                 }
             }
         }
@@ -151,6 +198,13 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn f_store(self, v: Self::F, to: &mut [f32]) {
         unsafe { _mm512_storeu_ps(checked_mut::<16, _>(to), v) }
+    }
+    #[inline(always)]
+    fn f_store_f16(self, v: Self::F, to: &mut [u16]) {
+        unsafe {
+            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+            _mm256_storeu_si256(checked_mut::<16, _>(to).cast(), halves);
+        }
     }
     #[inline(always)]
     fn f_load_f16(self, from: &[u16]) -> Self::F {
@@ -217,5 +271,55 @@ impl Isa for Avx512 {
             let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
             _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent)))
         }
+    }
+}
+
+/// Four columns of a tile: `acc[t][r] += rows[r] · tokens[t]`. Left to itself the compiler fetches all eight tokens first
+/// and runs out of registers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn dot_tile(acc: &mut [[__m512i; 2]; 8], rows: &[i32; 32], tokens: &[i32; 8]) {
+    let (_row0, _row1, _token): (__m512i, __m512i, __m512i);
+    // Sound: reads `rows` and `tokens`, and writes registers only.
+    unsafe {
+        std::arch::asm!(
+            "vmovdqu64 {r0}, [{rows}]",
+            "vmovdqu64 {r1}, [{rows} + 64]",
+            "vpbroadcastd {a}, [{tokens}]",
+            "vpdpbusd {x0}, {r0}, {a}",
+            "vpdpbusd {y0}, {r1}, {a}",
+            "vpbroadcastd {a}, [{tokens} + 4]",
+            "vpdpbusd {x1}, {r0}, {a}",
+            "vpdpbusd {y1}, {r1}, {a}",
+            "vpbroadcastd {a}, [{tokens} + 8]",
+            "vpdpbusd {x2}, {r0}, {a}",
+            "vpdpbusd {y2}, {r1}, {a}",
+            "vpbroadcastd {a}, [{tokens} + 12]",
+            "vpdpbusd {x3}, {r0}, {a}",
+            "vpdpbusd {y3}, {r1}, {a}",
+            "vpbroadcastd {a}, [{tokens} + 16]",
+            "vpdpbusd {x4}, {r0}, {a}",
+            "vpdpbusd {y4}, {r1}, {a}",
+            "vpbroadcastd {a}, [{tokens} + 20]",
+            "vpdpbusd {x5}, {r0}, {a}",
+            "vpdpbusd {y5}, {r1}, {a}",
+            "vpbroadcastd {a}, [{tokens} + 24]",
+            "vpdpbusd {x6}, {r0}, {a}",
+            "vpdpbusd {y6}, {r1}, {a}",
+            "vpbroadcastd {a}, [{tokens} + 28]",
+            "vpdpbusd {x7}, {r0}, {a}",
+            "vpdpbusd {y7}, {r1}, {a}",
+            x0 = inout(zmm_reg) acc[0][0], y0 = inout(zmm_reg) acc[0][1],
+            x1 = inout(zmm_reg) acc[1][0], y1 = inout(zmm_reg) acc[1][1],
+            x2 = inout(zmm_reg) acc[2][0], y2 = inout(zmm_reg) acc[2][1],
+            x3 = inout(zmm_reg) acc[3][0], y3 = inout(zmm_reg) acc[3][1],
+            x4 = inout(zmm_reg) acc[4][0], y4 = inout(zmm_reg) acc[4][1],
+            x5 = inout(zmm_reg) acc[5][0], y5 = inout(zmm_reg) acc[5][1],
+            x6 = inout(zmm_reg) acc[6][0], y6 = inout(zmm_reg) acc[6][1],
+            x7 = inout(zmm_reg) acc[7][0], y7 = inout(zmm_reg) acc[7][1],
+            r0 = out(zmm_reg) _row0, r1 = out(zmm_reg) _row1, a = out(zmm_reg) _token,
+            rows = in(reg) rows.as_ptr(), tokens = in(reg) tokens.as_ptr(),
+            options(readonly, pure, nostack, preserves_flags),
+        );
     }
 }

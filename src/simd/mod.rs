@@ -34,6 +34,12 @@ pub trait Kernel {
     fn run<I: Isa>(self, isa: I) -> Self::Output;
 }
 
+/// A [`Kernel`] that works in register tiles of `R` wide row vectors by `T` tokens.
+pub trait TileKernel {
+    /// Must be `#[inline(always)]`, as must everything it calls.
+    fn run<I: Isa, const R: usize, const T: usize>(self, isa: I);
+}
+
 /// The operations an instruction set offers. Integer arithmetic wraps; float arithmetic is IEEE
 /// single precision, `fma` fused on every ISA, so results do not depend on the ISA.
 pub trait Isa: Copy + Send + Sync + 'static {
@@ -56,6 +62,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// Runs `kernel` inside a function compiled for this ISA.
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
+
+    /// Runs `kernel` with the tile [`Isa::TILE`], from inside a function compiled for this ISA.
+    fn tile<K: TileKernel>(self, kernel: K);
 
     /// Asks for the cache line at `at` to be fetched; any address will do.
     fn prefetch(self, at: *const u8);
@@ -110,6 +119,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn n_sub(self, a: Self::N, b: Self::N) -> Self::N;
     fn n_mul(self, a: Self::N, b: Self::N) -> Self::N;
     fn n_splat(self, x: i32) -> Self::N;
+    fn n_store(self, v: Self::N, to: &mut [i32; 8]);
     /// `acc[i] += Σ_{j<4} u[4i+j] * a[4i+j]`; `u` unsigned (any value), `a` signed.
     fn n_dot4(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N;
     /// `acc[i] += Σ_{j<4} u[4i+j] * a[4i+j] * s[2i + j/2]`; `u` at most 127, `a` signed, `s` i16.
@@ -141,22 +151,71 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn w_splat(self, x: i32) -> Self::W;
     /// The first `LANES` values of `from`.
     fn w_load(self, from: &[i32]) -> Self::W;
+    /// The first `LANES` values of `from`, widened.
+    fn w_load_i8(self, from: &[i8]) -> Self::W;
     fn w_store(self, v: Self::W, to: &mut [i32]);
+    /// The low bytes.
+    fn w_store_i8(self, v: Self::W, to: &mut [i8]);
     fn w_add(self, a: Self::W, b: Self::W) -> Self::W;
     fn w_mul(self, a: Self::W, b: Self::W) -> Self::W;
     /// As [`Isa::n_dot4`], `u` and `a` seen as bytes. `WIDE`: bytes of `u` may exceed 127.
     fn w_dot4<const WIDE: bool>(self, acc: Self::W, u: Self::W, a: Self::W) -> Self::W;
+    /// Adds a group of columns to a register tile: `sum[t][r] += scales[r] · (starts[t] + Σ_q w_dot4(rows[q][r], tokens[q][t]))`
+    /// with `rows` `[quads, R, LANES]`, `tokens` `[quads, T]`, `scales` `[R, LANES]` (1 if there are none)
+    /// and `starts` `[T]` (0 if there are none). No byte of `rows` exceeds `largest`; scales fit i16.
+    #[inline(always)]
+    fn w_group_tile<const R: usize, const T: usize>(
+        self,
+        sum: &mut [[Self::W; R]; T],
+        rows: &[i32],
+        tokens: &[i32],
+        starts: Option<&[i32]>,
+        scales: Option<&[i32]>,
+        largest: u8,
+    ) {
+        let mut dot = [[self.w_splat(0); R]; T];
+        for t in 0..T {
+            for r in 0..R {
+                dot[t][r] = self.w_splat(starts.map_or(0, |starts| starts[t]));
+            }
+        }
+        for q in 0..tokens.len() / T {
+            for r in 0..R {
+                let row = self.w_load(&rows[(q * R + r) * Self::LANES..]);
+                for t in 0..T {
+                    let token = self.w_splat(tokens[q * T + t]);
+                    dot[t][r] = if largest > 127 {
+                        self.w_dot4::<true>(dot[t][r], row, token)
+                    } else {
+                        self.w_dot4::<false>(dot[t][r], row, token)
+                    };
+                }
+            }
+        }
+        for r in 0..R {
+            for t in 0..T {
+                let scaled = match scales {
+                    Some(scales) => self.w_mul(self.w_load(&scales[r * Self::LANES..]), dot[t][r]),
+                    None => dot[t][r],
+                };
+                sum[t][r] = self.w_add(sum[t][r], scaled);
+            }
+        }
+    }
+
     /// As [`Isa::n_dot2_i16`].
     fn w_dot2_i16(self, acc: Self::W, a: Self::W, b: Self::W) -> Self::W;
-    /// Row `r`, word `c` goes to row `c`, word `r`, for the `LANES` × `LANES` words of which row `r`
-    /// starts at `from[r * stride]`; the result's rows are contiguous in `to`.
-    fn w_transpose(self, from: &[i32], stride: usize, to: &mut [i32]);
+    /// Row `r`, word `c` goes to row `c`, word `r`, for `LANES` × `LANES` words: row `r` is the (little-endian) bytes
+    /// from `from[4 * r * from_stride]` on and the result's row `c` starts at `to[c * to_stride]`.
+    fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize);
 
     // Wide floats.
     fn f_splat(self, x: f32) -> Self::F;
     /// The first `LANES` values of `from`.
     fn f_load(self, from: &[f32]) -> Self::F;
     fn f_store(self, v: Self::F, to: &mut [f32]);
+    /// Rounded to half precision, ties to even.
+    fn f_store_f16(self, v: Self::F, to: &mut [u16]);
     /// The first `LANES` half-precision values of `from`.
     fn f_load_f16(self, from: &[u16]) -> Self::F;
     /// The first `LANES` bfloat16 values of `from`.

@@ -1,6 +1,6 @@
 //! The portable path: plain arrays. It is the reference that the other ISAs are tested against.
 
-use super::{Isa, Kernel};
+use super::{Isa, Kernel, TileKernel};
 
 /// The token that every machine has.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,11 @@ impl Isa for Scalar {
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
+    }
+
+    #[inline(always)]
+    fn tile<K: TileKernel>(self, kernel: K) {
+        kernel.run::<Self, 1, 4>(self);
     }
 
     #[inline(always)]
@@ -148,6 +153,10 @@ impl Isa for Scalar {
         [x; 8]
     }
     #[inline(always)]
+    fn n_store(self, v: Self::N, to: &mut [i32; 8]) {
+        *to = v;
+    }
+    #[inline(always)]
     fn n_dot4(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N {
         std::array::from_fn(|i| dot4(acc[i], first(&u[4 * i..]), first(&a[4 * i..])))
     }
@@ -230,8 +239,22 @@ impl Isa for Scalar {
         first(from)
     }
     #[inline(always)]
+    fn w_load_i8(self, from: &[i8]) -> Self::W {
+        let mut to = [0; 8];
+        for i in 0..8 {
+            to[i] = i32::from(from[i]);
+        }
+        to
+    }
+    #[inline(always)]
     fn w_store(self, v: Self::W, to: &mut [i32]) {
         to[..8].copy_from_slice(&v);
+    }
+    #[inline(always)]
+    fn w_store_i8(self, v: Self::W, to: &mut [i8]) {
+        for i in 0..8 {
+            to[i] = v[i] as i8;
+        }
     }
     #[inline(always)]
     fn w_add(self, a: Self::W, b: Self::W) -> Self::W {
@@ -253,10 +276,12 @@ impl Isa for Scalar {
         })
     }
     #[inline(always)]
-    fn w_transpose(self, from: &[i32], stride: usize, to: &mut [i32]) {
+    fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
         for c in 0..8 {
             for r in 0..8 {
-                to[c * 8 + r] = from[r * stride + c];
+                let at = 4 * (r * from_stride + c);
+                to[c * to_stride + r] =
+                    i32::from_le_bytes([from[at], from[at + 1], from[at + 2], from[at + 3]]);
             }
         }
     }
@@ -272,6 +297,12 @@ impl Isa for Scalar {
     #[inline(always)]
     fn f_store(self, v: Self::F, to: &mut [f32]) {
         to[..8].copy_from_slice(&v);
+    }
+    #[inline(always)]
+    fn f_store_f16(self, v: Self::F, to: &mut [u16]) {
+        for i in 0..8 {
+            to[i] = half::f16::from_f32(v[i]).to_bits();
+        }
     }
     #[inline(always)]
     fn f_load_f16(self, from: &[u16]) -> Self::F {

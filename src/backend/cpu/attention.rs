@@ -2,12 +2,11 @@
 
 use std::cell::RefCell;
 
-use super::cache::{Page, Pages};
+use super::cache::Page;
 use super::{Buffer, Cache, Cpu};
 use crate::backend::{Heads, Part, Rotation};
-use crate::kernel::attention::{
-    Attention, KvElement, PAGE, PageView, Scratch, padded_head, store_key, store_value,
-};
+use crate::kernel::attention::{Attention, HeadPage, Scratch};
+use crate::kernel::kv::{PAGE, padded_head};
 use crate::kernel::{SharedMut, elementwise};
 use crate::simd::Level;
 
@@ -21,7 +20,8 @@ struct TileScratch {
     queries: Vec<f32>,
     positions: Vec<usize>,
     out: Vec<f32>,
-    head: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
 }
 
 thread_local! {
@@ -48,18 +48,15 @@ impl Cpu {
         parts: &mut [Part<'_, Cache>],
         out: &mut Buffer,
     ) {
-        let out = SharedMut::new(&mut out.data);
+        let out = SharedMut::new(out.data_mut());
         for part in parts {
             let job =
                 Job { heads, rotation, qkv, out: &out, rows: part.rows.clone(), position: part.position };
-            match part.cache.pages() {
-                Pages::F16(layers) => self.attend_part(&job, &mut layers[layer]),
-                Pages::F32(layers) => self.attend_part(&job, &mut layers[layer]),
-            }
+            self.attend_part(&job, part.cache.pages(layer));
         }
     }
 
-    fn attend_part<E: KvElement>(&self, job: &Job, pages: &mut [Page<E>]) {
+    fn attend_part(&self, job: &Job, pages: &mut [Page]) {
         self.append(job, pages);
         let pages = &*pages;
         let tokens = (TILE * job.heads.kv_count / job.heads.count).max(1);
@@ -75,28 +72,27 @@ impl Cpu {
     }
 
     /// Rotates the new keys and writes them and the values into the cache.
-    fn append<E: KvElement>(&self, job: &Job, pages: &mut [Page<E>]) {
+    fn append(&self, job: &Job, pages: &mut [Page]) {
         let Heads { count, kv_count, size, .. } = *job.heads;
         let padded = padded_head(size);
-        let elements = PAGE * padded;
-        let shared: Vec<_> =
-            pages.iter_mut().map(|p| (SharedMut::new(&mut p.keys), SharedMut::new(&mut p.values))).collect();
+        let shared: Vec<_> = pages.iter_mut().map(|page| SharedMut::new(page)).collect();
         let store = |head: usize| {
             SCRATCH.with_borrow_mut(|scratch| {
+                scratch.key.clear();
+                scratch.key.resize(padded, 0.0);
+                scratch.value.clear();
+                scratch.value.resize(padded, 0.0);
                 for row in job.rows.clone() {
                     let position = job.position + row - job.rows.start;
-                    let source = &job.qkv.data[row * job.qkv.columns..][..job.qkv.columns];
-                    let (keys, values) = &shared[position / PAGE];
-                    // Sound: each task writes its own head's part of the pages.
-                    let (keys, values) = unsafe {
-                        (keys.slice(head * elements, elements), values.slice(head * elements, elements))
-                    };
-                    scratch.head.clear();
-                    scratch.head.extend_from_slice(&source[(count + head) * size..][..size]);
-                    job.rotate(row, &mut scratch.head);
-                    store_key(keys, position % PAGE, padded, &scratch.head);
+                    let source = &job.qkv.data()[row * job.qkv.columns..][..job.qkv.columns];
+                    let key = &mut scratch.key[..size];
+                    key.copy_from_slice(&source[(count + head) * size..][..size]);
+                    job.rotate(row, key);
                     let value = &source[(count + kv_count + head) * size..][..size];
-                    store_value(values, position % PAGE, padded, value);
+                    scratch.value[..size].copy_from_slice(value);
+                    // Sound: each task writes its own head.
+                    let page = unsafe { &mut shared[position / PAGE].slice(head, 1)[0] };
+                    page.store(self.level, position % PAGE, &scratch.key, &scratch.value);
                 }
             });
         };
@@ -116,10 +112,10 @@ impl Job<'_> {
     }
 
     /// The queries of `rows` that share KV head `kv_head`.
-    fn attend_tile<E: KvElement>(
+    fn attend_tile(
         &self,
         level: Level,
-        pages: &[Page<E>],
+        pages: &[Page],
         kv_head: usize,
         rows: std::ops::Range<usize>,
         scratch: &mut TileScratch,
@@ -134,14 +130,14 @@ impl Job<'_> {
         for (i, query) in queries.chunks_exact_mut(padded).enumerate() {
             let (row, head) = (rows.start + i / group, kv_head * group + i % group);
             let query = &mut query[..size];
-            query.copy_from_slice(&self.qkv.data[row * self.qkv.columns + head * size..][..size]);
+            query.copy_from_slice(&self.qkv.data()[row * self.qkv.columns + head * size..][..size]);
             self.rotate(row, query);
             query.iter_mut().for_each(|x| *x *= scale);
             positions.push(self.position + row - self.rows.start);
         }
         out.resize(queries.len(), 0.0);
-        let views: Vec<PageView<E>> = pages.iter().map(|page| page.view(kv_head, padded)).collect();
-        Attention { pages: &views, queries, positions, padded_head: padded, window, scratch: kernel, out }
+        let pages: Vec<&HeadPage> = pages.iter().map(|page| &page[kv_head]).collect();
+        Attention { pages: &pages, queries, positions, padded_head: padded, window, scratch: kernel, out }
             .compute(level);
         for (i, values) in out.chunks_exact(padded).enumerate() {
             let (row, head) = (rows.start + i / group, kv_head * group + i % group);

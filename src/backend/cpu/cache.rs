@@ -1,12 +1,13 @@
 //! The KV cache on the CPU: pages that are allocated as the sequence grows.
 
-use crate::gguf::TensorType;
-use crate::kernel::attention::{KvElement, PAGE, PageView, padded_head};
+use crate::kernel::attention::HeadPage;
+use crate::kernel::kv::{KvData, KvType, PAGE, padded_head};
 use crate::{Error, Result};
 
 /// Keys and values of one sequence, all layers.
 pub struct Cache {
-    layers: Pages,
+    /// `[layers][pages][kv_heads]`.
+    layers: Vec<Vec<Page>>,
     shape: CacheShape,
     /// Positions there is room for.
     room: usize,
@@ -19,15 +20,15 @@ pub struct CacheShape {
     pub kv_heads: usize,
     /// Elements of a head.
     pub head: usize,
-    /// F16 or F32.
-    pub kind: TensorType,
+    pub keys: KvType,
+    pub values: KvType,
 }
 
 impl CacheShape {
     /// Bytes that `positions` take, in whole pages.
     pub fn bytes(&self, positions: usize) -> u64 {
-        let element = if self.kind == TensorType::F32 { 4 } else { 2 };
-        let page = 2 * self.kv_heads * PAGE * padded_head(self.head) * element;
+        let elements = self.kv_heads * PAGE * padded_head(self.head);
+        let page = self.keys.bytes(elements) + self.values.bytes(elements);
         page as u64 * self.layers as u64 * positions.div_ceil(PAGE) as u64
     }
 
@@ -35,47 +36,22 @@ impl CacheShape {
     pub fn bytes_read(&self, positions: usize) -> u64 {
         self.bytes(PAGE) / PAGE as u64 * positions as u64
     }
-}
 
-/// `[layers][pages]`.
-pub(super) enum Pages {
-    F16(Vec<Vec<Page<u16>>>),
-    F32(Vec<Vec<Page<f32>>>),
-}
-
-/// Keys and values of [`PAGE`] positions, all KV heads of a layer.
-pub(super) struct Page<E> {
-    /// `[kv_heads, PAGE, padded_head]` elements, each head as `PageView::keys` says.
-    pub keys: Box<[E]>,
-    pub values: Box<[E]>,
-}
-
-impl<E: KvElement> Page<E> {
-    fn new(shape: &CacheShape) -> Self {
-        let elements = shape.kv_heads * PAGE * padded_head(shape.head);
-        Self {
-            keys: vec![E::default(); elements].into_boxed_slice(),
-            values: vec![E::default(); elements].into_boxed_slice(),
-        }
-    }
-
-    /// The part of KV head `head`.
-    pub fn view(&self, head: usize, padded: usize) -> PageView<'_, E> {
-        let elements = PAGE * padded;
-        PageView {
-            keys: &self.keys[head * elements..][..elements],
-            values: &self.values[head * elements..][..elements],
-        }
+    fn page(&self) -> Page {
+        let padded = padded_head(self.head);
+        let head =
+            || HeadPage { keys: KvData::new(self.keys, padded), values: KvData::new(self.values, padded) };
+        (0..self.kv_heads).map(|_| head()).collect()
     }
 }
+
+/// Keys and values of [`PAGE`] positions: `[kv_heads]`.
+pub(super) type Page = Box<[HeadPage]>;
 
 impl Cache {
     /// An empty cache.
     pub fn new(shape: CacheShape) -> Self {
-        let layers = match shape.kind {
-            TensorType::F32 => Pages::F32((0..shape.layers).map(|_| Vec::new()).collect()),
-            _ => Pages::F16((0..shape.layers).map(|_| Vec::new()).collect()),
-        };
+        let layers = (0..shape.layers).map(|_| Vec::new()).collect();
         Self { layers, shape, room: 0 }
     }
 
@@ -94,17 +70,15 @@ impl Cache {
                     available >> 20
                 )));
             }
-            match &mut self.layers {
-                Pages::F16(layers) => layers.iter_mut().for_each(|pages| pages.push(Page::new(&self.shape))),
-                Pages::F32(layers) => layers.iter_mut().for_each(|pages| pages.push(Page::new(&self.shape))),
-            }
+            self.layers.iter_mut().for_each(|pages| pages.push(self.shape.page()));
             self.room += PAGE;
         }
         Ok(())
     }
 
-    pub(super) fn pages(&mut self) -> &mut Pages {
-        &mut self.layers
+    /// The pages of `layer`, in order of position.
+    pub(super) fn pages(&mut self, layer: usize) -> &mut [Page] {
+        &mut self.layers[layer]
     }
 }
 

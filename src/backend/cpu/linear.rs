@@ -68,7 +68,7 @@ impl Cpu {
             self.few_tokens(format, w, &scratch, out);
         } else {
             let Scratch { activations, packed } = &mut *scratch;
-            packed.pack(self.level, activations);
+            packed.pack(format, self.level, activations, &self.pool);
             self.many_tokens(format, w, &scratch, out);
         }
         Ok(())
@@ -84,7 +84,7 @@ impl Cpu {
             // Sound: each task writes its own row.
             unsafe {
                 activations::quantize_row(
-                    &x.data[row * x.columns..][..x.columns],
+                    &x.data()[row * x.columns..][..x.columns],
                     span,
                     quants.slice(row * padded, padded),
                     scales.slice(row * padded / span, padded / span),
@@ -98,7 +98,7 @@ impl Cpu {
         let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
         let tokens = scratch.activations.rows;
         let rows = (TASK_BYTES / row_bytes.max(1)).next_multiple_of(16).min(w.rows.max(1));
-        let to = SharedMut::new(&mut out.data);
+        let to = SharedMut::new(out.data_mut());
         self.pool.run_ranges(w.rows, rows, |range| {
             // Sound: each task writes its own rows' columns of every token.
             let mut slices: [&mut [f32]; FEW_TOKENS] = std::array::from_fn(|_| &mut [][..]);
@@ -118,7 +118,7 @@ impl Cpu {
 
     fn many_tokens<F: Unpack>(&self, format: F, w: &Matrix, scratch: &Scratch, out: &mut Buffer) {
         let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
-        let to = SharedMut::new(&mut out.data);
+        let to = SharedMut::new(out.data_mut());
         self.pool.run_ranges(w.rows, panel_rows(self.level), |range| {
             PANEL.with_borrow_mut(|panel| {
                 PanelProducts {
@@ -138,7 +138,7 @@ impl Cpu {
     }
 
     fn float<W: Float>(&self, weights: &[W::Bits], w: &Matrix, x: &Buffer, out: &mut Buffer) {
-        let to = SharedMut::new(&mut out.data);
+        let to = SharedMut::new(out.data_mut());
         self.pool.run_ranges(w.rows, FLOAT_ROWS, |range| {
             let rows = &weights[range.start * w.columns..range.end * w.columns];
             self.float_rows::<W>(rows, range.start, w, x, &to);
@@ -154,7 +154,7 @@ impl Cpu {
         x: &Buffer,
         to: &SharedMut<f32>,
     ) {
-        let (columns, tokens) = (w.columns, &x.data);
+        let (columns, tokens) = (w.columns, x.data());
         FloatProducts::<W> { rows, columns, tokens, out: to, out_stride: w.rows, first }.compute(self.level);
     }
 
@@ -163,7 +163,7 @@ impl Cpu {
         let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
         // Tells now whether the type can be decoded at all.
         quant::decode(w.kind, &[], &mut [])?;
-        let to = SharedMut::new(&mut out.data);
+        let to = SharedMut::new(out.data_mut());
         self.pool.run_ranges(w.rows, FLOAT_ROWS, |range| {
             DECODED.with_borrow_mut(|rows| {
                 rows.resize(range.len() * w.columns, 0.0);

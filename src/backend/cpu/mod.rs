@@ -34,19 +34,31 @@ struct Scratch {
 /// `[rows, columns]` of f32.
 #[derive(Clone, Debug, Default)]
 pub struct Buffer {
-    pub data: Vec<f32>,
-    pub columns: usize,
+    /// Keeps the length of the largest use, so that growing back costs nothing.
+    storage: Vec<f32>,
+    rows: usize,
+    columns: usize,
 }
 
 impl Buffer {
     /// Makes it `[rows, columns]`; contents are then unspecified.
     fn resize(&mut self, rows: usize, columns: usize) {
-        self.columns = columns;
-        self.data.resize(rows * columns, 0.0);
+        (self.rows, self.columns) = (rows, columns);
+        if self.storage.len() < rows * columns {
+            self.storage.resize(rows * columns, 0.0);
+        }
     }
 
     fn rows(&self) -> usize {
-        self.data.len().checked_div(self.columns).unwrap_or(0)
+        self.rows
+    }
+
+    fn data(&self) -> &[f32] {
+        &self.storage[..self.rows * self.columns]
+    }
+
+    fn data_mut(&mut self) -> &mut [f32] {
+        &mut self.storage[..self.rows * self.columns]
     }
 }
 
@@ -94,7 +106,7 @@ impl Backend for Cpu {
     fn embed(&self, table: &Matrix, ids: &[u32], out: &mut Buffer) -> Result<()> {
         out.resize(ids.len(), table.columns);
         let (bytes, row_bytes) = (table.bytes(), table.row_bytes());
-        for (&id, row) in ids.iter().zip(out.data.chunks_exact_mut(table.columns)) {
+        for (&id, row) in ids.iter().zip(out.data_mut().chunks_exact_mut(table.columns)) {
             quant::decode(table.kind, &bytes[id as usize * row_bytes..][..row_bytes], row)?;
         }
         Ok(())
@@ -102,12 +114,12 @@ impl Backend for Cpu {
 
     fn rms_norm(&self, x: &Buffer, weight: &[f32], eps: f32, out: &mut Buffer) {
         out.resize(x.rows(), x.columns);
-        let to = SharedMut::new(&mut out.data);
+        let to = SharedMut::new(out.data_mut());
         self.each_row(x.rows(), x.columns, |row| {
             let at = row * x.columns;
             // Sound: each task writes its own row.
             let out = unsafe { to.slice(at, x.columns) };
-            elementwise::rms_norm(&x.data[at..at + x.columns], weight, eps, out);
+            elementwise::rms_norm(&x.data()[at..at + x.columns], weight, eps, out);
         });
     }
 
@@ -119,20 +131,20 @@ impl Backend for Cpu {
     fn add(&self, x: &mut Buffer, y: &Buffer) {
         let columns = x.columns;
         let rows = x.rows();
-        let to = SharedMut::new(&mut x.data);
+        let to = SharedMut::new(x.data_mut());
         self.each_row(rows, columns, |row| {
             // Sound: each task writes its own row.
             let x = unsafe { to.slice(row * columns, columns) };
-            elementwise::add_assign(x, &y.data[row * columns..][..columns]);
+            elementwise::add_assign(x, &y.data()[row * columns..][..columns]);
         });
     }
 
     fn swiglu(&self, gate_up: &Buffer, out: &mut Buffer) {
         let width = gate_up.columns / 2;
         out.resize(gate_up.rows(), width);
-        let to = SharedMut::new(&mut out.data);
+        let to = SharedMut::new(out.data_mut());
         self.each_row(gate_up.rows(), gate_up.columns, |row| {
-            let (gate, up) = gate_up.data[row * 2 * width..][..2 * width].split_at(width);
+            let (gate, up) = gate_up.data()[row * 2 * width..][..2 * width].split_at(width);
             // Sound: each task writes its own row.
             elementwise::swiglu(gate, up, unsafe { to.slice(row * width, width) });
         });
@@ -153,12 +165,12 @@ impl Backend for Cpu {
 
     fn gather(&self, x: &Buffer, rows: &[usize], out: &mut Buffer) {
         out.resize(rows.len(), x.columns);
-        for (&row, out) in rows.iter().zip(out.data.chunks_exact_mut(x.columns.max(1))) {
-            out.copy_from_slice(&x.data[row * x.columns..][..x.columns]);
+        for (&row, out) in rows.iter().zip(out.data_mut().chunks_exact_mut(x.columns.max(1))) {
+            out.copy_from_slice(&x.data()[row * x.columns..][..x.columns]);
         }
     }
 
     fn read(&self, x: &Buffer) -> Vec<f32> {
-        x.data.clone()
+        x.data().to_vec()
     }
 }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::subject::Subject;
 use crate::bench::{Limits, Measurement, Test};
+use crate::engine::KvType;
 
 /// How to print results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -26,8 +27,8 @@ pub struct Setup {
     pub batch: usize,
     pub ubatch: usize,
     pub threads: usize,
-    pub type_k: String,
-    pub type_v: String,
+    pub type_k: KvType,
+    pub type_v: KvType,
 }
 
 /// One test and its result.
@@ -151,8 +152,8 @@ impl Row<'_> {
             "n_batch": batch,
             "n_ubatch": ubatch,
             "n_threads": threads,
-            "type_k": type_k,
-            "type_v": type_v,
+            "type_k": name(*type_k),
+            "type_v": name(*type_v),
             "n_gpu_layers": 0,
             "n_prompt": test.prompt,
             "n_gen": test.generate,
@@ -190,11 +191,8 @@ impl Row<'_> {
         let (speed, deviation) = statistics(&self.speeds());
         let (read, products, share) = self.achieved();
         let setup = self.setup;
-        let cache = if setup.type_k == setup.type_v {
-            setup.type_k.clone()
-        } else {
-            format!("{}/{}", setup.type_k, setup.type_v)
-        };
+        let (k, v) = (name(setup.type_k), name(setup.type_v));
+        let cache = if k == v { k } else { format!("{k}/{v}") };
         [
             self.subject.description.clone(),
             size(self.subject.bytes),
@@ -209,6 +207,11 @@ impl Row<'_> {
             format!("{:.0} %", 100.0 * share),
         ]
     }
+}
+
+/// As llama.cpp spells cache types.
+fn name(kind: KvType) -> String {
+    kind.tensor_type().name().to_lowercase()
 }
 
 fn size(bytes: u64) -> String {
@@ -244,7 +247,7 @@ const COLUMNS: [(&str, usize, bool); 11] = [
     ("params", 8, true),
     ("threads", 7, true),
     ("batch", 5, true),
-    ("kv", 4, true),
+    ("kv", 9, true),
     ("test", 15, true),
     ("t/s", 17, true),
     ("GB/s", 6, true),
@@ -316,8 +319,8 @@ mod tests {
                 batch: 2048,
                 ubatch: 512,
                 threads: 2,
-                type_k: "f16".into(),
-                type_v: "f16".into(),
+                type_k: KvType::F16,
+                type_v: KvType::F16,
             },
             measurement: &Measurement {
                 times: vec![Duration::from_secs(10), Duration::from_secs(5)],

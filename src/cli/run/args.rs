@@ -5,9 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, ValueEnum};
 
 use crate::cli::model::{CacheType, ModelArgs, NumaArg};
-use crate::gguf::TensorType;
 use crate::text::SamplerOptions;
-use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
 A prompt that holds the model's control tokens (<|user|> …) runs as it is; any other goes through
@@ -106,9 +104,9 @@ pub struct MachineArgs {
     /// -ctk: element type of the cached keys
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub cache_type_k: CacheType,
-    /// -ctv: element type of the cached values, the same as of the keys
-    #[arg(long, value_name = "TYPE")]
-    pub cache_type_v: Option<CacheType>,
+    /// -ctv: element type of the cached values
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub cache_type_v: CacheType,
     /// -ngl: layers to put on a GPU: a number, auto or all
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", allow_negative_numbers = true)]
     pub gpu_layers: Option<GpuLayers>,
@@ -249,14 +247,6 @@ impl std::str::FromStr for GpuLayers {
 }
 
 impl MachineArgs {
-    /// Element type of the KV cache; keys and values share it.
-    pub fn kv_type(&self) -> Result<TensorType> {
-        if self.cache_type_v.is_some_and(|kind| kind != self.cache_type_k) {
-            return Err(Error::Usage("-ctk and -ctv must be the same type".into()));
-        }
-        Ok(self.cache_type_k.into())
-    }
-
     /// Threads asked for; like llama.cpp, 0 and less mean as many as there are.
     pub fn threads(&self) -> Option<usize> {
         positive(self.threads)

@@ -31,7 +31,7 @@ impl Unpack for Q4K {
     const SPAN: usize = SPAN;
     const GROUP: usize = 32;
     const OFFSET: i32 = 0;
-    const WIDE: bool = false;
+    const LARGEST: u8 = 15;
     const SCALED: bool = true;
     const MINS: bool = true;
     type Lanes<B: Copy> = [B; 8];
@@ -69,7 +69,7 @@ impl Unpack for Q5K {
     const SPAN: usize = SPAN;
     const GROUP: usize = 32;
     const OFFSET: i32 = 0;
-    const WIDE: bool = false;
+    const LARGEST: u8 = 31;
     const SCALED: bool = true;
     const MINS: bool = true;
     type Lanes<B: Copy> = [B; 8];
@@ -118,7 +118,7 @@ impl Unpack for Q6K {
     const SPAN: usize = SPAN;
     const GROUP: usize = 16;
     const OFFSET: i32 = 32;
-    const WIDE: bool = false;
+    const LARGEST: u8 = 63;
     const SCALED: bool = true;
     const MINS: bool = false;
     type Lanes<B: Copy> = [B; 8];
@@ -177,7 +177,7 @@ impl Unpack for Q2K {
     const SPAN: usize = SPAN;
     const GROUP: usize = 16;
     const OFFSET: i32 = 0;
-    const WIDE: bool = false;
+    const LARGEST: u8 = 3;
     const SCALED: bool = true;
     const MINS: bool = true;
     type Lanes<B: Copy> = [B; 8];
@@ -210,7 +210,7 @@ impl Unpack for Q3K {
     const SPAN: usize = SPAN;
     const GROUP: usize = 16;
     const OFFSET: i32 = 4;
-    const WIDE: bool = false;
+    const LARGEST: u8 = 7;
     const SCALED: bool = true;
     const MINS: bool = false;
     type Lanes<B: Copy> = [B; 8];

@@ -22,7 +22,7 @@ fn five_bits<I: Isa>(isa: I, from: &[u8; 16], bits: &[u8; 4]) -> I::B {
 
 /// One 32-column format: its constants, its lanes, its floats.
 macro_rules! legacy {
-    ($name:ident, $doc:literal, $bytes:literal, offset $offset:literal, wide $wide:literal, mins $mins:literal,
+    ($name:ident, $doc:literal, $bytes:literal, offset $offset:literal, largest $largest:literal, mins $mins:literal,
      |$isa:ident, $block:ident| $lanes:expr, |$b:ident| $scale:expr) => {
         #[doc = $doc]
         #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ macro_rules! legacy {
             const SPAN: usize = 32;
             const GROUP: usize = 32;
             const OFFSET: i32 = $offset;
-            const WIDE: bool = $wide;
+            const LARGEST: u8 = $largest;
             const SCALED: bool = false;
             const MINS: bool = $mins;
             type Lanes<B: Copy> = [B; 1];
@@ -52,23 +52,23 @@ macro_rules! legacy {
     };
 }
 
-legacy!(Q4_0, "`d` f16, 16 bytes of nibbles: d·(q − 8).", 18, offset 8, wide false, mins false,
+legacy!(Q4_0, "`d` f16, 16 bytes of nibbles: d·(q − 8).", 18, offset 8, largest 15, mins false,
     |isa, block| nibbles(isa, bytes(block, 2)),
     |b| Scale { d: bits16(b, 0), dmin: 0 });
 
-legacy!(Q4_1, "`d`, `m` f16, 16 bytes of nibbles: d·q + m.", 20, offset 0, wide false, mins true,
+legacy!(Q4_1, "`d`, `m` f16, 16 bytes of nibbles: d·q + m.", 20, offset 0, largest 15, mins true,
     |isa, block| nibbles(isa, bytes(block, 4)),
     |b| Scale { d: bits16(b, 0), dmin: bits16(b, 2) ^ SIGN });
 
-legacy!(Q5_0, "`d` f16, 32 fifth bits, 16 bytes of nibbles: d·(q − 16).", 22, offset 16, wide false, mins false,
+legacy!(Q5_0, "`d` f16, 32 fifth bits, 16 bytes of nibbles: d·(q − 16).", 22, offset 16, largest 31, mins false,
     |isa, block| five_bits(isa, bytes(block, 6), bytes(block, 2)),
     |b| Scale { d: bits16(b, 0), dmin: 0 });
 
-legacy!(Q5_1, "`d`, `m` f16, 32 fifth bits, 16 bytes of nibbles: d·q + m.", 24, offset 0, wide false, mins true,
+legacy!(Q5_1, "`d`, `m` f16, 32 fifth bits, 16 bytes of nibbles: d·q + m.", 24, offset 0, largest 31, mins true,
     |isa, block| five_bits(isa, bytes(block, 8), bytes(block, 4)),
     |b| Scale { d: bits16(b, 0), dmin: bits16(b, 2) ^ SIGN });
 
-legacy!(Q8_0, "`d` f16, 32 i8: d·q. Lanes are q + 128.", 34, offset 128, wide true, mins false,
+legacy!(Q8_0, "`d` f16, 32 i8: d·q. Lanes are q + 128.", 34, offset 128, largest 255, mins false,
     |isa, block| isa.b_xor(isa.b_load(bytes(block, 2)), isa.b_splat(0x80)),
     |b| Scale { d: bits16(b, 0), dmin: 0 });
 
@@ -77,6 +77,6 @@ pub(super) const NON_LINEAR_4BIT: [u8; 16] =
     [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
 
 legacy!(Iq4Nl, "`d` f16, 16 bytes of nibbles that select one of 16 values: d·v[q]. Lanes are v + 128.", 18,
-    offset 128, wide true, mins false,
+    offset 128, largest 241, mins false,
     |isa, block| isa.b_lookup(&NON_LINEAR_4BIT, nibbles(isa, bytes(block, 2))),
     |b| Scale { d: bits16(b, 0), dmin: 0 });

@@ -33,8 +33,8 @@ pub trait Unpack: Copy + Send + Sync + 'static {
     const GROUP: usize;
     /// What is subtracted from a lane to get the signed quant.
     const OFFSET: i32;
-    /// Whether lanes exceed 127.
-    const WIDE: bool;
+    /// The largest lane.
+    const LARGEST: u8;
     /// Whether there are integer scales (otherwise all are 1).
     const SCALED: bool;
     /// Whether there are mins.

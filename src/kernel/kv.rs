@@ -1,0 +1,298 @@
+//! How keys and values of one head are stored: f32, f16, bf16, or blocks of 32 elements with a scale.
+//!
+//! Keys are kept sixteen positions side by side ([`KEYS`]), element by element, so that scores of a vector
+//! of keys need no horizontal sums; values position by position. Quantized elements are those of the
+//! GGUF types of the same name, only laid out anew.
+
+use crate::gguf::TensorType;
+use crate::quant;
+use crate::simd::{Isa, MAX_LANES};
+
+/// Positions whose keys are interleaved.
+pub const KEYS: usize = 16;
+/// Positions of a page.
+pub const PAGE: usize = 256;
+/// Elements that share a scale in the quantized types.
+const SHARED: usize = 32;
+
+/// An element type of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    F32,
+    F16,
+    Bf16,
+    Q8_0,
+    Q4_0,
+}
+
+impl KvType {
+    /// All of them.
+    pub const ALL: [KvType; 5] = [KvType::F32, KvType::F16, KvType::Bf16, KvType::Q8_0, KvType::Q4_0];
+
+    /// The one that `kind` names, if it can be one.
+    pub fn from_tensor_type(kind: TensorType) -> Option<Self> {
+        Self::ALL.into_iter().find(|kv| kv.tensor_type() == kind)
+    }
+
+    /// The GGUF type of its elements.
+    pub fn tensor_type(self) -> TensorType {
+        match self {
+            KvType::F32 => TensorType::F32,
+            KvType::F16 => TensorType::F16,
+            KvType::Bf16 => TensorType::BF16,
+            KvType::Q8_0 => TensorType::Q8_0,
+            KvType::Q4_0 => TensorType::Q4_0,
+        }
+    }
+
+    /// Bytes of `elements`, whole blocks.
+    pub fn bytes(self, elements: usize) -> usize {
+        let kind = self.tensor_type();
+        elements / kind.block_elements() * kind.block_bytes()
+    }
+}
+
+/// Head size rounded up to whole vectors on every ISA and to whole blocks.
+pub const fn padded_head(head: usize) -> usize {
+    head.next_multiple_of(if MAX_LANES > SHARED { MAX_LANES } else { SHARED })
+}
+
+/// [`PAGE`] keys or values of one head.
+#[derive(Clone, Debug)]
+pub enum KvData {
+    F32(Box<[f32]>),
+    F16(Box<[u16]>),
+    Bf16(Box<[u16]>),
+    /// Quants, and a half-precision scale for every 32.
+    Q8_0(Box<[i8]>, Box<[u16]>),
+    /// Nibbles: element `i` of 32 in the low half of byte `i`, element `16 + i` in the high half.
+    Q4_0(Box<[u8]>, Box<[u16]>),
+}
+
+impl KvData {
+    /// Zeros for heads of `padded` elements.
+    pub fn new(kind: KvType, padded: usize) -> Self {
+        let elements = PAGE * padded;
+        match kind {
+            KvType::F32 => KvData::F32(zeros(elements)),
+            KvType::F16 => KvData::F16(zeros(elements)),
+            KvType::Bf16 => KvData::Bf16(zeros(elements)),
+            KvType::Q8_0 => KvData::Q8_0(zeros(elements), zeros(elements / SHARED)),
+            KvType::Q4_0 => KvData::Q4_0(zeros(elements / 2), zeros(elements / SHARED)),
+        }
+    }
+
+    /// Writes the key of position `at` of the page; `key` is `[padded]`.
+    #[inline(always)]
+    pub fn store_key<I: Isa>(&mut self, isa: I, at: usize, key: &[f32]) {
+        let padded = key.len();
+        let (group, lane) = (at / KEYS * padded, at % KEYS);
+        match self {
+            KvData::F32(to) => spread(key, &mut to[group * KEYS..], lane),
+            KvData::F16(to) => {
+                let mut i = 0;
+                while i < padded {
+                    let mut some = [0; MAX_LANES];
+                    isa.f_store_f16(isa.f_load(&key[i..]), &mut some);
+                    spread(&some[..I::LANES], &mut to[(group + i) * KEYS..], lane);
+                    i += I::LANES;
+                }
+            }
+            KvData::Bf16(to) => spread(&to_bf16(key)[..padded], &mut to[group * KEYS..], lane),
+            KvData::Q8_0(to, scales) => {
+                let (quants, d) = to_q8_0(key);
+                spread(&quants[..padded], &mut to[group * KEYS..], lane);
+                spread(&d[..padded / SHARED], &mut scales[group / SHARED * KEYS..], lane);
+            }
+            KvData::Q4_0(to, scales) => {
+                let (nibbles, d) = to_q4_0(key);
+                spread(&nibbles[..padded / 2], &mut to[group / 2 * KEYS..], lane);
+                spread(&d[..padded / SHARED], &mut scales[group / SHARED * KEYS..], lane);
+            }
+        }
+    }
+
+    /// Writes the value of position `at` of the page; `value` is `[padded]`.
+    #[inline(always)]
+    pub fn store_value<I: Isa>(&mut self, isa: I, at: usize, value: &[f32]) {
+        let padded = value.len();
+        let first = at * padded;
+        match self {
+            KvData::F32(to) => to[first..first + padded].copy_from_slice(value),
+            KvData::F16(to) => {
+                let to = &mut to[first..first + padded];
+                let mut i = 0;
+                while i < padded {
+                    isa.f_store_f16(isa.f_load(&value[i..]), &mut to[i..]);
+                    i += I::LANES;
+                }
+            }
+            KvData::Bf16(to) => to[first..first + padded].copy_from_slice(&to_bf16(value)[..padded]),
+            KvData::Q8_0(to, scales) => {
+                let (quants, d) = to_q8_0(value);
+                to[first..first + padded].copy_from_slice(&quants[..padded]);
+                scales[first / SHARED..][..padded / SHARED].copy_from_slice(&d[..padded / SHARED]);
+            }
+            KvData::Q4_0(to, scales) => {
+                let (nibbles, d) = to_q4_0(value);
+                to[first / 2..][..padded / 2].copy_from_slice(&nibbles[..padded / 2]);
+                scales[first / SHARED..][..padded / SHARED].copy_from_slice(&d[..padded / SHARED]);
+            }
+        }
+    }
+
+    /// The keys of `count` groups of [`KEYS`] positions from group `first` on: `out` gets `[count, padded, KEYS]`.
+    #[inline(always)]
+    pub fn load_keys<I: Isa>(&self, isa: I, first: usize, count: usize, padded: usize, out: &mut [f32]) {
+        let (at, elements) = (first * padded * KEYS, count * padded * KEYS);
+        let out = &mut out[..elements];
+        match self {
+            KvData::F32(from) => out.copy_from_slice(&from[at..at + elements]),
+            KvData::F16(from) => widen::<I, false>(isa, &from[at..at + elements], out),
+            KvData::Bf16(from) => widen::<I, true>(isa, &from[at..at + elements], out),
+            KvData::Q8_0(from, scales) => {
+                // A scale for each position of 32 elements.
+                for block in 0..elements / (SHARED * KEYS) {
+                    let scales = &scales[(at / SHARED) + block * KEYS..][..KEYS];
+                    for row in 0..SHARED {
+                        let i = (block * SHARED + row) * KEYS;
+                        scaled_row(isa, &from[at + i..][..KEYS], scales, &mut out[i..i + KEYS]);
+                    }
+                }
+            }
+            KvData::Q4_0(from, scales) => {
+                for block in 0..elements / (SHARED * KEYS) {
+                    let scales = &scales[(at / SHARED) + block * KEYS..][..KEYS];
+                    for row in 0..SHARED / 2 {
+                        let nibbles = &from[at / 2 + (block * SHARED / 2 + row) * KEYS..][..KEYS];
+                        let (low, high) = split_nibbles(nibbles);
+                        let i = (block * SHARED + row) * KEYS;
+                        scaled_row(isa, &low, scales, &mut out[i..i + KEYS]);
+                        let i = i + SHARED / 2 * KEYS;
+                        scaled_row(isa, &high, scales, &mut out[i..i + KEYS]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The values of `count` positions from `first` on: `out` gets `[count, padded]`.
+    #[inline(always)]
+    pub fn load_values<I: Isa>(&self, isa: I, first: usize, count: usize, padded: usize, out: &mut [f32]) {
+        let (at, elements) = (first * padded, count * padded);
+        let out = &mut out[..elements];
+        match self {
+            KvData::F32(from) => out.copy_from_slice(&from[at..at + elements]),
+            KvData::F16(from) => widen::<I, false>(isa, &from[at..at + elements], out),
+            KvData::Bf16(from) => widen::<I, true>(isa, &from[at..at + elements], out),
+            KvData::Q8_0(from, scales) => {
+                for block in 0..elements / SHARED {
+                    let d = [scales[at / SHARED + block]; KEYS];
+                    for half in 0..2 {
+                        let i = block * SHARED + half * KEYS;
+                        scaled_row(isa, &from[at + i..][..KEYS], &d, &mut out[i..i + KEYS]);
+                    }
+                }
+            }
+            KvData::Q4_0(from, scales) => {
+                for block in 0..elements / SHARED {
+                    let d = [scales[at / SHARED + block]; KEYS];
+                    let (low, high) = split_nibbles(&from[(at + block * SHARED) / 2..][..KEYS]);
+                    let out = &mut out[block * SHARED..][..SHARED];
+                    scaled_row(isa, &low, &d, &mut out[..KEYS]);
+                    scaled_row(isa, &high, &d, &mut out[KEYS..]);
+                }
+            }
+        }
+    }
+}
+
+fn zeros<T: Copy + Default>(elements: usize) -> Box<[T]> {
+    vec![T::default(); elements].into_boxed_slice()
+}
+
+/// The most elements of a padded head.
+pub const MAX_HEAD: usize = 512;
+
+/// `from[i]` goes to `to[i * KEYS + lane]`.
+#[inline(always)]
+fn spread<T: Copy>(from: &[T], to: &mut [T], lane: usize) {
+    let to = &mut to[..from.len() * KEYS];
+    for i in 0..from.len() {
+        to[i * KEYS + lane] = from[i];
+    }
+}
+
+#[inline(always)]
+fn to_bf16(from: &[f32]) -> [u16; MAX_HEAD] {
+    let mut to = [0; MAX_HEAD];
+    for i in 0..from.len() {
+        to[i] = half::bf16::from_f32(from[i]).to_bits();
+    }
+    to
+}
+
+/// Quants and scales, as the tensor type has them.
+fn to_q8_0(from: &[f32]) -> ([i8; MAX_HEAD], [u16; MAX_HEAD / SHARED]) {
+    let (mut quants, mut scales) = ([0; MAX_HEAD], [0; MAX_HEAD / SHARED]);
+    blocks::<34>(from, TensorType::Q8_0, |i, block| {
+        scales[i] = u16::from_le_bytes([block[0], block[1]]);
+        for j in 0..SHARED {
+            quants[i * SHARED + j] = block[2 + j] as i8;
+        }
+    });
+    (quants, scales)
+}
+
+/// Nibbles and scales, as the tensor type has them.
+fn to_q4_0(from: &[f32]) -> ([u8; MAX_HEAD / 2], [u16; MAX_HEAD / SHARED]) {
+    let (mut nibbles, mut scales) = ([0; MAX_HEAD / 2], [0; MAX_HEAD / SHARED]);
+    blocks::<18>(from, TensorType::Q4_0, |i, block| {
+        scales[i] = u16::from_le_bytes([block[0], block[1]]);
+        nibbles[i * SHARED / 2..][..SHARED / 2].copy_from_slice(&block[2..]);
+    });
+    (nibbles, scales)
+}
+
+/// Encodes `from` block by block.
+fn blocks<const BYTES: usize>(from: &[f32], kind: TensorType, mut each: impl FnMut(usize, &[u8; BYTES])) {
+    for (i, source) in from.chunks_exact(SHARED).enumerate() {
+        let mut block = [0; BYTES];
+        quant::encode(kind, source, SHARED, None, &mut block)
+            .expect("a whole block of a type that needs no imatrix");
+        each(i, &block);
+    }
+}
+
+/// Half precision, or `BF16`, to f32.
+#[inline(always)]
+fn widen<I: Isa, const BF16: bool>(isa: I, from: &[u16], to: &mut [f32]) {
+    let mut i = 0;
+    while i < to.len() {
+        let x = if BF16 { isa.f_load_bf16(&from[i..]) } else { isa.f_load_f16(&from[i..]) };
+        isa.f_store(x, &mut to[i..]);
+        i += I::LANES;
+    }
+}
+
+/// Sixteen quants, each times its scale.
+#[inline(always)]
+fn scaled_row<I: Isa>(isa: I, quants: &[i8], scales: &[u16], out: &mut [f32]) {
+    let mut i = 0;
+    while i < KEYS {
+        let quants = isa.f_from_w(isa.w_load_i8(&quants[i..]));
+        isa.f_store(isa.f_mul(quants, isa.f_load_f16(&scales[i..])), &mut out[i..]);
+        i += I::LANES;
+    }
+}
+
+/// The low and the high halves of sixteen bytes, less 8.
+#[inline(always)]
+fn split_nibbles(bytes: &[u8]) -> ([i8; KEYS], [i8; KEYS]) {
+    let (mut low, mut high) = ([0; KEYS], [0; KEYS]);
+    for i in 0..KEYS {
+        low[i] = (bytes[i] & 15) as i8 - 8;
+        high[i] = (bytes[i] >> 4) as i8 - 8;
+    }
+    (low, high)
+}
