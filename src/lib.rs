@@ -5,7 +5,10 @@
 pub mod cli;
 
 pub mod bench;
+pub mod check;
 pub mod convert;
+pub mod imatrix;
+pub mod perplexity;
 pub mod quantize;
 
 pub mod engine;

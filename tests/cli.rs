@@ -286,8 +286,8 @@ fn guesses_change_no_answer() {
         let same =
             ["-f", path(&file), "-no-cnv", "--temp", temperature, "-s", "7", "-n", "120", "--ignore-eos"];
         let plain = run(&same);
-        for flags in [lookup, draft] {
-            let output = run(&[&same[..], &flags[..]].concat());
+        for flags in [&lookup[..], &draft] {
+            let output = run(&[&same[..], flags].concat());
             assert_eq!(stdout(&output), stdout(&plain), "{flags:?}");
             guessed += usize::from(String::from_utf8_lossy(&output.stderr).contains("guessed"));
         }

@@ -29,6 +29,11 @@ impl Matrix {
         Self { file, tensor, rows, columns, kind }
     }
 
+    /// The tensor's name.
+    pub fn name(&self) -> &str {
+        &self.file.tensors()[self.tensor].name
+    }
+
     /// The matrix's bytes, row by row.
     pub fn bytes(&self) -> &[u8] {
         self.file.data(&self.file.tensors()[self.tensor])

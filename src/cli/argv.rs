@@ -7,6 +7,7 @@ use clap::{Arg, Command};
 
 /// The options as llama.cpp spells them, and as clap parses them.
 pub const SINGLE_DASH: &[(&str, &str)] = &[
+    ("-bf", "--binary-file"),
     ("-cnv", "--conversation"),
     ("-co", "--color"),
     ("-ctk", "--cache-type-k"),
@@ -17,6 +18,7 @@ pub const SINGLE_DASH: &[(&str, &str)] = &[
     ("-no-cnv", "--no-conversation"),
     ("-np", "--parallel"),
     ("-oe", "--output-err"),
+    ("-ofreq", "--output-frequency"),
     ("-pg", "--pg"),
     ("-sp", "--special"),
     ("-st", "--single-turn"),
@@ -111,11 +113,13 @@ mod tests {
     #[test]
     fn every_long_form_exists() {
         let cli = Cli::command();
+        let arguments: Vec<&Arg> = cli.get_subcommands().flat_map(Command::get_arguments).collect();
         for (dash, long) in SINGLE_DASH {
-            let known = cli
-                .get_subcommands()
-                .flat_map(Command::get_arguments)
-                .any(|arg| arg.get_long().is_some_and(|name| *long == format!("--{name}")));
+            let is_meant = |name: &str| *long == format!("--{name}");
+            let known = arguments.iter().any(|arg| {
+                let aliases = arg.get_visible_aliases().unwrap_or_default();
+                arg.get_long().is_some_and(is_meant) || aliases.into_iter().any(is_meant)
+            });
             assert!(known, "{dash} leads to {long}, which no command has");
         }
     }

@@ -92,8 +92,8 @@ struct TestArgs {
     /// -ctk: element type of the cached keys
     #[arg(long, value_name = "TYPE", value_delimiter = ',', default_value = "f16", action = ArgAction::Append)]
     cache_type_k: Vec<CacheType>,
-    /// -ctv: element type of the cached values [default: that of the keys]
-    #[arg(long, value_name = "TYPE", value_delimiter = ',', action = ArgAction::Append)]
+    /// -ctv: element type of the cached values
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', default_value = "f16", action = ArgAction::Append)]
     cache_type_v: Vec<CacheType>,
     /// Spread threads and memory over the memory nodes of the machine, or keep to one
     #[arg(long, value_name = "HOW")]
@@ -274,11 +274,8 @@ impl TestArgs {
     }
 
     fn cache_types(&self) -> Vec<(KvType, KvType)> {
-        let keys = self.cache_type_k.iter().map(|&kind| KvType::from(kind));
-        if self.cache_type_v.is_empty() {
-            return keys.map(|kind| (kind, kind)).collect();
-        }
-        keys.flat_map(|k| self.cache_type_v.iter().map(move |&v| (k, v.into()))).collect()
+        let of = |&k: &CacheType| self.cache_type_v.iter().map(move |&v| (k.into(), v.into()));
+        self.cache_type_k.iter().flat_map(of).collect()
     }
 }
 

@@ -13,11 +13,15 @@ use crate::Error;
 
 mod argv;
 mod bench;
+mod check;
 mod convert;
+mod imatrix;
 mod input;
 mod inspect;
 mod logits;
 mod model;
+mod perplexity;
+mod progress;
 mod quantize;
 mod run;
 mod signal;
@@ -37,6 +41,7 @@ const HELP: &str = "\
 Make a model
   convert    Turn a Hugging Face checkpoint folder into a GGUF file
   quantize   Make a GGUF file smaller: Q4_K_M, Q8_0, …; also straight from a checkpoint folder
+  imatrix    Measure on text which weights matter, for quantize
   split      Split a GGUF file into several
   merge      Make one GGUF file of several
 
@@ -45,7 +50,9 @@ Use it
   tokenize   Show the tokens of a text
 
 Look into it
+  perplexity Measure how well a model predicts, how far it is from another, how it does at multiple choice
   inspect    Show the metadata and the tensors of a GGUF or safetensors file
+  check      Look for damage: structure, values, tensors, vocabulary
   bench      Measure how fast models run, beside what the machine could do at best
   logits     Print a model's logits, for comparing implementations
 
@@ -77,11 +84,14 @@ struct Cli {
 enum Command {
     Convert(convert::Args),
     Quantize(Box<quantize::Args>),
+    Imatrix(Box<imatrix::Args>),
     Split(split::SplitArgs),
     Merge(split::MergeArgs),
     Run(Box<run::Args>),
     Tokenize(tokenize::Args),
     Inspect(inspect::Args),
+    Check(check::Args),
+    Perplexity(Box<perplexity::Args>),
     Bench(Box<bench::Args>),
     Logits(logits::Args),
 }
@@ -91,11 +101,14 @@ impl Command {
         match self {
             Self::Convert(args) => convert::run(args),
             Self::Quantize(args) => quantize::run(*args),
+            Self::Imatrix(args) => imatrix::run(*args),
             Self::Split(args) => split::split(args),
             Self::Merge(args) => split::merge(args),
             Self::Run(args) => run::run(*args),
             Self::Tokenize(args) => tokenize::run(args),
             Self::Inspect(args) => inspect::run(args),
+            Self::Check(args) => check::run(args),
+            Self::Perplexity(args) => perplexity::run(*args),
             Self::Bench(args) => bench::run(*args),
             Self::Logits(args) => logits::run(args),
         }

@@ -52,7 +52,7 @@ pub struct Args {
     /// Quantize tensors again that are quantized already; loses more than quantizing from F16 or F32
     #[arg(long)]
     allow_requantize: bool,
-    /// Importance matrix as llama-imatrix makes it (GGUF or .dat)
+    /// Importance matrix as `phi imatrix` and llama-imatrix make it (GGUF or .dat)
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
     /// Use the importance matrix only for tensors whose name contains this; may be repeated

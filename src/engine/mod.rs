@@ -1,8 +1,10 @@
 //! Sequences, batches, the prefill/decode loop and its stop rules.
 
 mod cost;
+pub mod evaluate;
 pub mod generate;
 mod prompt_cache;
+pub mod score;
 mod speculate;
 mod step;
 

@@ -62,6 +62,15 @@ impl Gguf {
         Self::assemble(path.to_owned(), files)
     }
 
+    /// Everything that is wrong with the one file at `path`: a single fault where its head cannot be read, otherwise
+    /// those of its tensors' ranges.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn faults(path: &Path) -> Result<Vec<Fault>> {
+        Ok(reader::faults(&Map::open(path)?))
+    }
+
     /// Opens an image of a GGUF file; `label` stands for its path in messages. A part of a split model is refused.
     pub fn from_bytes(bytes: Vec<u8>, label: impl Into<PathBuf>) -> Result<Self> {
         let label = label.into();
@@ -124,6 +133,11 @@ impl Gguf {
     /// Bytes of all its files together.
     pub fn file_bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.bytes.as_slice().len() as u64).sum()
+    }
+
+    /// Bytes of the file that holds `tensor`.
+    pub fn file_bytes_of(&self, tensor: &TensorInfo) -> u64 {
+        self.parts[tensor.file].bytes.as_slice().len() as u64
     }
 
     /// The first file's metadata, without the `split.*` keys.

@@ -30,6 +30,23 @@ pub(super) struct Head {
 
 /// Parses and checks the head of `file`, a whole GGUF file; every tensor's range lies inside it.
 pub(super) fn parse(file: &[u8]) -> Result<Head, Fault> {
+    let head = parse_head(file)?;
+    match range_faults(&head, file.len() as u64).into_iter().next() {
+        Some(fault) => Err(fault),
+        None => Ok(head),
+    }
+}
+
+/// Everything that is wrong with `file`: one fault if its head cannot be read, or all faults of its tensors' ranges.
+pub(super) fn faults(file: &[u8]) -> Vec<Fault> {
+    match parse_head(file) {
+        Ok(head) => range_faults(&head, file.len() as u64),
+        Err(fault) => vec![fault],
+    }
+}
+
+/// Parses the head without asking whether the tensors are there.
+fn parse_head(file: &[u8]) -> Result<Head, Fault> {
     let mut input = Input { bytes: file, at: 0 };
     let version = header(&mut input)?;
     let tensor_count = input.u64("the tensor count")?;
@@ -40,7 +57,6 @@ pub(super) fn parse(file: &[u8]) -> Result<Head, Fault> {
     let alignment = alignment(&metadata)?;
     let tensors = (0..tensor_count).map(|index| tensor(&mut input, index)).collect::<Result<Vec<_>, _>>()?;
     let data_start = (input.at as u64).checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
-    check_ranges(&tensors, alignment, data_start, file.len() as u64)?;
     Ok(Head { version, metadata, tensors, alignment, data_start })
 }
 
@@ -203,32 +219,33 @@ pub(super) fn check_size(name: &str, shape: &[u64], kind: TensorType) -> Result<
     bytes.filter(|&count| i64::try_from(count).is_ok()).ok_or_else(overflow)
 }
 
-/// Checks that names are unique and that ranges are aligned, inside the file and disjoint.
-fn check_ranges(tensors: &[TensorInfo], alignment: u64, data_start: u64, file: u64) -> Result<(), Fault> {
-    let mut names = HashSet::with_capacity(tensors.len());
-    let end = file.saturating_sub(data_start);
-    for tensor in tensors {
+/// Names that are not unique, and ranges that are not aligned, not inside the file's `length` bytes or not disjoint.
+fn range_faults(head: &Head, length: u64) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let mut names = HashSet::with_capacity(head.tensors.len());
+    let (alignment, end) = (head.alignment, length.saturating_sub(head.data_start));
+    for tensor in &head.tensors {
+        let (name, offset, bytes) = (|| tensor.name.clone(), tensor.offset, tensor.bytes());
         if !names.insert(tensor.name.as_str()) {
-            return Err(Fault::DuplicateTensor { tensor: tensor.name.clone() });
+            faults.push(Fault::DuplicateTensor { tensor: name() });
         }
-        let (offset, bytes) = (tensor.offset, tensor.bytes());
         if !offset.is_multiple_of(alignment) {
-            return Err(Fault::Misaligned { tensor: tensor.name.clone(), offset, alignment });
+            faults.push(Fault::Misaligned { tensor: name(), offset, alignment });
         }
         if offset.checked_add(bytes).is_none_or(|last| last > end) {
-            return Err(Fault::PastEnd { tensor: tensor.name.clone(), offset, bytes, end });
+            faults.push(Fault::PastEnd { tensor: name(), offset, bytes, end });
         }
     }
-    let mut order: Vec<&TensorInfo> = tensors.iter().collect();
+    let mut order: Vec<&TensorInfo> = head.tensors.iter().collect();
     order.sort_by_key(|tensor| tensor.offset);
     for pair in order.windows(2) {
         if let [first, second] = pair
-            && first.offset + first.bytes() > second.offset
+            && first.offset.saturating_add(first.bytes()) > second.offset
         {
-            return Err(Fault::Overlap { first: first.name.clone(), second: second.name.clone() });
+            faults.push(Fault::Overlap { first: first.name.clone(), second: second.name.clone() });
         }
     }
-    Ok(())
+    faults
 }
 
 /// A cursor over the file that never reads past its end.

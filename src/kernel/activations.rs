@@ -1,6 +1,6 @@
 //! Activations as int8, the other operand of the quantized products.
 
-use crate::simd::{Isa, IsaExt, Kernel, dispatch};
+use crate::simd::{Isa, IsaExt, Kernel, MAX_ROWS, dispatch};
 
 /// Rows of activations (one a token), quantized to int8 with a scale per span.
 ///
@@ -96,8 +96,8 @@ impl Kernel for QuantizeRow<'_> {
         let ones = isa.b_splat(1);
         let vectors = self.quants.as_chunks::<32>().0;
         for i in 0..vectors.len() {
-            let mut quads = [0i32; 8];
-            isa.n_store(isa.n_dot4(isa.n_zero(), ones, isa.b_load_i8(&vectors[i])), &mut quads);
+            let mut quads = [0i32; 8 * MAX_ROWS];
+            isa.n_store(isa.n_dot4(isa.n_zero(), ones, isa.b_all_i8(&vectors[i])), &mut quads);
             self.sums[2 * i] = (quads[0] + quads[1] + quads[2] + quads[3]) as i16;
             self.sums[2 * i + 1] = (quads[4] + quads[5] + quads[6] + quads[7]) as i16;
         }

@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use super::activations::Activations;
 use super::{Pool, SharedMut, partial_sums, prefetch_ahead};
-use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, Kernel, Level, MAX_LANES, TileKernel, dispatch_at};
+use crate::quant::unpack::{Scale, Unpack};
+use crate::simd::{Isa, Kernel, Level, MAX_LANES, MAX_ROWS, TileKernel, dispatch_at};
 
 /// The most rows a panel has on any ISA.
 pub const MAX_PANEL_ROWS: usize = 2 * MAX_LANES;
@@ -279,19 +279,22 @@ const UNIT: usize = 256;
 /// Unpacked blocks row by row, to be turned into columns.
 struct Square {
     /// `[LANES, UNIT]`.
-    lanes: [[[u8; 32]; 8]; MAX_LANES],
+    lanes: [u8; MAX_LANES * UNIT],
     /// `[LANES, 8 + 8]` pairs of i16 scales and mins.
-    groups: [[[u8; 32]; 2]; MAX_LANES],
+    groups: [u8; MAX_LANES * GROUP_BYTES],
     /// `[blocks, LANES]`.
     d: [[u16; MAX_LANES]; 8],
     dmin: [[u16; MAX_LANES]; 8],
 }
 
+/// Bytes of a row's scales and mins in a [`Square`].
+const GROUP_BYTES: usize = 64;
+
 impl Default for Square {
     fn default() -> Self {
         Self {
-            lanes: [[[0; 32]; 8]; MAX_LANES],
-            groups: [[[0; 32]; 2]; MAX_LANES],
+            lanes: [0; MAX_LANES * UNIT],
+            groups: [0; MAX_LANES * GROUP_BYTES],
             d: [[0; MAX_LANES]; 8],
             dmin: [[0; MAX_LANES]; 8],
         }
@@ -312,42 +315,59 @@ fn unpack_blocks<F: Unpack, I: Isa>(
     let wide = I::LANES * I::TILE.0;
     let last = rows.len() / row_bytes - 1;
     let bytes = blocks.len() * F::BYTES;
-    for lane in 0..I::LANES {
-        let at = (first + lane).min(last) * row_bytes + blocks.start * F::BYTES;
-        let unit = &rows[at..at + bytes];
-        prefetch_ahead(isa, unit, 2 * bytes);
-        let mut j = 0;
-        for (i, block) in unit.chunks_exact(F::BYTES).enumerate() {
+    for lane in (0..I::LANES).step_by(I::ROWS) {
+        let mut units = [&rows[..0]; MAX_ROWS];
+        for r in 0..MAX_ROWS {
+            let at = (first + lane + r).min(last) * row_bytes + blocks.start * F::BYTES;
+            units[r] = &rows[at..at + bytes];
+            if r < I::ROWS {
+                prefetch_ahead(isa, units[r], 2 * bytes);
+            }
+        }
+        let mut at = lane * UNIT;
+        for i in 0..blocks.len() {
+            let block = [&units[0][i * F::BYTES..][..F::BYTES], &units[1][i * F::BYTES..][..F::BYTES]];
             let vectors = F::lanes(isa, block);
             for &vector in vectors.as_ref() {
-                isa.b_store(vector, &mut square.lanes[lane][j % 8]);
-                j += 1;
+                isa.b_store(vector, &mut square.lanes[at..], UNIT);
+                at += 32;
             }
-            let scale = F::scale(block);
-            (square.d[i % 8][lane], square.dmin[i % 8][lane]) = (scale.d, scale.dmin);
+            for r in 0..I::ROWS {
+                let scale = F::scale(block[r]);
+                (square.d[i % 8][lane + r], square.dmin[i % 8][lane + r]) = (scale.d, scale.dmin);
+            }
             if F::SCALED || F::MINS {
                 let (scales, mins) = F::groups(isa, block);
-                isa.b_store(scales, &mut square.groups[lane][0]);
-                isa.b_store(mins, &mut square.groups[lane][1]);
+                let to = &mut square.groups[lane * GROUP_BYTES..];
+                isa.b_store(scales, to, GROUP_BYTES);
+                isa.b_store(mins, &mut to[GROUP_BYTES / 2..], GROUP_BYTES);
             }
         }
     }
     for (i, b) in blocks.clone().enumerate() {
         let at = b * wide + first;
-        let factor = isa.f_splat(F::FACTOR);
-        isa.f_store(isa.f_mul(isa.f_load_f16(&square.d[i]), factor), &mut panel.d[at..]);
+        let d = if F::EXPONENT {
+            let mut powers = [0.0; MAX_LANES];
+            for lane in 0..I::LANES {
+                powers[lane] = Scale::power(square.d[i][lane]);
+            }
+            isa.f_load(&powers)
+        } else {
+            isa.f_load_f16(&square.d[i])
+        };
+        isa.f_store(isa.f_mul(d, isa.f_splat(F::FACTOR)), &mut panel.d[at..]);
         if F::MINS {
             isa.f_store(isa.f_load_f16(&square.dmin[i]), &mut panel.dmin[at..]);
         }
     }
-    let words = square.lanes.as_flattened().as_flattened();
+    let words = &square.lanes;
     let quads = blocks.start * F::BLOCK / 4..blocks.end * F::BLOCK / 4;
     for (i, q) in quads.step_by(I::LANES).enumerate() {
         let from = &words[4 * i * I::LANES..];
         isa.w_transpose(from, UNIT / 4, &mut panel.lanes[q * wide + first..], wide);
     }
     if F::SCALED || F::MINS {
-        store_groups::<F, I>(isa, square.groups.as_flattened().as_flattened(), blocks, first, panel);
+        store_groups::<F, I>(isa, &square.groups, blocks, first, panel);
     }
 }
 

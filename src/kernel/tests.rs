@@ -9,7 +9,7 @@ use super::matvec::RowProducts;
 use super::{Pool, SharedMut, partial_sums};
 use crate::gguf::TensorType;
 use crate::quant;
-use crate::quant::unpack::{Iq4Nl, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Scale, Unpack};
+use crate::quant::unpack::*;
 use crate::simd::{Level, Scalar};
 
 /// SplitMix64.
@@ -34,8 +34,9 @@ impl Random {
 }
 
 /// `d` and `dmin`.
-fn floats(scale: Scale) -> (f32, f32) {
-    (half::f16::from_bits(scale.d).to_f32(), half::f16::from_bits(scale.dmin).to_f32())
+fn floats<F: Unpack>(scale: Scale) -> (f32, f32) {
+    let half = |bits: u16| half::f16::from_bits(bits).to_f32();
+    (if F::EXPONENT { Scale::power(scale.d) } else { half(scale.d) }, half(scale.dmin))
 }
 
 /// Random bytes with finite, moderate scales.
@@ -44,7 +45,7 @@ fn random_blocks<F: Unpack>(random: &mut Random, kind: TensorType, blocks: usize
     let mut bytes = Vec::new();
     while bytes.len() < blocks * F::BYTES {
         let block: Vec<u8> = (0..F::BYTES).map(|_| random.next() as u8).collect();
-        let scale = floats(F::scale(&block));
+        let scale = floats::<F>(F::scale(&block));
         if scale.0.abs() < 10.0 && scale.1.abs() < 10.0 && scale.0.abs() > 1e-6 {
             bytes.extend(block);
         }
@@ -63,14 +64,14 @@ fn naive<F: Unpack>(row: &[u8], tokens: &Activations, token: usize) -> f32 {
             break;
         };
         let mut lanes = vec![0u8; F::BLOCK];
-        for (to, from) in lanes.chunks_mut(32).zip(F::lanes(Scalar, block).as_ref()) {
+        for (to, from) in lanes.chunks_mut(32).zip(F::lanes(Scalar, [block; 2]).as_ref()) {
             to.copy_from_slice(from);
         }
-        let (scales, mins) = F::groups(Scalar, block);
+        let (scales, mins) = F::groups(Scalar, [block; 2]);
         let i16s =
             |v: [u8; 32]| -> Vec<i16> { v.chunks(2).map(|c| i16::from_le_bytes([c[0], c[1]])).collect() };
         let (scales, mins) = (i16s(scales), i16s(mins));
-        let scale = floats(F::scale(block));
+        let scale = floats::<F>(F::scale(block));
         let (mut sum, mut min) = (0i32, 0i32);
         for (i, &a) in columns.iter().enumerate() {
             let c = at % F::BLOCK + i;
@@ -189,6 +190,17 @@ fn quantized_products_equal_the_reference_bit_for_bit() {
     check_format(Q4K, TensorType::Q4_K);
     check_format(Q5K, TensorType::Q5_K);
     check_format(Q6K, TensorType::Q6_K);
+    check_format(Iq1S, TensorType::IQ1_S);
+    check_format(Iq1M, TensorType::IQ1_M);
+    check_format(Iq2Xxs, TensorType::IQ2_XXS);
+    check_format(Iq2Xs, TensorType::IQ2_XS);
+    check_format(Iq2S, TensorType::IQ2_S);
+    check_format(Iq3Xxs, TensorType::IQ3_XXS);
+    check_format(Iq3S, TensorType::IQ3_S);
+    check_format(Iq4Xs, TensorType::IQ4_XS);
+    check_format(Tq1_0, TensorType::TQ1_0);
+    check_format(Tq2_0, TensorType::TQ2_0);
+    check_format(Mxfp4, TensorType::MXFP4);
 }
 
 fn check_float<W: Float>(bits: impl Fn(f32) -> W::Bits) {

@@ -8,7 +8,7 @@ mod weights;
 pub use forward::{Outputs, Workspace, forward};
 pub use hyper::Hyper;
 pub use rope::{Regime, Rope};
-pub use weights::{Layer, Model};
+pub use weights::{Layer, Model, Survey};
 
 /// Architectures that [`Model::load`] accepts, as `general.architecture` names them.
 pub const SUPPORTED: &[&str] = &["phi3"];

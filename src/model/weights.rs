@@ -1,5 +1,7 @@
 //! A model's weights, bound to its hyper-parameters.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Hyper, Rope, SUPPORTED};
@@ -43,6 +45,20 @@ impl Model {
     /// # Errors
     /// Another architecture; a key or tensor that is missing, or of another shape; a type that cannot be computed with.
     pub fn load(file: Arc<Gguf>) -> Result<Self> {
+        Self::bind(&Binder { file: &file, survey: None })
+    }
+
+    /// Everything that is wrong with `file`'s tensors and hyper-parameters, where [`Self::load`] stops at the first.
+    pub fn survey(file: &Arc<Gguf>) -> Survey {
+        let bind = Binder { file, survey: Some(RefCell::default()) };
+        let bound = Self::bind(&bind);
+        let mut survey = bind.survey.map(RefCell::into_inner).unwrap_or_default();
+        survey.faults.extend(bound.err());
+        survey
+    }
+
+    fn bind(bind: &Binder) -> Result<Self> {
+        let file = bind.file;
         let architecture = file.metadata().string("general.architecture");
         let architecture = architecture.map_err(|fault| Error::invalid(file.path(), fault))?;
         if architecture != Some("phi3") {
@@ -54,8 +70,7 @@ impl Model {
                 SUPPORTED.join(", ")
             )));
         }
-        let hyper = Hyper::read(&file)?;
-        let bind = Binder { file: &file };
+        let hyper = Hyper::read(file)?;
         let (hidden, head) = (hyper.hidden, hyper.head);
         let embedding = bind.matrix("token_embd.weight", None, hidden)?;
         let vocabulary = embedding.rows;
@@ -75,13 +90,14 @@ impl Model {
             .collect::<Result<Vec<_>>>()?;
         let output_norm = bind.vector("output_norm.weight", hidden)?;
         let head_matrix = match file.tensor("output.weight") {
-            Some(_) => bind.matrix("output.weight", Some(vocabulary), hidden)?,
+            // Where the embedding itself is at fault, it does not say how many tokens there are.
+            Some(_) => bind.matrix("output.weight", Some(vocabulary).filter(|&rows| rows > 0), hidden)?,
             None => embedding.clone(),
         };
         let factors = |name: &str| file.tensor(name).map(|_| bind.vector(name, hyper.rotary / 2)).transpose();
         let (short, long) = (factors("rope_factors_short.weight")?, factors("rope_factors_long.weight")?);
         let rope = Rope::new(&hyper, short.as_deref(), long.as_deref());
-        Ok(Self { rope, embedding, layers, output_norm, head: head_matrix, hyper, file })
+        Ok(Self { rope, embedding, layers, output_norm, head: head_matrix, hyper, file: Arc::clone(file) })
     }
 
     /// The file the weights are in.
@@ -103,22 +119,62 @@ impl Model {
     }
 }
 
+/// What [`Model::survey`] finds.
+#[derive(Debug, Default)]
+pub struct Survey {
+    pub faults: Vec<Error>,
+    /// Numbers of the tensors that the model has a use for.
+    pub bound: BTreeSet<usize>,
+}
+
 struct Binder<'a> {
     file: &'a Arc<Gguf>,
+    /// Where faults are noted instead of ending the binding.
+    survey: Option<RefCell<Survey>>,
 }
 
 impl Binder<'_> {
-    fn find(&self, name: &str) -> Result<usize> {
-        self.file.tensors().iter().position(|tensor| tensor.name == name).ok_or_else(|| {
-            Error::invalid(
-                self.file.path(),
-                format!("the tensor {name} is missing: the file is not a complete phi3 model"),
-            )
-        })
+    /// In a survey, notes a fault and goes on with a stand-in.
+    fn or_else<T>(&self, result: Result<T>, stand_in: impl FnOnce() -> T) -> Result<T> {
+        match (result, &self.survey) {
+            (Err(fault), Some(survey)) if !self.file.tensors().is_empty() => {
+                survey.borrow_mut().faults.push(fault);
+                Ok(stand_in())
+            }
+            (result, _) => result,
+        }
     }
 
     /// A matrix of `columns`, and of `rows` unless that is for the file to say.
     fn matrix(&self, name: &str, rows: Option<usize>, columns: usize) -> Result<Matrix> {
+        let stand_in = || {
+            let mut matrix = Matrix::new(Arc::clone(self.file), 0);
+            matrix.rows = 0;
+            matrix
+        };
+        self.or_else(self.try_matrix(name, rows, columns), stand_in)
+    }
+
+    /// A vector of `length`, decoded.
+    fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
+        self.or_else(self.try_vector(name, length), || vec![1.0; length])
+    }
+
+    fn find(&self, name: &str) -> Result<usize> {
+        let found = self.file.tensors().iter().position(|tensor| tensor.name == name);
+        let index = found.ok_or_else(|| {
+            Error::invalid(
+                self.file.path(),
+                format!("the tensor {name} is missing: the file is not a complete phi3 model"),
+            )
+        })?;
+        if let Some(survey) = &self.survey {
+            survey.borrow_mut().bound.insert(index);
+        }
+        Ok(index)
+    }
+
+    fn try_matrix(&self, name: &str, rows: Option<usize>, columns: usize) -> Result<Matrix> {
         let index = self.find(name)?;
         let info = &self.file.tensors()[index];
         let fits = info.shape.len() <= 2
@@ -145,8 +201,7 @@ impl Binder<'_> {
         Ok(Matrix::new(Arc::clone(self.file), index))
     }
 
-    /// A vector of `length`, decoded.
-    fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
+    fn try_vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
         let index = self.find(name)?;
         let info = &self.file.tensors()[index];
         if info.elements() != length as u64 {

@@ -21,7 +21,7 @@ use crate::gguf::{Output, Source, TensorType, Value, Writer};
 use crate::quant::recipe::Recipe;
 use crate::{Error, Result};
 
-pub use imatrix::{Imatrix, ImatrixFault};
+pub use imatrix::Imatrix;
 pub use measure::ErrorSums;
 pub use overrides::{parse_key_value, parse_kind, parse_layers, parse_tensor_type, parse_tensor_type_file};
 pub use plan::{Part, Plan, Planned};

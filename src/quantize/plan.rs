@@ -209,7 +209,7 @@ fn missing_imatrix(tensor: &Planned, options: &Options) -> Error {
         options.recipe.as_ref().map_or("this copy".to_owned(), |recipe| recipe.file_type.to_string());
     let why = match options.imatrix {
         Some(_) => "has no entry for it; make one from this model, with text that reaches every layer",
-        None => "is not given; make one with llama-imatrix and pass it with --imatrix",
+        None => "is not given; make one with `phi imatrix` and pass it with --imatrix",
     };
     Error::Usage(format!(
         "{recipe} makes the tensor {} a {}, which is useless without an importance matrix, and one {why}",

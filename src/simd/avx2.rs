@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, Kernel, TileKernel};
+use super::{Isa, Kernel, MAX_ROWS, OfRows, TileKernel};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -37,204 +37,16 @@ pub(super) fn checked_mut<const N: usize, T>(to: &mut [T]) -> *mut T {
 /// widened vector are single bytes and fetch each of them on its own, at three instructions a piece.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn opaque(mut v: __m256i) -> __m256i {
+fn opaque(mut v: __m256i) -> __m256i {
     // Sound: no instruction at all.
     unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
     v
 }
 
-/// The narrow (32-byte) operations, which AVX2 and AVX-512 share but for the dot products.
-macro_rules! narrow_operations {
-    () => {
-        #[inline(always)]
-        fn prefetch(self, at: *const u8) {
-            // Sound: a prefetch of an address that is not mapped does nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-        }
-        #[inline(always)]
-        fn b_load(self, from: &[u8; 32]) -> Self::B {
-            unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
-        }
-        #[inline(always)]
-        fn b_load_i8(self, from: &[i8; 32]) -> Self::B {
-            unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
-        }
-        #[inline(always)]
-        fn b_load_i16(self, from: &[i16; 16]) -> Self::B {
-            unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
-        }
-        #[inline(always)]
-        fn b_store(self, v: Self::B, to: &mut [u8; 32]) {
-            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), v) }
-        }
-        #[inline(always)]
-        fn b_twice(self, from: &[u8; 16]) -> Self::B {
-            unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(from.as_ptr().cast())) }
-        }
-        #[inline(always)]
-        fn b_halves(self, low: &[u8; 16], high: &[u8; 16]) -> Self::B {
-            unsafe {
-                let low = _mm_loadu_si128(low.as_ptr().cast());
-                let high = _mm_loadu_si128(high.as_ptr().cast());
-                _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high)
-            }
-        }
-        #[inline(always)]
-        fn b_splat(self, x: u8) -> Self::B {
-            unsafe { _mm256_set1_epi8(x as i8) }
-        }
-        #[inline(always)]
-        fn b_and(self, a: Self::B, b: Self::B) -> Self::B {
-            unsafe { _mm256_and_si256(a, b) }
-        }
-        #[inline(always)]
-        fn b_or(self, a: Self::B, b: Self::B) -> Self::B {
-            unsafe { _mm256_or_si256(a, b) }
-        }
-        #[inline(always)]
-        fn b_xor(self, a: Self::B, b: Self::B) -> Self::B {
-            unsafe { _mm256_xor_si256(a, b) }
-        }
-        #[inline(always)]
-        fn b_shr<const N: i32>(self, v: Self::B) -> Self::B {
-            unsafe {
-                // There is no byte shift: shift words and clear what came from the neighbour.
-                _mm256_and_si256(_mm256_srli_epi16::<N>(v), _mm256_set1_epi8((0xffu8 >> N) as i8))
-            }
-        }
-        #[inline(always)]
-        fn b_shl<const N: i32>(self, v: Self::B) -> Self::B {
-            unsafe { _mm256_and_si256(_mm256_slli_epi16::<N>(v), _mm256_set1_epi8((0xffu8 << N) as i8)) }
-        }
-        #[inline(always)]
-        fn b_lookup(self, table: &[u8; 16], v: Self::B) -> Self::B {
-            unsafe { _mm256_shuffle_epi8(self.b_twice(table), v) }
-        }
-        #[inline(always)]
-        fn b_from_bits(self, bits: u32) -> Self::B {
-            unsafe {
-                let which = _mm256_setr_epi64x(
-                    0,
-                    0x0101_0101_0101_0101,
-                    0x0202_0202_0202_0202,
-                    0x0303_0303_0303_0303,
-                );
-                let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
-                let spread = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), which);
-                _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit)
-            }
-        }
-        #[inline(always)]
-        fn b_widen_u8(self, from: &[u8; 16]) -> Self::B {
-            unsafe { opaque(_mm256_cvtepu8_epi16(_mm_loadu_si128(from.as_ptr().cast()))) }
-        }
-        #[inline(always)]
-        fn b_widen_i8(self, from: &[u8; 16]) -> Self::B {
-            unsafe { opaque(_mm256_cvtepi8_epi16(_mm_loadu_si128(from.as_ptr().cast()))) }
-        }
-        #[inline(always)]
-        fn b_widen_twice(self, from: u64) -> Self::B {
-            unsafe {
-                let bytes = _mm_cvtsi64_si128(from as i64);
-                opaque(_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(bytes, bytes)))
-            }
-        }
-        #[inline(always)]
-        fn half(self, bits: u16) -> f32 {
-            unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
-        }
-        #[inline(always)]
-        fn n_zero(self) -> Self::N {
-            unsafe { _mm256_setzero_si256() }
-        }
-        #[inline(always)]
-        fn n_add(self, a: Self::N, b: Self::N) -> Self::N {
-            unsafe { _mm256_add_epi32(a, b) }
-        }
-        #[inline(always)]
-        fn n_sub(self, a: Self::N, b: Self::N) -> Self::N {
-            unsafe { _mm256_sub_epi32(a, b) }
-        }
-        #[inline(always)]
-        fn n_mul(self, a: Self::N, b: Self::N) -> Self::N {
-            unsafe { _mm256_mullo_epi32(a, b) }
-        }
-        #[inline(always)]
-        fn n_splat(self, x: i32) -> Self::N {
-            unsafe { _mm256_set1_epi32(x) }
-        }
-        #[inline(always)]
-        fn n_store(self, v: Self::N, to: &mut [i32; 8]) {
-            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), v) }
-        }
-        #[inline(always)]
-        fn n_sums8(self, v: [Self::N; 8]) -> Self::N {
-            unsafe {
-                let [a, b, c, d, e, f, g, h] = v;
-                let abcd = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-                let efgh = _mm256_hadd_epi32(_mm256_hadd_epi32(e, f), _mm256_hadd_epi32(g, h));
-                // Each 128-bit half holds the sums of that half of the four vectors.
-                _mm256_add_epi32(
-                    _mm256_permute2x128_si256::<0x20>(abcd, efgh),
-                    _mm256_permute2x128_si256::<0x31>(abcd, efgh),
-                )
-            }
-        }
-        #[inline(always)]
-        fn n_half_sums4(self, v: [Self::N; 4]) -> Self::N {
-            unsafe {
-                let [a, b, c, d] = v;
-                _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d))
-            }
-        }
-        #[inline(always)]
-        fn g_zero(self) -> Self::G {
-            unsafe { _mm256_setzero_ps() }
-        }
-        #[inline(always)]
-        fn g_load(self, from: &[f32; 8]) -> Self::G {
-            unsafe { _mm256_loadu_ps(from.as_ptr()) }
-        }
-        #[inline(always)]
-        fn g_store(self, v: Self::G, to: &mut [f32; 8]) {
-            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), v) }
-        }
-        #[inline(always)]
-        fn g_from_halves(self, bits: [u16; 8]) -> Self::G {
-            // Sound: both are 16 bytes of plain data.
-            unsafe { _mm256_cvtph_ps(std::mem::transmute::<[u16; 8], __m128i>(bits)) }
-        }
-        #[inline(always)]
-        fn g_splat(self, x: f32) -> Self::G {
-            unsafe { _mm256_set1_ps(x) }
-        }
-        #[inline(always)]
-        fn g_pair(self, [a, b]: [f32; 2]) -> Self::G {
-            unsafe { _mm256_insertf128_ps::<1>(_mm256_set1_ps(a), _mm_set1_ps(b)) }
-        }
-        #[inline(always)]
-        fn g_from_n(self, v: Self::N) -> Self::G {
-            unsafe { _mm256_cvtepi32_ps(v) }
-        }
-        #[inline(always)]
-        fn g_mul(self, a: Self::G, b: Self::G) -> Self::G {
-            unsafe { _mm256_mul_ps(a, b) }
-        }
-        #[inline(always)]
-        fn g_fma(self, a: Self::G, b: Self::G, c: Self::G) -> Self::G {
-            unsafe { _mm256_fmadd_ps(a, b, c) }
-        }
-        #[inline(always)]
-        fn g_fnma(self, a: Self::G, b: Self::G, c: Self::G) -> Self::G {
-            unsafe { _mm256_fnmadd_ps(a, b, c) }
-        }
-    };
-}
-pub(super) use narrow_operations;
-
 impl Isa for Avx2 {
     const NAME: &'static str = "avx2";
     const LANES: usize = 8;
+    const ROWS: usize = 1;
     const TILE: (usize, usize) = (2, 4);
     type B = __m256i;
     type N = __m256i;
@@ -257,7 +69,199 @@ impl Isa for Avx2 {
         kernel.run::<Self, 2, 4>(self);
     }
 
-    narrow_operations!();
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        // Sound: a prefetch of an address that is not mapped does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    fn b_load(self, from: OfRows<&[u8; 32]>) -> Self::B {
+        unsafe { _mm256_loadu_si256(from[0].as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn b_all_i8(self, from: &[i8; 32]) -> Self::B {
+        unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn b_all_i16(self, from: &[i16; 16]) -> Self::B {
+        unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn b_store(self, v: Self::B, to: &mut [u8], _stride: usize) {
+        unsafe { _mm256_storeu_si256(checked_mut::<32, _>(to).cast(), v) }
+    }
+    #[inline(always)]
+    fn b_nibbles(self, from: OfRows<&[u8; 16]>) -> Self::B {
+        unsafe {
+            let low = _mm_loadu_si128(from[0].as_ptr().cast());
+            let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), _mm_srli_epi16::<4>(low));
+            _mm256_and_si256(both, _mm256_set1_epi8(15))
+        }
+    }
+    #[inline(always)]
+    fn b_words(self, from: OfRows<[u64; 4]>) -> Self::B {
+        let [a, b, c, d] = from[0];
+        unsafe { _mm256_setr_epi64x(a as i64, b as i64, c as i64, d as i64) }
+    }
+    #[inline(always)]
+    fn b_splat(self, x: u8) -> Self::B {
+        unsafe { _mm256_set1_epi8(x as i8) }
+    }
+    #[inline(always)]
+    fn b_and(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe { _mm256_and_si256(a, b) }
+    }
+    #[inline(always)]
+    fn b_or(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe { _mm256_or_si256(a, b) }
+    }
+    #[inline(always)]
+    fn b_xor(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe { _mm256_xor_si256(a, b) }
+    }
+    #[inline(always)]
+    fn b_add(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe { _mm256_add_epi8(a, b) }
+    }
+    #[inline(always)]
+    fn b_at_least(self, v: Self::B, x: u8) -> Self::B {
+        unsafe { _mm256_cmpeq_epi8(_mm256_max_epu8(v, _mm256_set1_epi8(x as i8)), v) }
+    }
+    #[inline(always)]
+    fn b_shr<const N: i32>(self, v: Self::B) -> Self::B {
+        unsafe {
+            // There is no byte shift: shift words and clear what came from the neighbour.
+            _mm256_and_si256(_mm256_srli_epi16::<N>(v), _mm256_set1_epi8((0xffu8 >> N) as i8))
+        }
+    }
+    #[inline(always)]
+    fn b_shl<const N: i32>(self, v: Self::B) -> Self::B {
+        unsafe { _mm256_and_si256(_mm256_slli_epi16::<N>(v), _mm256_set1_epi8((0xffu8 << N) as i8)) }
+    }
+    #[inline(always)]
+    fn b_lookup(self, table: &[u8; 16], v: Self::B) -> Self::B {
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm256_shuffle_epi8(table, v)
+        }
+    }
+    #[inline(always)]
+    fn b_from_bits(self, bits: OfRows<u32>) -> Self::B {
+        unsafe {
+            let which =
+                _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+            let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+            let spread = _mm256_shuffle_epi8(_mm256_set1_epi32(bits[0] as i32), which);
+            _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit)
+        }
+    }
+    #[inline(always)]
+    fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B {
+        unsafe { opaque(_mm256_cvtepu8_epi16(_mm_loadu_si128(from[0].as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn b_widen_i8(self, from: OfRows<&[u8; 16]>) -> Self::B {
+        unsafe { opaque(_mm256_cvtepi8_epi16(_mm_loadu_si128(from[0].as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn b_widen_twice(self, from: OfRows<u64>) -> Self::B {
+        unsafe {
+            let bytes = _mm_cvtsi64_si128(from[0] as i64);
+            opaque(_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(bytes, bytes)))
+        }
+    }
+    #[inline(always)]
+    fn n_zero(self) -> Self::N {
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    fn n_add(self, a: Self::N, b: Self::N) -> Self::N {
+        unsafe { _mm256_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn n_sub(self, a: Self::N, b: Self::N) -> Self::N {
+        unsafe { _mm256_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn n_mul(self, a: Self::N, b: Self::N) -> Self::N {
+        unsafe { _mm256_mullo_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn n_splat(self, x: i32) -> Self::N {
+        unsafe { _mm256_set1_epi32(x) }
+    }
+    #[inline(always)]
+    fn n_store(self, v: Self::N, to: &mut [i32]) {
+        unsafe { _mm256_storeu_si256(checked_mut::<8, _>(to).cast(), v) }
+    }
+    #[inline(always)]
+    fn n_sums8(self, v: [Self::N; 8]) -> Self::N {
+        unsafe {
+            let [a, b, c, d, e, f, g, h] = v;
+            let abcd = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+            let efgh = _mm256_hadd_epi32(_mm256_hadd_epi32(e, f), _mm256_hadd_epi32(g, h));
+            // Each 128-bit half holds the sums of that half of the four vectors.
+            _mm256_add_epi32(
+                _mm256_permute2x128_si256::<0x20>(abcd, efgh),
+                _mm256_permute2x128_si256::<0x31>(abcd, efgh),
+            )
+        }
+    }
+    #[inline(always)]
+    fn n_half_sums4(self, v: [Self::N; 4]) -> Self::N {
+        unsafe {
+            let [a, b, c, d] = v;
+            _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d))
+        }
+    }
+    #[inline(always)]
+    fn g_zero(self) -> Self::G {
+        unsafe { _mm256_setzero_ps() }
+    }
+    #[inline(always)]
+    fn g_load(self, from: &[f32]) -> Self::G {
+        unsafe { _mm256_loadu_ps(checked::<8, _>(from)) }
+    }
+    #[inline(always)]
+    fn g_all(self, from: &[f32; 8]) -> Self::G {
+        unsafe { _mm256_loadu_ps(from.as_ptr()) }
+    }
+    #[inline(always)]
+    fn g_store(self, v: Self::G, to: &mut [f32]) {
+        unsafe { _mm256_storeu_ps(checked_mut::<8, _>(to), v) }
+    }
+    #[inline(always)]
+    fn g_from_halves(self, bits: &[u16; 8 * MAX_ROWS]) -> Self::G {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(bits.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn g_from_halves_twice(self, bits: OfRows<u64>) -> Self::G {
+        unsafe { _mm256_cvtph_ps(_mm_set1_epi64x(bits[0] as i64)) }
+    }
+    #[inline(always)]
+    fn g_splat(self, x: f32) -> Self::G {
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn g_pair(self, [a, b]: [f32; 2]) -> Self::G {
+        unsafe { _mm256_insertf128_ps::<1>(_mm256_set1_ps(a), _mm_set1_ps(b)) }
+    }
+    #[inline(always)]
+    fn g_from_n(self, v: Self::N) -> Self::G {
+        unsafe { _mm256_cvtepi32_ps(v) }
+    }
+    #[inline(always)]
+    fn g_mul(self, a: Self::G, b: Self::G) -> Self::G {
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn g_fma(self, a: Self::G, b: Self::G, c: Self::G) -> Self::G {
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn g_fnma(self, a: Self::G, b: Self::G, c: Self::G) -> Self::G {
+        unsafe { _mm256_fnmadd_ps(a, b, c) }
+    }
 
     #[inline(always)]
     fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B {
@@ -371,9 +375,18 @@ impl Isa for Avx2 {
             }
         }
         if largest > 127 {
-            debug_assert!(scales.is_none());
+            let mut dot = [[self.n_zero(); 2]; 4];
             for q in 0..quads {
-                self.wide_quad(sum, &rows[q], &tokens[q]);
+                self.wide_quad(&mut dot, &rows[q], &tokens[q]);
+            }
+            for r in 0..2 {
+                for t in 0..4 {
+                    let scaled = match scales {
+                        Some(scales) => self.w_mul(self.w_load(&scales[8 * r..]), dot[t][r]),
+                        None => dot[t][r],
+                    };
+                    sum[t][r] = self.w_add(sum[t][r], scaled);
+                }
             }
             return;
         }
@@ -534,12 +547,7 @@ impl Avx2 {
     /// Four columns of a tile of two row vectors whose bytes exceed 127, by four tokens. Bytes are seen as 128 + q:
     /// products of |q| with the tokens under q's sign fit 16 bits in pairs.
     #[inline(always)]
-    fn wide_quad<const R: usize, const T: usize>(
-        self,
-        sum: &mut [[__m256i; R]; T],
-        rows: &[i32; 16],
-        tokens: &[i32; 4],
-    ) {
+    fn wide_quad(self, sum: &mut [[__m256i; 2]; 4], rows: &[i32; 16], tokens: &[i32; 4]) {
         unsafe {
             let (one, one_byte) = (_mm256_set1_epi16(1), _mm256_set1_epi8(1));
             let middle = _mm256_set1_epi8(-128);

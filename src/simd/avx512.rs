@@ -5,8 +5,8 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::{checked, checked_mut, narrow_operations, opaque};
-use super::{Isa, Kernel, TileKernel};
+use super::avx2::{checked, checked_mut};
+use super::{Isa, Kernel, MAX_ROWS, OfRows, TileKernel};
 
 /// Proof that the machine has AVX-512 F, BW, VL, DQ and VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -29,10 +29,11 @@ impl Avx512 {
 impl Isa for Avx512 {
     const NAME: &'static str = "avx512";
     const LANES: usize = 16;
+    const ROWS: usize = 2;
     const TILE: (usize, usize) = (2, 8);
-    type B = __m256i;
-    type N = __m256i;
-    type G = __m256;
+    type B = __m512i;
+    type N = __m512i;
+    type G = __m512;
     type W = __m512i;
     type F = __m512;
 
@@ -53,26 +54,242 @@ impl Isa for Avx512 {
         kernel.run::<Self, 2, 8>(self);
     }
 
-    narrow_operations!();
-
     #[inline(always)]
-    fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B {
+    fn prefetch(self, at: *const u8) {
+        // Sound: a prefetch of an address that is not mapped does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    fn b_load(self, from: OfRows<&[u8; 32]>) -> Self::B {
         unsafe {
-            let (a, b) = (2 * pair as i16, 2 * pair as i16 + 1);
-            _mm256_permutexvar_epi16(_mm256_setr_epi16(a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b), v)
+            let first = _mm512_castsi256_si512(_mm256_loadu_si256(from[0].as_ptr().cast()));
+            _mm512_inserti64x4::<1>(first, _mm256_loadu_si256(from[1].as_ptr().cast()))
         }
     }
     #[inline(always)]
+    fn b_all_i8(self, from: &[i8; 32]) -> Self::B {
+        unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn b_all_i16(self, from: &[i16; 16]) -> Self::B {
+        unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn b_store(self, v: Self::B, to: &mut [u8], stride: usize) {
+        unsafe {
+            _mm256_storeu_si256(checked_mut::<32, _>(to).cast(), _mm512_castsi512_si256(v));
+            let second = checked_mut::<32, _>(&mut to[stride..]).cast();
+            _mm256_storeu_si256(second, _mm512_extracti64x4_epi64::<1>(v));
+        }
+    }
+    #[inline(always)]
+    fn b_nibbles(self, from: OfRows<&[u8; 16]>) -> Self::B {
+        unsafe {
+            let first = _mm_loadu_si128(from[0].as_ptr().cast());
+            let second = _mm_loadu_si128(from[1].as_ptr().cast());
+            let both = _mm512_inserti64x4::<1>(
+                _mm512_castsi256_si512(_mm256_broadcastsi128_si256(first)),
+                _mm256_broadcastsi128_si256(second),
+            );
+            // The upper 128 bits of each row are shifted down.
+            let counts = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
+            _mm512_and_si512(_mm512_srlv_epi64(both, counts), _mm512_set1_epi8(15))
+        }
+    }
+    #[inline(always)]
+    fn b_words(self, from: OfRows<[u64; 4]>) -> Self::B {
+        let ([a, b, c, d], [e, f, g, h]) = (from[0], from[1]);
+        unsafe {
+            _mm512_setr_epi64(a as i64, b as i64, c as i64, d as i64, e as i64, f as i64, g as i64, h as i64)
+        }
+    }
+    #[inline(always)]
+    fn b_splat(self, x: u8) -> Self::B {
+        unsafe { _mm512_set1_epi8(x as i8) }
+    }
+    #[inline(always)]
+    fn b_and(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    fn b_or(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    fn b_xor(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+    #[inline(always)]
+    fn b_add(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe { _mm512_add_epi8(a, b) }
+    }
+    #[inline(always)]
+    fn b_at_least(self, v: Self::B, x: u8) -> Self::B {
+        unsafe { _mm512_movm_epi8(_mm512_cmpge_epu8_mask(v, _mm512_set1_epi8(x as i8))) }
+    }
+    #[inline(always)]
+    fn b_shr<const N: i32>(self, v: Self::B) -> Self::B {
+        unsafe {
+            // There is no byte shift: shift words and clear what came from the neighbour.
+            let shifted = _mm512_srl_epi16(v, _mm_cvtsi32_si128(N));
+            _mm512_and_si512(shifted, _mm512_set1_epi8((0xffu8 >> N) as i8))
+        }
+    }
+    #[inline(always)]
+    fn b_shl<const N: i32>(self, v: Self::B) -> Self::B {
+        unsafe {
+            let shifted = _mm512_sll_epi16(v, _mm_cvtsi32_si128(N));
+            _mm512_and_si512(shifted, _mm512_set1_epi8((0xffu8 << N) as i8))
+        }
+    }
+    #[inline(always)]
+    fn b_lookup(self, table: &[u8; 16], v: Self::B) -> Self::B {
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, v)
+        }
+    }
+    #[inline(always)]
+    fn b_from_bits(self, bits: OfRows<u32>) -> Self::B {
+        unsafe { _mm512_movm_epi8(u64::from(bits[0]) | u64::from(bits[1]) << 32) }
+    }
+    #[inline(always)]
+    fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B {
+        unsafe { opaque(_mm512_cvtepu8_epi16(self.sixteen_each(from))) }
+    }
+    #[inline(always)]
+    fn b_widen_i8(self, from: OfRows<&[u8; 16]>) -> Self::B {
+        unsafe { opaque(_mm512_cvtepi8_epi16(self.sixteen_each(from))) }
+    }
+    #[inline(always)]
+    fn b_widen_twice(self, from: OfRows<u64>) -> Self::B {
+        unsafe {
+            let both = _mm_set_epi64x(from[1] as i64, from[0] as i64);
+            let twice = _mm256_set_m128i(_mm_unpackhi_epi8(both, both), _mm_unpacklo_epi8(both, both));
+            opaque(_mm512_cvtepu8_epi16(twice))
+        }
+    }
+    #[inline(always)]
+    fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B {
+        unsafe {
+            // The same order within each row; a 32-bit lane's index covers two 16-bit ones.
+            let (a, b) = ((2 * pair) as i32 * 0x0001_0001, (2 * pair + 1) as i32 * 0x0001_0001);
+            let (c, d) = (a + 0x0010_0010, b + 0x0010_0010);
+            let which = _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
+            _mm512_permutexvar_epi16(which, v)
+        }
+    }
+
+    #[inline(always)]
+    fn n_zero(self) -> Self::N {
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    fn n_add(self, a: Self::N, b: Self::N) -> Self::N {
+        self.w_add(a, b)
+    }
+    #[inline(always)]
+    fn n_sub(self, a: Self::N, b: Self::N) -> Self::N {
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn n_mul(self, a: Self::N, b: Self::N) -> Self::N {
+        self.w_mul(a, b)
+    }
+    #[inline(always)]
+    fn n_splat(self, x: i32) -> Self::N {
+        self.w_splat(x)
+    }
+    #[inline(always)]
+    fn n_store(self, v: Self::N, to: &mut [i32]) {
+        self.w_store(v, to);
+    }
+    #[inline(always)]
     fn n_dot4(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N {
-        unsafe { _mm256_dpbusd_epi32(acc, u, a) }
+        unsafe { _mm512_dpbusd_epi32(acc, u, a) }
     }
     #[inline(always)]
     fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, s: Self::B) -> Self::N {
-        unsafe { _mm256_dpwssd_epi32(acc, _mm256_maddubs_epi16(u, a), s) }
+        unsafe { _mm512_dpwssd_epi32(acc, _mm512_maddubs_epi16(u, a), s) }
     }
     #[inline(always)]
     fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N {
-        unsafe { _mm256_dpwssd_epi32(acc, a, b) }
+        unsafe { _mm512_dpwssd_epi32(acc, a, b) }
+    }
+    #[inline(always)]
+    fn n_sums8(self, v: [Self::N; 8]) -> Self::N {
+        unsafe {
+            let [a, b, c, d, e, f, g, h] = v;
+            let (abcd, efgh) = (self.n_half_sums4([a, b, c, d]), self.n_half_sums4([e, f, g, h]));
+            // Quarters are the two halves of each row; a row's result is its sums of abcd, then of efgh.
+            let low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+            let high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+            _mm512_add_epi32(
+                _mm512_permutex2var_epi64(abcd, low, efgh),
+                _mm512_permutex2var_epi64(abcd, high, efgh),
+            )
+        }
+    }
+    #[inline(always)]
+    fn n_half_sums4(self, v: [Self::N; 4]) -> Self::N {
+        unsafe {
+            let [a, b, c, d] = v;
+            let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+        }
+    }
+
+    #[inline(always)]
+    fn g_zero(self) -> Self::G {
+        unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
+    fn g_load(self, from: &[f32]) -> Self::G {
+        self.f_load(from)
+    }
+    #[inline(always)]
+    fn g_all(self, from: &[f32; 8]) -> Self::G {
+        unsafe { _mm512_broadcast_f32x8(_mm256_loadu_ps(from.as_ptr())) }
+    }
+    #[inline(always)]
+    fn g_store(self, v: Self::G, to: &mut [f32]) {
+        self.f_store(v, to);
+    }
+    #[inline(always)]
+    fn g_from_halves(self, bits: &[u16; 8 * MAX_ROWS]) -> Self::G {
+        self.f_load_f16(bits)
+    }
+    #[inline(always)]
+    fn g_from_halves_twice(self, bits: OfRows<u64>) -> Self::G {
+        unsafe {
+            let (first, second) = (bits[0] as i64, bits[1] as i64);
+            _mm512_cvtph_ps(_mm256_setr_epi64x(first, first, second, second))
+        }
+    }
+    #[inline(always)]
+    fn g_splat(self, x: f32) -> Self::G {
+        self.f_splat(x)
+    }
+    #[inline(always)]
+    fn g_pair(self, [a, b]: [f32; 2]) -> Self::G {
+        unsafe { _mm512_mask_blend_ps(0xf0f0, _mm512_set1_ps(a), _mm512_set1_ps(b)) }
+    }
+    #[inline(always)]
+    fn g_from_n(self, v: Self::N) -> Self::G {
+        self.f_from_w(v)
+    }
+    #[inline(always)]
+    fn g_mul(self, a: Self::G, b: Self::G) -> Self::G {
+        self.f_mul(a, b)
+    }
+    #[inline(always)]
+    fn g_fma(self, a: Self::G, b: Self::G, c: Self::G) -> Self::G {
+        self.f_fma(a, b, c)
+    }
+    #[inline(always)]
+    fn g_fnma(self, a: Self::G, b: Self::G, c: Self::G) -> Self::G {
+        self.f_fnma(a, b, c)
     }
 
     #[inline(always)]
@@ -272,6 +489,25 @@ impl Isa for Avx512 {
             _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent)))
         }
     }
+}
+
+impl Avx512 {
+    #[inline(always)]
+    fn sixteen_each(self, from: OfRows<&[u8; 16]>) -> __m256i {
+        unsafe {
+            let first = _mm_loadu_si128(from[0].as_ptr().cast());
+            _mm256_set_m128i(_mm_loadu_si128(from[1].as_ptr().cast()), first)
+        }
+    }
+}
+
+/// As in `avx2`: keeps the compiler from fetching the widened bytes one by one.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn opaque(mut v: __m512i) -> __m512i {
+    // Sound: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(zmm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
+    v
 }
 
 /// Four columns of a tile: `acc[t][r] += rows[r] · tokens[t]`. Left to itself the compiler fetches all eight tokens first

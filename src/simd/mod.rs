@@ -6,8 +6,8 @@
 //! a kernel calls must be `#[inline(always)]`: only then does the body end up inside the one function
 //! that is compiled for the token's features.
 //!
-//! Two vector widths appear. A *narrow* vector is 32 bytes on every ISA: quantized blocks are
-//! unpacked in it and a row's dot product runs along columns in it. A *wide* vector has
+//! Two kinds of vectors appear. A *narrow* vector holds 32 bytes of each of [`Isa::ROWS`] rows side by side: quantized
+//! blocks are unpacked in it and the rows' dot products run along columns in it. A *wide* vector has
 //! [`Isa::LANES`] 32-bit lanes: matmul tiles, attention and the element-wise work use it.
 
 #[cfg(target_arch = "x86_64")]
@@ -26,6 +26,12 @@ use std::sync::OnceLock;
 
 /// The most lanes a wide vector has on any ISA; sizes buffers that are shared by all of them.
 pub const MAX_LANES: usize = 16;
+
+/// The most rows a narrow vector has on any ISA.
+pub const MAX_ROWS: usize = 2;
+
+/// Something of each row of a narrow vector; only the first [`Isa::ROWS`] count.
+pub type OfRows<T> = [T; MAX_ROWS];
 
 /// An algorithm written once, run with whichever ISA the machine has.
 pub trait Kernel {
@@ -46,14 +52,16 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const NAME: &'static str;
     /// 32-bit lanes of a wide vector: 8 or 16.
     const LANES: usize;
+    /// Rows of a narrow vector: 1 or 2.
+    const ROWS: usize;
     /// Row vectors and tokens of a matmul tile that the registers hold.
     const TILE: (usize, usize);
 
-    /// Narrow: 32 bytes, also seen as 16 i16.
+    /// Narrow: 32 bytes a row, also seen as 16 i16.
     type B: Copy;
-    /// Narrow: 8 i32.
+    /// Narrow: 8 i32 a row.
     type N: Copy;
-    /// Narrow: 8 f32.
+    /// Narrow: 8 f32 a row.
     type G: Copy;
     /// Wide: `LANES` i32, also seen as `4 * LANES` bytes.
     type W: Copy;
@@ -69,38 +77,41 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Asks for the cache line at `at` to be fetched; any address will do.
     fn prefetch(self, at: *const u8);
 
-    // Narrow bytes.
-    fn b_load(self, from: &[u8; 32]) -> Self::B;
-    fn b_load_i8(self, from: &[i8; 32]) -> Self::B;
-    fn b_load_i16(self, from: &[i16; 16]) -> Self::B;
-    fn b_store(self, v: Self::B, to: &mut [u8; 32]);
-    /// The same 16 bytes twice.
-    fn b_twice(self, from: &[u8; 16]) -> Self::B;
-    /// `low` in bytes 0..16, `high` in bytes 16..32.
-    fn b_halves(self, low: &[u8; 16], high: &[u8; 16]) -> Self::B;
+    // Narrow bytes. Positions are those within a row, and every row is treated alike.
+    fn b_load(self, from: OfRows<&[u8; 32]>) -> Self::B;
+    /// The same bytes for every row.
+    fn b_all_i8(self, from: &[i8; 32]) -> Self::B;
+    /// The same i16 for every row.
+    fn b_all_i16(self, from: &[i16; 16]) -> Self::B;
+    /// Row `r` goes to `to[r * stride..]`.
+    fn b_store(self, v: Self::B, to: &mut [u8], stride: usize);
+    /// The low halves of 16 bytes, then the high halves.
+    fn b_nibbles(self, from: OfRows<&[u8; 16]>) -> Self::B;
+    /// Four words, lowest byte first.
+    fn b_words(self, from: OfRows<[u64; 4]>) -> Self::B;
     fn b_splat(self, x: u8) -> Self::B;
     fn b_and(self, a: Self::B, b: Self::B) -> Self::B;
     fn b_or(self, a: Self::B, b: Self::B) -> Self::B;
     fn b_xor(self, a: Self::B, b: Self::B) -> Self::B;
+    fn b_add(self, a: Self::B, b: Self::B) -> Self::B;
+    /// 0xff where a byte is at least `x`, which is not 0, else 0.
+    fn b_at_least(self, v: Self::B, x: u8) -> Self::B;
     /// Every byte shifted right by `N` bits (0 to 7), zeros coming in.
     fn b_shr<const N: i32>(self, v: Self::B) -> Self::B;
     /// Every byte shifted left by `N` bits (0 to 7).
     fn b_shl<const N: i32>(self, v: Self::B) -> Self::B;
     /// `table[v & 15]` for every byte; bytes of `v` must be below 16.
     fn b_lookup(self, table: &[u8; 16], v: Self::B) -> Self::B;
-    /// Byte `i` is 0xff where bit `i` of `bits` is set, else 0.
-    fn b_from_bits(self, bits: u32) -> Self::B;
+    /// Byte `i` is 0xff where bit `i` of a row's `bits` is set, else 0.
+    fn b_from_bits(self, bits: OfRows<u32>) -> Self::B;
     /// Sixteen u8, widened to i16.
-    fn b_widen_u8(self, from: &[u8; 16]) -> Self::B;
+    fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B;
     /// Sixteen i8, widened to i16.
-    fn b_widen_i8(self, from: &[u8; 16]) -> Self::B;
-    /// The eight bytes of `from`, lowest first, each in two neighbouring i16.
-    fn b_widen_twice(self, from: u64) -> Self::B;
+    fn b_widen_i8(self, from: OfRows<&[u8; 16]>) -> Self::B;
+    /// The eight bytes of a row's word, lowest first, each in two neighbouring i16.
+    fn b_widen_twice(self, from: OfRows<u64>) -> Self::B;
     /// i16 lanes 0..8 all hold lane `2 * pair` of `v`, lanes 8..16 lane `2 * pair + 1`.
     fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B;
-
-    /// A half-precision number, from its bits.
-    fn half(self, bits: u16) -> f32;
 
     /// i32 lanes 0..4 all hold i16 lane `2 * pair` of `v`, lanes 4..8 lane `2 * pair + 1`.
     #[inline(always)]
@@ -110,7 +121,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
         for one in once.iter_mut().step_by(2) {
             *one = 1;
         }
-        self.n_dot2_i16(self.n_zero(), self.b_spread_i16(v, pair), self.b_load_i16(&once))
+        self.n_dot2_i16(self.n_zero(), self.b_spread_i16(v, pair), self.b_all_i16(&once))
     }
 
     // Narrow dot products.
@@ -119,26 +130,33 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn n_sub(self, a: Self::N, b: Self::N) -> Self::N;
     fn n_mul(self, a: Self::N, b: Self::N) -> Self::N;
     fn n_splat(self, x: i32) -> Self::N;
-    fn n_store(self, v: Self::N, to: &mut [i32; 8]);
+    /// `8 * ROWS` values.
+    fn n_store(self, v: Self::N, to: &mut [i32]);
     /// `acc[i] += Σ_{j<4} u[4i+j] * a[4i+j]`; `u` unsigned (any value), `a` signed.
     fn n_dot4(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N;
     /// `acc[i] += Σ_{j<4} u[4i+j] * a[4i+j] * s[2i + j/2]`; `u` at most 127, `a` signed, `s` i16.
     fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, s: Self::B) -> Self::N;
     /// `acc[i] += a[2i] * b[2i] + a[2i+1] * b[2i+1]` over i16 lanes.
     fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N;
-    /// Lane `i` of the result is the sum of the lanes of `v[i]`.
+    /// In every row, lane `i` of the result is the sum of the lanes of `v[i]`.
     fn n_sums8(self, v: [Self::N; 8]) -> Self::N;
-    /// Lane `i` is the sum of lanes 0..4 of `v[i]` for i < 4, of lanes 4..8 of `v[i - 4]` beyond.
+    /// In every row, lane `i` is the sum of lanes 0..4 of `v[i]` for i < 4, of lanes 4..8 of `v[i - 4]` beyond.
     fn n_half_sums4(self, v: [Self::N; 4]) -> Self::N;
 
     // Narrow floats.
     fn g_zero(self) -> Self::G;
-    fn g_load(self, from: &[f32; 8]) -> Self::G;
-    fn g_store(self, v: Self::G, to: &mut [f32; 8]);
-    /// Eight half-precision numbers, from their bits.
-    fn g_from_halves(self, bits: [u16; 8]) -> Self::G;
+    /// `8 * ROWS` values.
+    fn g_load(self, from: &[f32]) -> Self::G;
+    /// The same eight values for every row.
+    fn g_all(self, from: &[f32; 8]) -> Self::G;
+    /// `8 * ROWS` values.
+    fn g_store(self, v: Self::G, to: &mut [f32]);
+    /// `8 * ROWS` half-precision numbers, from their bits.
+    fn g_from_halves(self, bits: &[u16; 8 * MAX_ROWS]) -> Self::G;
+    /// The four half-precision numbers of a row's word in lanes 0..4, and again in lanes 4..8.
+    fn g_from_halves_twice(self, bits: OfRows<u64>) -> Self::G;
     fn g_splat(self, x: f32) -> Self::G;
-    /// Lanes 0..4 hold the first, lanes 4..8 the second.
+    /// In every row, lanes 0..4 hold the first, lanes 4..8 the second.
     fn g_pair(self, pair: [f32; 2]) -> Self::G;
     fn g_from_n(self, v: Self::N) -> Self::G;
     fn g_mul(self, a: Self::G, b: Self::G) -> Self::G;

@@ -1,6 +1,6 @@
 //! The portable path: plain arrays. It is the reference that the other ISAs are tested against.
 
-use super::{Isa, Kernel, TileKernel};
+use super::{Isa, Kernel, MAX_ROWS, OfRows, TileKernel};
 
 /// The token that every machine has.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,7 @@ fn dot4(acc: i32, u: [u8; 4], a: [u8; 4]) -> i32 {
 impl Isa for Scalar {
     const NAME: &'static str = "scalar";
     const LANES: usize = 8;
+    const ROWS: usize = 1;
     const TILE: (usize, usize) = (1, 4);
     type B = [u8; 32];
     type N = [i32; 8];
@@ -54,28 +55,28 @@ impl Isa for Scalar {
     #[inline(always)]
     fn prefetch(self, _at: *const u8) {}
     #[inline(always)]
-    fn b_load(self, from: &[u8; 32]) -> Self::B {
-        *from
+    fn b_load(self, from: OfRows<&[u8; 32]>) -> Self::B {
+        *from[0]
     }
     #[inline(always)]
-    fn b_load_i8(self, from: &[i8; 32]) -> Self::B {
+    fn b_all_i8(self, from: &[i8; 32]) -> Self::B {
         from.map(|x| x as u8)
     }
     #[inline(always)]
-    fn b_load_i16(self, from: &[i16; 16]) -> Self::B {
+    fn b_all_i16(self, from: &[i16; 16]) -> Self::B {
         from_i16s(*from)
     }
     #[inline(always)]
-    fn b_store(self, v: Self::B, to: &mut [u8; 32]) {
-        *to = v;
+    fn b_store(self, v: Self::B, to: &mut [u8], _stride: usize) {
+        to[..32].copy_from_slice(&v);
     }
     #[inline(always)]
-    fn b_twice(self, from: &[u8; 16]) -> Self::B {
-        std::array::from_fn(|i| from[i % 16])
+    fn b_nibbles(self, from: OfRows<&[u8; 16]>) -> Self::B {
+        std::array::from_fn(|i| if i < 16 { from[0][i] & 15 } else { from[0][i - 16] >> 4 })
     }
     #[inline(always)]
-    fn b_halves(self, low: &[u8; 16], high: &[u8; 16]) -> Self::B {
-        std::array::from_fn(|i| if i < 16 { low[i] } else { high[i - 16] })
+    fn b_words(self, from: OfRows<[u64; 4]>) -> Self::B {
+        std::array::from_fn(|i| from[0][i / 8].to_le_bytes()[i % 8])
     }
     #[inline(always)]
     fn b_splat(self, x: u8) -> Self::B {
@@ -94,6 +95,14 @@ impl Isa for Scalar {
         map2(a, b, |a, b| a ^ b)
     }
     #[inline(always)]
+    fn b_add(self, a: Self::B, b: Self::B) -> Self::B {
+        map2(a, b, u8::wrapping_add)
+    }
+    #[inline(always)]
+    fn b_at_least(self, v: Self::B, x: u8) -> Self::B {
+        v.map(|v| if v >= x { 0xff } else { 0 })
+    }
+    #[inline(always)]
     fn b_shr<const N: i32>(self, v: Self::B) -> Self::B {
         v.map(|x| x >> N)
     }
@@ -106,25 +115,21 @@ impl Isa for Scalar {
         v.map(|x| table[usize::from(x & 15)])
     }
     #[inline(always)]
-    fn b_from_bits(self, bits: u32) -> Self::B {
-        std::array::from_fn(|i| if bits >> i & 1 == 1 { 0xff } else { 0 })
+    fn b_from_bits(self, bits: OfRows<u32>) -> Self::B {
+        std::array::from_fn(|i| if bits[0] >> i & 1 == 1 { 0xff } else { 0 })
     }
     #[inline(always)]
-    fn b_widen_u8(self, from: &[u8; 16]) -> Self::B {
-        from_i16s(from.map(i16::from))
+    fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B {
+        from_i16s(from[0].map(i16::from))
     }
     #[inline(always)]
-    fn b_widen_i8(self, from: &[u8; 16]) -> Self::B {
-        from_i16s(from.map(|x| i16::from(x as i8)))
+    fn b_widen_i8(self, from: OfRows<&[u8; 16]>) -> Self::B {
+        from_i16s(from[0].map(|x| i16::from(x as i8)))
     }
     #[inline(always)]
-    fn b_widen_twice(self, from: u64) -> Self::B {
-        let bytes = from.to_le_bytes();
+    fn b_widen_twice(self, from: OfRows<u64>) -> Self::B {
+        let bytes = from[0].to_le_bytes();
         from_i16s(std::array::from_fn(|i| i16::from(bytes[i / 2])))
-    }
-    #[inline(always)]
-    fn half(self, bits: u16) -> f32 {
-        half::f16::from_bits(bits).to_f32()
     }
     #[inline(always)]
     fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B {
@@ -153,8 +158,8 @@ impl Isa for Scalar {
         [x; 8]
     }
     #[inline(always)]
-    fn n_store(self, v: Self::N, to: &mut [i32; 8]) {
-        *to = v;
+    fn n_store(self, v: Self::N, to: &mut [i32]) {
+        to[..8].copy_from_slice(&v);
     }
     #[inline(always)]
     fn n_dot4(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N {
@@ -194,16 +199,24 @@ impl Isa for Scalar {
         [0.0; 8]
     }
     #[inline(always)]
-    fn g_load(self, from: &[f32; 8]) -> Self::G {
+    fn g_load(self, from: &[f32]) -> Self::G {
+        first(from)
+    }
+    #[inline(always)]
+    fn g_all(self, from: &[f32; 8]) -> Self::G {
         *from
     }
     #[inline(always)]
-    fn g_store(self, v: Self::G, to: &mut [f32; 8]) {
-        *to = v;
+    fn g_store(self, v: Self::G, to: &mut [f32]) {
+        to[..8].copy_from_slice(&v);
     }
     #[inline(always)]
-    fn g_from_halves(self, bits: [u16; 8]) -> Self::G {
-        bits.map(|bits| half::f16::from_bits(bits).to_f32())
+    fn g_from_halves(self, bits: &[u16; 8 * MAX_ROWS]) -> Self::G {
+        std::array::from_fn(|i| half::f16::from_bits(bits[i]).to_f32())
+    }
+    #[inline(always)]
+    fn g_from_halves_twice(self, bits: OfRows<u64>) -> Self::G {
+        std::array::from_fn(|i| half::f16::from_bits((bits[0] >> (16 * (i % 4))) as u16).to_f32())
     }
     #[inline(always)]
     fn g_splat(self, x: f32) -> Self::G {

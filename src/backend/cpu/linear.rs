@@ -9,7 +9,7 @@ use crate::kernel::float::{Bf16, F16, F32, Float, FloatProducts};
 use crate::kernel::matmul::{Panel, PanelProducts, panel_rows};
 use crate::kernel::matvec::RowProducts;
 use crate::kernel::{SharedMut, activations};
-use crate::quant::unpack::{Iq4Nl, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Unpack};
+use crate::quant::unpack::*;
 use crate::{Result, quant};
 
 /// Up to this many tokens, rows are unpacked anew for every few of them; beyond, panels pay off.
@@ -42,6 +42,17 @@ impl Cpu {
                 TensorType::Q4_K => return self.quantized(Q4K, w, x, out),
                 TensorType::Q5_K => return self.quantized(Q5K, w, x, out),
                 TensorType::Q6_K => return self.quantized(Q6K, w, x, out),
+                TensorType::IQ1_S => return self.quantized(Iq1S, w, x, out),
+                TensorType::IQ1_M => return self.quantized(Iq1M, w, x, out),
+                TensorType::IQ2_XXS => return self.quantized(Iq2Xxs, w, x, out),
+                TensorType::IQ2_XS => return self.quantized(Iq2Xs, w, x, out),
+                TensorType::IQ2_S => return self.quantized(Iq2S, w, x, out),
+                TensorType::IQ3_XXS => return self.quantized(Iq3Xxs, w, x, out),
+                TensorType::IQ3_S => return self.quantized(Iq3S, w, x, out),
+                TensorType::IQ4_XS => return self.quantized(Iq4Xs, w, x, out),
+                TensorType::TQ1_0 => return self.quantized(Tq1_0, w, x, out),
+                TensorType::TQ2_0 => return self.quantized(Tq2_0, w, x, out),
+                TensorType::MXFP4 => return self.quantized(Mxfp4, w, x, out),
                 _ => {}
             }
         }

@@ -66,6 +66,9 @@ pub struct PromptArgs {
     /// -no-cnv: no chat template, the model continues the prompt
     #[arg(long, overrides_with = "conversation")]
     pub no_conversation: bool,
+    /// -st: leave after one question and its answer
+    #[arg(long)]
+    pub single_turn: bool,
     /// A file that keeps the computed prompt: a later run takes from it what its prompt begins with too
     #[arg(long, value_name = "FILE")]
     pub prompt_cache: Option<PathBuf>,
@@ -75,9 +78,6 @@ pub struct PromptArgs {
     /// Use the prompt cache, but do not change it
     #[arg(long, requires = "prompt_cache")]
     pub prompt_cache_ro: bool,
-    /// -st: leave after one question and its answer
-    #[arg(long)]
-    pub single_turn: bool,
 }
 
 #[derive(clap::Args, Debug)]

@@ -1,23 +1,25 @@
 //! The K formats: super-blocks of 256 columns with integer scales.
 
-use super::{Scale, Unpack, bits16, bytes};
-use crate::simd::Isa;
+use super::{Scale, Unpack, bits16, bytes, word32};
+use crate::simd::{Isa, MAX_ROWS, OfRows};
 
 /// Activations get a scale of their own every 128 columns: finer than the 256 that llama.cpp uses, at
 /// a cost of two multiplications, and a span of Q4_K still fits a float exactly.
 const SPAN: usize = 128;
 
-/// The eight 6-bit scales and mins of Q4_K and Q5_K, packed in 12 bytes, each twice.
+/// The eight 6-bit scales and mins of Q4_K and Q5_K, packed in the 12 bytes from byte 4, each twice.
 #[inline(always)]
-fn six_bit_groups<I: Isa>(isa: I, packed: &[u8; 12]) -> (I::B, I::B) {
-    let word = |at: usize| u32::from_le_bytes([packed[at], packed[at + 1], packed[at + 2], packed[at + 3]]);
-    let (a, b, c) = (word(0), word(4), word(8));
-    let low_scales = a & 0x3f3f_3f3f;
-    let low_mins = b & 0x3f3f_3f3f;
-    let high_scales = (c & 0x0f0f_0f0f) | ((a >> 2) & 0x3030_3030);
-    let high_mins = ((c >> 4) & 0x0f0f_0f0f) | ((b >> 2) & 0x3030_3030);
-    let scales = u64::from(low_scales) | u64::from(high_scales) << 32;
-    let mins = u64::from(low_mins) | u64::from(high_mins) << 32;
+fn six_bit_groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
+    let (mut scales, mut mins) = ([0; MAX_ROWS], [0; MAX_ROWS]);
+    for r in 0..I::ROWS {
+        let (a, b, c) = (word32(block[r], 4), word32(block[r], 8), word32(block[r], 12));
+        let low_scales = a & 0x3f3f_3f3f;
+        let low_mins = b & 0x3f3f_3f3f;
+        let high_scales = (c & 0x0f0f_0f0f) | ((a >> 2) & 0x3030_3030);
+        let high_mins = ((c >> 4) & 0x0f0f_0f0f) | ((b >> 2) & 0x3030_3030);
+        scales[r] = u64::from(low_scales) | u64::from(high_scales) << 32;
+        mins[r] = u64::from(low_mins) | u64::from(high_mins) << 32;
+    }
     (isa.b_widen_twice(scales), isa.b_widen_twice(mins))
 }
 
@@ -37,7 +39,7 @@ impl Unpack for Q4K {
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
-    fn lanes<I: Isa>(isa: I, block: &[u8]) -> [I::B; 8] {
+    fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
         let nibble = isa.b_splat(15);
         let mut lanes = [nibble; 8];
         for i in 0..4 {
@@ -54,8 +56,8 @@ impl Unpack for Q4K {
     }
 
     #[inline(always)]
-    fn groups<I: Isa>(isa: I, block: &[u8]) -> (I::B, I::B) {
-        six_bit_groups(isa, bytes(block, 4))
+    fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
+        six_bit_groups(isa, block)
     }
 }
 
@@ -75,7 +77,7 @@ impl Unpack for Q5K {
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
-    fn lanes<I: Isa>(isa: I, block: &[u8]) -> [I::B; 8] {
+    fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
         let (nibble, fifth) = (isa.b_splat(15), isa.b_splat(16));
         let high = isa.b_load(bytes(block, 16));
         let bit = [
@@ -103,8 +105,8 @@ impl Unpack for Q5K {
     }
 
     #[inline(always)]
-    fn groups<I: Isa>(isa: I, block: &[u8]) -> (I::B, I::B) {
-        six_bit_groups(isa, bytes(block, 4))
+    fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
+        six_bit_groups(isa, block)
     }
 }
 
@@ -124,7 +126,7 @@ impl Unpack for Q6K {
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
-    fn lanes<I: Isa>(isa: I, block: &[u8]) -> [I::B; 8] {
+    fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
         let (nibble, pair) = (isa.b_splat(15), isa.b_splat(0x30));
         let mut lanes = [nibble; 8];
         for half in 0..2 {
@@ -146,14 +148,14 @@ impl Unpack for Q6K {
     }
 
     #[inline(always)]
-    fn groups<I: Isa>(isa: I, block: &[u8]) -> (I::B, I::B) {
+    fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
         (isa.b_widen_i8(bytes(block, 192)), isa.b_splat(0))
     }
 }
 
 /// Two bits a column: byte `i` of each 32 holds columns `i`, `32 + i`, `64 + i`, `96 + i`.
 #[inline(always)]
-fn bit_pairs<I: Isa>(isa: I, block: &[u8], at: usize) -> [I::B; 8] {
+pub(super) fn bit_pairs<I: Isa>(isa: I, block: OfRows<&[u8]>, at: usize) -> [I::B; 8] {
     let pair = isa.b_splat(3);
     let mut lanes = [pair; 8];
     for half in 0..2 {
@@ -183,7 +185,7 @@ impl Unpack for Q2K {
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
-    fn lanes<I: Isa>(isa: I, block: &[u8]) -> [I::B; 8] {
+    fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
         bit_pairs(isa, block, 16)
     }
 
@@ -193,7 +195,7 @@ impl Unpack for Q2K {
     }
 
     #[inline(always)]
-    fn groups<I: Isa>(isa: I, block: &[u8]) -> (I::B, I::B) {
+    fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
         let packed = isa.b_widen_u8(bytes(block, 0));
         // Widened values stay below 256, so byte shifts move the upper nibble within its lane.
         (isa.b_and(packed, isa.b_splat(15)), isa.b_shr::<4>(packed))
@@ -216,7 +218,7 @@ impl Unpack for Q3K {
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
-    fn lanes<I: Isa>(isa: I, block: &[u8]) -> [I::B; 8] {
+    fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
         let third = isa.b_splat(4);
         let high = isa.b_load(bytes(block, 0));
         let bit = [
@@ -242,23 +244,22 @@ impl Unpack for Q3K {
     }
 
     #[inline(always)]
-    fn groups<I: Isa>(isa: I, block: &[u8]) -> (I::B, I::B) {
-        let packed = bytes::<12>(block, 96);
-        let word =
-            |at: usize| u32::from_le_bytes([packed[at], packed[at + 1], packed[at + 2], packed[at + 3]]);
-        let (a, b, high) = (word(0), word(4), word(8));
-        let (low, top) = (0x0f0f_0f0f, 0x3030_3030);
-        let words = [
-            (a & low) | ((high << 4) & top),
-            (b & low) | ((high << 2) & top),
-            ((a >> 4) & low) | (high & top),
-            ((b >> 4) & low) | ((high >> 2) & top),
-        ];
-        let mut scales = [0u8; 16];
-        for (to, word) in scales.as_chunks_mut::<4>().0.iter_mut().zip(words) {
-            // Setting bit 7 first keeps the subtraction of 32 from borrowing across bytes.
-            *to = (((word | 0x8080_8080) - 0x2020_2020) ^ 0x8080_8080).to_le_bytes();
+    fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
+        let mut scales = [[0u8; 16]; MAX_ROWS];
+        for r in 0..I::ROWS {
+            let (a, b, high) = (word32(block[r], 96), word32(block[r], 100), word32(block[r], 104));
+            let (low, top) = (0x0f0f_0f0f, 0x3030_3030);
+            let words = [
+                (a & low) | ((high << 4) & top),
+                (b & low) | ((high << 2) & top),
+                ((a >> 4) & low) | (high & top),
+                ((b >> 4) & low) | ((high >> 2) & top),
+            ];
+            for (to, word) in scales[r].as_chunks_mut::<4>().0.iter_mut().zip(words) {
+                // Setting bit 7 first keeps the subtraction of 32 from borrowing across bytes.
+                *to = (((word | 0x8080_8080) - 0x2020_2020) ^ 0x8080_8080).to_le_bytes();
+            }
         }
-        (isa.b_widen_i8(&scales), isa.b_splat(0))
+        (isa.b_widen_i8([&scales[0], &scales[1]]), isa.b_splat(0))
     }
 }

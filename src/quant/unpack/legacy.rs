@@ -1,23 +1,16 @@
 //! The formats with blocks of 32 columns and one float scale.
 
-use super::{Scale, Unpack, bits16, bytes};
-use crate::simd::Isa;
+use super::{Scale, Unpack, bits16, bytes, word32};
+use crate::simd::{Isa, OfRows};
 
 /// The sign bit of a half: the formats with a minimum add it where the kernels subtract.
 const SIGN: u16 = 0x8000;
 
-/// The low nibbles of 16 bytes, then the high ones.
+/// Nibbles from byte `at`, with a fifth bit from the 32 bits at byte `bits`.
 #[inline(always)]
-fn nibbles<I: Isa>(isa: I, from: &[u8; 16]) -> I::B {
-    let high = u128::from_le_bytes(*from) >> 4;
-    isa.b_and(isa.b_halves(from, &high.to_le_bytes()), isa.b_splat(15))
-}
-
-/// Nibbles with a fifth bit from `bits`.
-#[inline(always)]
-fn five_bits<I: Isa>(isa: I, from: &[u8; 16], bits: &[u8; 4]) -> I::B {
-    let fifth = isa.b_and(isa.b_from_bits(u32::from_le_bytes(*bits)), isa.b_splat(16));
-    isa.b_or(nibbles(isa, from), fifth)
+fn five_bits<I: Isa>(isa: I, block: OfRows<&[u8]>, at: usize, bits: usize) -> I::B {
+    let fifth = isa.b_from_bits([word32(block[0], bits), word32(block[1], bits)]);
+    isa.b_or(isa.b_nibbles(bytes(block, at)), isa.b_and(fifth, isa.b_splat(16)))
 }
 
 /// One 32-column format: its constants, its lanes, its floats.
@@ -40,7 +33,7 @@ macro_rules! legacy {
             type Lanes<B: Copy> = [B; 1];
 
             #[inline(always)]
-            fn lanes<I: Isa>($isa: I, $block: &[u8]) -> [I::B; 1] {
+            fn lanes<I: Isa>($isa: I, $block: OfRows<&[u8]>) -> [I::B; 1] {
                 [$lanes]
             }
 
@@ -53,19 +46,19 @@ macro_rules! legacy {
 }
 
 legacy!(Q4_0, "`d` f16, 16 bytes of nibbles: d·(q − 8).", 18, offset 8, largest 15, mins false,
-    |isa, block| nibbles(isa, bytes(block, 2)),
+    |isa, block| isa.b_nibbles(bytes(block, 2)),
     |b| Scale { d: bits16(b, 0), dmin: 0 });
 
 legacy!(Q4_1, "`d`, `m` f16, 16 bytes of nibbles: d·q + m.", 20, offset 0, largest 15, mins true,
-    |isa, block| nibbles(isa, bytes(block, 4)),
+    |isa, block| isa.b_nibbles(bytes(block, 4)),
     |b| Scale { d: bits16(b, 0), dmin: bits16(b, 2) ^ SIGN });
 
 legacy!(Q5_0, "`d` f16, 32 fifth bits, 16 bytes of nibbles: d·(q − 16).", 22, offset 16, largest 31, mins false,
-    |isa, block| five_bits(isa, bytes(block, 6), bytes(block, 2)),
+    |isa, block| five_bits(isa, block, 6, 2),
     |b| Scale { d: bits16(b, 0), dmin: 0 });
 
 legacy!(Q5_1, "`d`, `m` f16, 32 fifth bits, 16 bytes of nibbles: d·q + m.", 24, offset 0, largest 31, mins true,
-    |isa, block| five_bits(isa, bytes(block, 8), bytes(block, 4)),
+    |isa, block| five_bits(isa, block, 8, 4),
     |b| Scale { d: bits16(b, 0), dmin: bits16(b, 2) ^ SIGN });
 
 legacy!(Q8_0, "`d` f16, 32 i8: d·q. Lanes are q + 128.", 34, offset 128, largest 255, mins false,
@@ -78,5 +71,33 @@ pub(super) const NON_LINEAR_4BIT: [u8; 16] =
 
 legacy!(Iq4Nl, "`d` f16, 16 bytes of nibbles that select one of 16 values: d·v[q]. Lanes are v + 128.", 18,
     offset 128, largest 241, mins false,
-    |isa, block| isa.b_lookup(&NON_LINEAR_4BIT, nibbles(isa, bytes(block, 2))),
+    |isa, block| isa.b_lookup(&NON_LINEAR_4BIT, isa.b_nibbles(bytes(block, 2))),
     |b| Scale { d: bits16(b, 0), dmin: 0 });
+
+/// An exponent byte, 16 bytes of nibbles, each a 4-bit float (E2M1): lanes are twice that plus 12, and the scale is halved.
+#[derive(Clone, Copy, Debug)]
+pub struct Mxfp4;
+
+impl Unpack for Mxfp4 {
+    const BLOCK: usize = 32;
+    const BYTES: usize = 17;
+    const SPAN: usize = 32;
+    const GROUP: usize = 32;
+    const OFFSET: i32 = 12;
+    const LARGEST: u8 = 24;
+    const SCALED: bool = false;
+    const MINS: bool = false;
+    const EXPONENT: bool = true;
+    type Lanes<B: Copy> = [B; 1];
+
+    #[inline(always)]
+    fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 1] {
+        const TWICE: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+        [isa.b_lookup(&TWICE, isa.b_nibbles(bytes(block, 1)))]
+    }
+
+    #[inline(always)]
+    fn scale(block: &[u8]) -> Scale {
+        Scale { d: u16::from(block[0]), dmin: 0 }
+    }
+}

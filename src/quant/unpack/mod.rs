@@ -5,15 +5,19 @@
 //! integers given once per 16 columns, `d` and `dmin` floats of the block. Kernels then differ only in
 //! how they walk the rows, and everything within a *span* of columns is exact integer arithmetic.
 
+mod iq;
 mod k;
 mod legacy;
+mod ternary;
 
+pub use iq::{Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Iq4Xs};
 pub use k::{Q2K, Q3K, Q4K, Q5K, Q6K};
-pub use legacy::{Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+pub use legacy::{Iq4Nl, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+pub use ternary::{Tq1_0, Tq2_0};
 
-use crate::simd::Isa;
+use crate::simd::{Isa, OfRows};
 
-/// The float part of a block, as half-precision bits.
+/// The float part of a block, as half-precision bits (or see [`Unpack::EXPONENT`]).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Scale {
     pub d: u16,
@@ -41,21 +45,32 @@ pub trait Unpack: Copy + Send + Sync + 'static {
     const MINS: bool;
     /// Multiplies `d`: a power of two that keeps scales and lanes integers.
     const FACTOR: f32 = 1.0;
+    /// Whether [`Scale::d`] is not a half-precision number but an exponent `e`, for 2^(e − 128).
+    const EXPONENT: bool = false;
 
     /// The lanes of a block: `BLOCK / 32` narrow vectors.
     type Lanes<B: Copy>: Copy + AsRef<[B]>;
 
-    /// The lanes of `block` (`BYTES` long), in column order.
-    fn lanes<I: Isa>(isa: I, block: &[u8]) -> Self::Lanes<I::B>;
+    /// The lanes of a block of each row (`BYTES` long), in column order.
+    fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> Self::Lanes<I::B>;
 
     /// The floats of `block`.
     fn scale(block: &[u8]) -> Scale;
 
-    /// Integer scales and mins of `block`, 16 i16 each: one per 16 columns.
+    /// Integer scales and mins of a block of each row, 16 i16 each: one per 16 columns.
     #[inline(always)]
-    fn groups<I: Isa>(isa: I, _block: &[u8]) -> (I::B, I::B) {
-        let ones = isa.b_load_i16(&[1; 16]);
+    fn groups<I: Isa>(isa: I, _block: OfRows<&[u8]>) -> (I::B, I::B) {
+        let ones = isa.b_all_i16(&[1; 16]);
         (ones, ones)
+    }
+}
+
+impl Scale {
+    /// `d` of a format with [`Unpack::EXPONENT`].
+    #[inline(always)]
+    pub fn power(d: u16) -> f32 {
+        // Below 2^-126 the number is subnormal.
+        f32::from_bits(if d < 2 { 0x0020_0000 << d } else { (u32::from(d) - 1) << 23 })
     }
 }
 
@@ -65,8 +80,20 @@ fn bits16(block: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([block[at], block[at + 1]])
 }
 
+/// `N` bytes from byte `at` of each row's block.
+#[inline(always)]
+fn bytes<const N: usize>(block: OfRows<&[u8]>, at: usize) -> OfRows<&[u8; N]> {
+    [array(block[0], at), array(block[1], at)]
+}
+
 /// `N` bytes from byte `at`.
 #[inline(always)]
-fn bytes<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
+fn array<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
     block[at..at + N].try_into().expect("the range has N bytes")
+}
+
+/// A little-endian word from byte `at`.
+#[inline(always)]
+fn word32(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(*array(block, at))
 }
