@@ -4,8 +4,6 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use crate::{Error, Result};
-
 /// Where the kernel describes the machine.
 const SYS: &str = "/sys/devices/system";
 
@@ -72,29 +70,23 @@ fn parse_list(text: &str) -> Vec<usize> {
     ranges.flatten().collect()
 }
 
-/// Where each of `threads` threads is to run, its processors, or `None` where all may run anywhere they could before.
-/// Says on stderr why if there is nothing to do.
-///
-/// # Errors
-/// A system on which threads cannot be placed.
-pub fn place(numa: Numa, threads: usize) -> Result<Option<Vec<Vec<usize>>>> {
-    if !cfg!(target_os = "linux") {
-        return Err(Error::Unsupported("--numa works on Linux only: leave it out here".to_owned()));
-    }
+/// Memory nodes whose processors this process may use; 0 where the system does not say.
+pub fn memory_nodes() -> usize {
+    nodes(Path::new(SYS), &allowed_cpus()).len()
+}
+
+/// Where each of `threads` threads is to run, its processors, or `None` where all may run anywhere they could
+/// before. With one memory node there is nothing to place.
+pub fn place(numa: Numa, threads: usize) -> Option<Vec<Vec<usize>>> {
     let nodes = nodes(Path::new(SYS), &allowed_cpus());
     if nodes.len() < 2 {
-        eprintln!(
-            "phi: --numa changes nothing here: this process has the processors of one memory node only"
-        );
-        return Ok(None);
+        return None;
     }
     if numa == Numa::Distribute {
-        let numbers: Vec<usize> = nodes.iter().map(|node| node.number).collect();
-        if let Err(error) = interleave(&numbers) {
-            eprintln!("phi: memory is not spread over the nodes: {error}");
-        }
+        // Containers may forbid it; memory then lies where the threads that read it first are.
+        let _ = interleave(&nodes.iter().map(|node| node.number).collect::<Vec<_>>());
     }
-    Ok(assign(numa, &nodes, threads, current_cpu()))
+    assign(numa, &nodes, threads, current_cpu())
 }
 
 /// The processors of each thread.

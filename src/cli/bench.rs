@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use self::list::{Numbers, Pair};
 use self::report::{Format, Report, Row, Setup, test_name};
 use self::subject::{Origin, Subject};
-use super::model::{CacheType, NumaArg};
+use super::model::{self, CacheType, NumaArg};
 use crate::bench::{Limits, SHAPES, Shape, Test, measure};
 use crate::engine::{Engine, EngineOptions, KvType};
 use crate::machine::{Numa, default_threads};
@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(default_value = "phi-3.5-mini", action = ArgAction::Append, long_help = shapes_help())]
     shape: Vec<Shape>,
     /// What the model made up in memory, or a checkpoint folder, is quantized to
-    #[arg(long = "type", value_name = "TYPE", value_parser = super::model::file_type, help_heading = "Model")]
+    #[arg(long = "type", value_name = "TYPE", value_parser = model::file_type, help_heading = "Model")]
     #[arg(value_delimiter = ',', default_value = "Q4_K_M", action = ArgAction::Append)]
     kind: Vec<FileType>,
 
@@ -137,6 +137,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.tests.gpu_layers.as_deref().is_some_and(|layers| layers != "0") {
         eprintln!("phi: there is no GPU backend in this version; the CPU does all the work");
     }
+    model::announce(args.tests.numa);
     set_priority(args.tests.prio);
     let mut bench = Bench {
         out: Report::new(io::stdout().lock(), args.output.output),
@@ -332,7 +333,7 @@ impl Narrator {
 }
 
 fn shape(name: &str) -> Result<Shape, String> {
-    Shape::find(name).ok_or_else(|| shapes_help())
+    Shape::find(name).ok_or_else(shapes_help)
 }
 
 fn shapes_help() -> String {

@@ -11,7 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Conversion, OutType};
 use crate::engine::KvType;
 use crate::gguf::{Gguf, Output};
-use crate::machine::Numa;
+use crate::machine::{self, Numa};
 use crate::quant::recipe::{FileType, Recipe};
 use crate::quantize::{self, Progress, Sink};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -57,6 +57,13 @@ impl From<NumaArg> for Numa {
             NumaArg::Isolate => Self::Isolate,
             NumaArg::Numactl => Self::Numactl,
         }
+    }
+}
+
+/// Says so if placing threads will change nothing.
+pub fn announce(numa: Option<NumaArg>) {
+    if numa.is_some() && machine::memory_nodes() < 2 {
+        eprintln!("phi: --numa changes nothing: this process has the processors of one memory node only");
     }
 }
 
@@ -155,8 +162,11 @@ fn in_the_box() -> Result<Gguf> {
     );
     let failed = |error| Error::io("write to", std::env::temp_dir(), error);
     let folder = tempfile::Builder::new().prefix("phi-").tempdir().map_err(failed)?;
+    // Names are guessed from a folder's, so it is always the same.
+    let named = folder.path().join(BOXED);
+    std::fs::create_dir(&named).map_err(failed)?;
     for (name, content) in BOXED_FILES {
-        std::fs::write(folder.path().join(name), content).map_err(failed)?;
+        std::fs::write(named.join(name), content).map_err(failed)?;
     }
-    from_folder(folder.path(), FileType::F16, BOXED, Some(BOXED))
+    from_folder(&named, FileType::F16, BOXED, Some(BOXED))
 }

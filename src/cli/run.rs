@@ -38,6 +38,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.machine.gpu_layers.is_some_and(|layers| layers != args::GpuLayers::Count(0)) {
         eprintln!("phi: there is no GPU backend in this version; the CPU does all the work");
     }
+    model::announce(args.machine.numa);
     let source = gguf.path().to_owned();
     let options = EngineOptions {
         threads: args.machine.threads(),

@@ -64,10 +64,9 @@ const FEW_ROWS: usize = 8;
 fn placed(cpu: Cpu, placement: Option<&[Vec<usize>]>) -> Cpu {
     if let Some(placement) = placement {
         cpu.on_each_thread(|i| {
-            if let Some(cpus) = placement.get(i)
-                && let Err(error) = machine::pin_thread(cpus)
-            {
-                eprintln!("phi: a thread cannot be put on its processors: {error}");
+            if let Some(cpus) = placement.get(i) {
+                // A processor may have gone offline; the thread then stays where it is.
+                let _ = machine::pin_thread(cpus);
             }
         });
     }
@@ -110,10 +109,8 @@ impl Engine {
         let count = |threads: usize| threads.clamp(1, MOST_THREADS);
         let threads = count(options.threads.unwrap_or_else(machine::default_threads));
         let more = options.threads_batch.map(count).filter(|&more| more != threads);
-        let placement = match options.numa {
-            Some(numa) => machine::place(numa, threads.max(more.unwrap_or(0)))?,
-            None => None,
-        };
+        let most = threads.max(more.unwrap_or(0));
+        let placement = options.numa.and_then(|numa| machine::place(numa, most));
         let cpu = |threads| placed(Cpu::new(threads), placement.as_deref());
         Ok(Self { model, cpu: cpu(threads), prompt_cpu: more.map(cpu), options, work: Mutex::default() })
     }

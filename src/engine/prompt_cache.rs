@@ -139,6 +139,7 @@ impl Engine {
             Err(useless) => return Ok(Err(useless)),
         };
         let shared = saved.tokens().zip(prompt).take_while(|(saved, new)| saved == *new).count();
+        let shared = shared.min(sequence.context);
         if shared == 0 {
             return Ok(Err(Useless::OtherText));
         }

@@ -300,7 +300,9 @@ fn the_handler_can_stop_the_prompt_and_the_answer() {
 fn guesses_do_not_change_the_answer() {
     let long: Vec<u32> = (0..60).map(|i| 1 + (i * i + i / 7) % 9).chain([END]).collect();
     let user = ["\nUser:".to_owned()];
-    let cases: [(&[u32], Option<usize>, &[String], usize); 5] = [
+    /// What is said, the most tokens, stop strings, the context.
+    type Case<'a> = (&'a [u32], Option<usize>, &'a [String], usize);
+    let cases: [Case; 5] = [
         (&long, None, &[], 100),
         (&long, Some(33), &[], 100),
         (&long, None, &[], 40),
