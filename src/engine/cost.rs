@@ -3,12 +3,12 @@
 use std::ops::{Add, AddAssign};
 
 use super::{Engine, Sequence};
-use crate::gguf::TensorInfo;
+use crate::backend::Matrix;
 
 /// Work of one or several forward passes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
-    /// Weights, once a pass, and the keys and values that its rows see, once a sequence.
+    /// Weights, once a pass (of experts, those that one token uses), and the keys and values that its rows see, once a sequence.
     pub bytes: u64,
     /// Multiplications (each with its addition) by weights of a block type, which are done in integers.
     pub integer_products: u64,
@@ -48,11 +48,10 @@ impl Engine {
         let hyper = &self.model.hyper;
         let mut cost = Cost { bytes: self.model.bytes_per_token(), ..Cost::default() };
         let rows: u64 = parts.iter().map(|&(_, tokens)| tokens as u64).sum();
-        for tensor in self.model.file().tensors().iter().filter(|tensor| is_layer_matrix(tensor)) {
-            cost.add_matrix(tensor.kind.is_quantized(), tensor.elements() * rows);
+        for matrix in self.model.layer_matrices() {
+            cost.add_matrix(matrix, rows);
         }
-        let head = &self.model.head;
-        cost.add_matrix(head.kind.is_quantized(), (head.rows * head.columns * parts.len()) as u64);
+        cost.add_matrix(&self.model.head.weight, parts.len() as u64);
         for &(position, tokens) in parts {
             let seen = |position: usize| (position + 1).min(hyper.window) as u64;
             let pairs: u64 = (position..position + tokens).map(seen).sum();
@@ -76,11 +75,11 @@ impl Engine {
 }
 
 impl Cost {
-    fn add_matrix(&mut self, quantized: bool, products: u64) {
-        *(if quantized { &mut self.integer_products } else { &mut self.float_products }) += products;
+    /// Adds the products of `matrix` with `rows` tokens.
+    fn add_matrix(&mut self, matrix: &Matrix, rows: u64) {
+        let products = (matrix.rows * matrix.columns) as u64 * rows;
+        let sum =
+            if matrix.kind.is_quantized() { &mut self.integer_products } else { &mut self.float_products };
+        *sum += products;
     }
-}
-
-fn is_layer_matrix(tensor: &TensorInfo) -> bool {
-    tensor.shape.len() > 1 && tensor.name.starts_with("blk.")
 }

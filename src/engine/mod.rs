@@ -5,6 +5,7 @@ pub mod evaluate;
 pub mod generate;
 mod prompt_cache;
 pub mod score;
+pub(crate) mod shift;
 mod speculate;
 mod step;
 

@@ -162,6 +162,17 @@ impl Isa for Avx512 {
         unsafe { opaque(_mm512_cvtepi8_epi16(self.sixteen_each(from))) }
     }
     #[inline(always)]
+    fn b_widen_words(self, from: OfRows<[u64; 2]>) -> Self::B {
+        unsafe {
+            let ([a, b], [c, d]) = (from[0], from[1]);
+            opaque(_mm512_cvtepu8_epi16(_mm256_setr_epi64x(a as i64, b as i64, c as i64, d as i64)))
+        }
+    }
+    #[inline(always)]
+    fn b_add_i16(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe { _mm512_add_epi16(a, b) }
+    }
+    #[inline(always)]
     fn b_widen_twice(self, from: OfRows<u64>) -> Self::B {
         unsafe {
             let both = _mm_set_epi64x(from[1] as i64, from[0] as i64);
@@ -367,8 +378,8 @@ impl Isa for Avx512 {
         assert!(from.len() >= 4 * (15 * from_stride + 16) && to.len() >= 15 * to_stride + 16);
         unsafe {
             let mut rows = [_mm512_setzero_si512(); 16];
-            for (r, row) in rows.iter_mut().enumerate() {
-                *row = _mm512_loadu_si512(from.as_ptr().add(4 * r * from_stride).cast());
+            for r in 0..16 {
+                rows[r] = _mm512_loadu_si512(from.as_ptr().add(4 * r * from_stride).cast());
             }
             let mut pairs = rows;
             for i in 0..8 {
@@ -397,8 +408,8 @@ impl Isa for Avx512 {
                     _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even),
                     _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd),
                 ];
-                for (p, v) in out.into_iter().enumerate() {
-                    _mm512_storeu_si512(to.as_mut_ptr().add((4 * p + j) * to_stride).cast(), v);
+                for p in 0..4 {
+                    _mm512_storeu_si512(to.as_mut_ptr().add((4 * p + j) * to_stride).cast(), out[p]);
                 }
             }
         }

@@ -108,6 +108,10 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B;
     /// Sixteen i8, widened to i16.
     fn b_widen_i8(self, from: OfRows<&[u8; 16]>) -> Self::B;
+    /// The sixteen bytes of a row's two words, lowest first, widened to i16.
+    fn b_widen_words(self, from: OfRows<[u64; 2]>) -> Self::B;
+    /// Sums of i16 lanes.
+    fn b_add_i16(self, a: Self::B, b: Self::B) -> Self::B;
     /// The eight bytes of a row's word, lowest first, each in two neighbouring i16.
     fn b_widen_twice(self, from: OfRows<u64>) -> Self::B;
     /// i16 lanes 0..8 all hold lane `2 * pair` of `v`, lanes 8..16 lane `2 * pair + 1`.
@@ -117,11 +121,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn n_spread_i16(self, v: Self::B, pair: usize) -> Self::N {
         // A product of pairs with (1, 0) keeps one of two equal i16 and widens it.
-        let mut once = [0i16; 16];
-        for one in once.iter_mut().step_by(2) {
-            *one = 1;
-        }
-        self.n_dot2_i16(self.n_zero(), self.b_spread_i16(v, pair), self.b_all_i16(&once))
+        const ONCE: [i16; 16] = [1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0];
+        self.n_dot2_i16(self.n_zero(), self.b_spread_i16(v, pair), self.b_all_i16(&ONCE))
     }
 
     // Narrow dot products.
