@@ -4,6 +4,7 @@
 
 pub mod cli;
 
+pub mod bench;
 pub mod check;
 pub mod convert;
 pub mod imatrix;
@@ -23,6 +24,7 @@ pub mod simd;
 pub mod checkpoint;
 pub mod error;
 pub mod gguf;
+pub mod machine;
 
 pub use error::{Error, Result};
 

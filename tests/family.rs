@@ -19,8 +19,13 @@ mod tokens;
 use family::{FamilyCheckpoint, goldens, ranks};
 
 fn engine(gguf: &Arc<Gguf>, threads: usize, batch: usize) -> Engine {
-    let options =
-        EngineOptions { threads: Some(threads), cache_type_k: KvType::F32, cache_type_v: KvType::F32, batch };
+    let options = EngineOptions {
+        threads: Some(threads),
+        cache_type_k: KvType::F32,
+        cache_type_v: KvType::F32,
+        batch,
+        ..EngineOptions::default()
+    };
     Engine::new(Arc::clone(gguf), options).unwrap()
 }
 

@@ -12,6 +12,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::Error;
 
 mod argv;
+mod bench;
 mod check;
 mod convert;
 mod imatrix;
@@ -52,6 +53,7 @@ Look into it
   perplexity  Measure how well a model predicts: perplexity, divergence, multiple choice
   inspect     Show the metadata and the tensors of a GGUF or safetensors file
   check       Look for damage: structure, values, tensors, vocabulary
+  bench       Measure how fast models run, beside what the machine could do at best
   logits      Print a model's logits, for comparing implementations
 
 Options
@@ -90,6 +92,7 @@ enum Command {
     Inspect(inspect::Args),
     Check(check::Args),
     Perplexity(Box<perplexity::Args>),
+    Bench(Box<bench::Args>),
     Logits(logits::Args),
 }
 
@@ -106,6 +109,7 @@ impl Command {
             Self::Inspect(args) => inspect::run(args),
             Self::Check(args) => check::run(args),
             Self::Perplexity(args) => perplexity::run(*args),
+            Self::Bench(args) => bench::run(*args),
             Self::Logits(args) => logits::run(args),
         }
     }

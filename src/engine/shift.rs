@@ -82,6 +82,19 @@ impl Decoder for Sliding<'_> {
     fn bytes_per_token(&self) -> u64 {
         self.decoder.bytes_per_token()
     }
+
+    fn feed_each(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        if tokens.len() <= self.decoder.room() {
+            return self.decoder.feed_each(tokens);
+        }
+        // No guess is fed where the context is full: `stretch` leaves no room for one.
+        assert_eq!(tokens.len(), 1, "guesses stay within the stretch");
+        self.feed(tokens, &mut |_| ControlFlow::Continue(()))
+    }
+
+    fn stretch(&self) -> usize {
+        self.decoder.stretch().min(self.decoder.room())
+    }
 }
 
 #[cfg(test)]
@@ -117,6 +130,12 @@ mod tests {
         fn bytes_per_token(&self) -> u64 {
             0
         }
+        fn feed_each(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+            self.feed(tokens, &mut |_| ControlFlow::Continue(())).map(|row| row.repeat(tokens.len()))
+        }
+        fn stretch(&self) -> usize {
+            self.room()
+        }
     }
 
     fn feed(sliding: &mut Sliding<'_>, tokens: &[u32]) -> Result<usize> {
@@ -138,6 +157,17 @@ mod tests {
         assert_eq!(feed(&mut sliding, &[8]).unwrap(), 1);
         assert_eq!(sliding.tokens(), [0, 1, 5, 6, 7, 8]);
         assert_eq!((sliding.dropped(), sliding.room()), (3, usize::MAX));
+    }
+
+    #[test]
+    fn guesses_do_not_make_the_context_slide() {
+        let mut script = Script { tokens: vec![1; 6], capacity: 8 };
+        let mut sliding = Sliding::new(&mut script, 2);
+        assert_eq!(sliding.stretch(), 2);
+        assert_eq!(sliding.feed_each(&[2, 3]).unwrap().len(), 2);
+        assert_eq!((sliding.stretch(), sliding.dropped()), (0, 0));
+        assert_eq!(sliding.feed_each(&[4]).unwrap().len(), 1);
+        assert_eq!(sliding.tokens(), [1, 1, 1, 2, 3, 4]);
     }
 
     #[test]

@@ -52,6 +52,11 @@ impl Rope {
         if length <= self.original_context || same { Regime::Short } else { Regime::Long }
     }
 
+    /// The longest sequence that is in the regime of one of `length` tokens.
+    pub fn regime_end(&self, length: usize) -> usize {
+        if self.regime(length) == self.regime(usize::MAX) { usize::MAX } else { self.original_context }
+    }
+
     /// Appends the angles of `positions` to `rotation`.
     pub fn extend(&self, rotation: &mut Rotation, regime: Regime, positions: std::ops::Range<usize>) {
         let [short, long] = self.scale;

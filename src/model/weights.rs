@@ -157,26 +157,34 @@ impl Model {
 
     /// Bytes of weights that are read to compute one token.
     pub fn bytes_per_token(&self) -> u64 {
-        let of = |m: &Matrix| (m.row_bytes() * m.rows) as u64;
-        let qkv = |qkv: &Qkv| match qkv {
-            Qkv::Fused(linear) => of(&linear.weight),
-            Qkv::Split(parts) => parts.iter().map(|part| of(&part.weight)).sum(),
-        };
-        let feed_forward = |feed_forward: &FeedForward| match feed_forward {
-            FeedForward::Gelu { up: wide, down }
-            | FeedForward::SwiGlu { gate_up: wide, down }
-            | FeedForward::GeGelu { gate_up: wide, down, .. } => of(&wide.weight) + of(&down.weight),
-            FeedForward::Experts(experts) => {
-                let parts = [&experts.gate, &experts.up, &experts.down];
-                let used = parts.iter().flat_map(|part| part.iter().take(EXPERTS_USED));
-                of(&experts.router) + used.map(of).sum::<u64>()
+        let bytes = |m: &Matrix| (m.row_bytes() * m.rows) as u64;
+        let layers: u64 = self.layer_matrices().into_iter().map(bytes).sum();
+        layers + bytes(&self.head.weight) + self.embedding.row_bytes() as u64
+    }
+
+    /// The matrices of all layers that a token is multiplied with; of experts, as many as it uses.
+    pub fn layer_matrices(&self) -> Vec<&Matrix> {
+        let mut all = Vec::new();
+        for layer in &self.layers {
+            match &layer.qkv {
+                Qkv::Fused(linear) => all.push(&linear.weight),
+                Qkv::Split(parts) => all.extend(parts.iter().map(|part| &part.weight)),
             }
-        };
-        let layers = self
-            .layers
-            .iter()
-            .map(|l| qkv(&l.qkv) + of(&l.attention_output.weight) + feed_forward(&l.feed_forward));
-        layers.sum::<u64>() + of(&self.head.weight) + self.embedding.row_bytes() as u64
+            all.push(&layer.attention_output.weight);
+            match &layer.feed_forward {
+                FeedForward::Gelu { up: wide, down }
+                | FeedForward::SwiGlu { gate_up: wide, down }
+                | FeedForward::GeGelu { gate_up: wide, down, .. } => {
+                    all.extend([&wide.weight, &down.weight]);
+                }
+                FeedForward::Experts(experts) => {
+                    all.push(&experts.router);
+                    let parts = [&experts.gate, &experts.up, &experts.down];
+                    all.extend(parts.iter().flat_map(|part| part.iter().take(EXPERTS_USED)));
+                }
+            }
+        }
+        all
     }
 }
 

@@ -19,6 +19,7 @@ mod vocabulary;
 pub use added::AddedFlags;
 pub use byte_level::spell as spell_bytes;
 pub use chat::{ChatTemplate, Message};
+pub(crate) use clock::format_utc;
 pub use detokenizer::Detokenizer;
 pub use fault::Fault;
 pub use sampler::{Sampler, SamplerOptions};

@@ -3,10 +3,13 @@
 mod attention;
 mod cache;
 mod linear;
+mod saved;
 
 pub use cache::{Cache, CacheShape, available_memory, total_memory};
+pub use saved::LAYOUT;
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Backend, Heads, Matrix, Part, Rotation};
 use crate::kernel::matmul::PackedTokens;
@@ -71,6 +74,19 @@ impl Cpu {
     /// Threads it computes with.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// Calls `f(i)` once on each thread, the caller included.
+    pub fn on_each_thread(&self, f: impl Fn(usize) + Sync) {
+        let begun = AtomicUsize::new(0);
+        self.pool.run(self.threads(), |i| {
+            f(i);
+            // Who has one task waits here, so that the next goes to another thread.
+            begun.fetch_add(1, Ordering::AcqRel);
+            while begun.load(Ordering::Acquire) < self.threads() {
+                std::thread::yield_now();
+            }
+        });
     }
 
     /// Calls `f(row)` for every row, on all threads if there is enough to do.
