@@ -25,6 +25,9 @@ pub enum Error {
     /// A file is not what it says it is; `fault` says which thing in it, and what was expected.
     #[error("{}: {fault}", path.display())]
     Invalid { path: PathBuf, fault: Box<dyn std::error::Error + Send + Sync> },
+    /// A server refused, failed or cannot be reached; `what` is the model or the file that it was asked for.
+    #[error("{what}: {fault}")]
+    Remote { what: String, fault: Box<dyn std::error::Error + Send + Sync> },
     /// The input is well-formed but nothing here can work with it; the text lists what can be.
     #[error("{0}")]
     Unsupported(String),
@@ -43,6 +46,14 @@ impl Error {
     /// An [`Error::Io`] for `path`; `action` completes "cannot … PATH".
     pub fn io(action: &'static str, path: impl AsRef<Path>, cause: std::io::Error) -> Self {
         Self::Io { path: path.as_ref().to_owned(), action, cause }
+    }
+
+    /// An [`Error::Remote`] for `what`.
+    pub fn remote(
+        what: impl std::fmt::Display,
+        fault: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Remote { what: what.to_string(), fault: fault.into() }
     }
 
     /// An [`Error::Invalid`] for `path`.

@@ -72,7 +72,7 @@ impl AtomicFile {
             }
         }
         let folder = folder_of(&target);
-        check_free_space(path, folder, expected_bytes)?;
+        ensure_space(&target, expected_bytes)?;
         if let Some(file) = unnamed(folder) {
             return Ok(Self::new(file, target, Stage::Unnamed, expected_bytes));
         }
@@ -119,15 +119,7 @@ impl AtomicFile {
 
     /// The error for a failed write: says what was needed if the disk is full.
     pub fn write_error(&self, error: io::Error) -> Error {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Resources(format!(
-                "{}: the disk is full: the file needs {}, {} were written; nothing was left behind, free some space or write elsewhere",
-                self.target.display(),
-                human_bytes(self.expected),
-                human_bytes(self.written)
-            )),
-            _ => Error::io("write", &self.target, error),
-        }
+        write_error(&self.target, self.expected, self.written, "nothing was left behind", error)
     }
 
     /// Gives the unnamed file a hidden name beside the target (a link cannot replace an existing file).
@@ -174,6 +166,19 @@ impl Drop for AtomicFile {
     }
 }
 
+/// The error for a failed write to `path`: says what was needed if the disk is full, and what `became` of the bytes.
+pub(crate) fn write_error(path: &Path, needed: u64, written: u64, became: &str, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Resources(format!(
+            "{}: the disk is full: the file needs {}, {} were written; {became}, free some space or write elsewhere",
+            path.display(),
+            human_bytes(needed),
+            human_bytes(written)
+        )),
+        _ => Error::io("write", path, error),
+    }
+}
+
 fn unlist(temporary: &Path) {
     unfinished().retain(|path| path != temporary);
 }
@@ -204,9 +209,9 @@ fn temporary_path(target: &Path, attempt: u32) -> PathBuf {
     target.with_file_name(name)
 }
 
-/// Fails if `folder`'s file system has less than `needed` bytes free for this user.
-fn check_free_space(path: &Path, folder: &Path, needed: u64) -> Result<()> {
-    let free = free_bytes(folder).map_err(|error| Error::io("write", path, error))?;
+/// Fails if the file system that `path` is on has less than `needed` bytes free for this user.
+pub(crate) fn ensure_space(path: &Path, needed: u64) -> Result<()> {
+    let free = free_bytes(folder_of(path)).map_err(|error| Error::io("write", path, error))?;
     match free {
         Some(free) if free < needed => Err(Error::Resources(format!(
             "{} needs {} of disk space, its file system has {} free; free some or write elsewhere",

@@ -24,6 +24,7 @@ pub mod simd;
 pub mod checkpoint;
 pub mod error;
 pub mod gguf;
+pub mod hub;
 pub mod machine;
 
 pub use error::{Error, Result};

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that anyone may import, and that import only each other.
-const LEAVES: &[&str] = &["checkpoint", "error", "fs", "gguf", "machine"];
+const LEAVES: &[&str] = &["checkpoint", "error", "fs", "gguf", "hub", "machine"];
 
 /// What each other module may import besides the leaves.
 const LAYERS: &[(&str, &[&str])] = &[

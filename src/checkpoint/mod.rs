@@ -20,17 +20,40 @@ pub use config::{
 };
 pub use fault::Fault;
 pub use sentencepiece::{Piece, PieceKind, SentencePiece};
-pub use weights::{DataType, Tensor, Weights};
+pub use weights::{DataType, PYTORCH, Tensor, Weights, is_weight_file, shards};
 
 use crate::{Error, Result};
 
 /// Larger text files are refused; the largest tokenizer.json in use is a tenth of this.
 const TEXT_LIMIT: u64 = 256 << 20;
 
+/// Templates besides the main one are in here.
+const TEMPLATES: &str = "additional_chat_templates";
+
+/// Whether a file of a checkpoint is one of those read here besides the weights; `name` is its path in the folder.
+pub fn is_text_file(name: &str) -> bool {
+    const NAMES: &[&str] = &[
+        "README.md",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        weights::INDEX,
+    ];
+    let template = || name.strip_prefix(TEMPLATES)?.strip_prefix('/')?.strip_suffix(".jinja");
+    NAMES.contains(&name) || template().is_some_and(|name| !name.contains('/'))
+}
+
 /// An opened checkpoint folder of a supported architecture.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     folder: PathBuf,
+    /// What the model goes by where its folder's name is none.
+    name: Option<String>,
     /// config.json as it is.
     config_json: Value,
     config: ModelConfig,
@@ -113,7 +136,20 @@ impl Checkpoint {
             card: Card::read(&folder.join("README.md")),
             config_json,
             folder: folder.to_owned(),
+            name: None,
         })
+    }
+
+    /// Has the model called `name`, where the folder is called something else (after a commit, for instance).
+    pub fn named(self, name: &str) -> Self {
+        Self { name: Some(name.to_owned()), ..self }
+    }
+
+    /// The folder's name, or what it was [`named`](Self::named) in its place.
+    pub fn folder_name(&self) -> String {
+        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let folder = || name(&self.folder).or_else(|| name(&self.folder.canonicalize().ok()?));
+        self.name.clone().or_else(folder).unwrap_or_else(|| "model".into())
     }
 
     /// The folder.
@@ -165,7 +201,7 @@ impl TokenizerFiles {
         let mut chat_template = read_text_if_there(&folder.join("chat_template.jinja"))?;
         let mut additional = Vec::new();
         if chat_template.is_some() {
-            additional = additional_chat_templates(&folder.join("additional_chat_templates"))?;
+            additional = additional_chat_templates(&folder.join(TEMPLATES))?;
         } else if let Some(json) = read_json_if_there(&folder.join("chat_template.json"))? {
             chat_template = json.get("chat_template").and_then(Value::as_str).map(str::to_owned);
         }

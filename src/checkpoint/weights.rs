@@ -11,7 +11,9 @@ use super::{Fault, read_json};
 use crate::fs::Map;
 use crate::{Error, Result};
 
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// Weights in a format that is not read.
+pub const PYTORCH: &str = "pytorch_model.bin";
 
 /// A data type that weights are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +85,7 @@ impl Weights {
         let index = folder.join(INDEX);
         if index.is_file() {
             let map = weight_map(&index)?;
-            let names: BTreeSet<&String> = map.values().collect();
+            let names = BTreeSet::from_iter(map.values());
             for name in &names {
                 if !folder.join(name).is_file() {
                     let fault = Fault::MissingShard { shard: (*name).clone(), index: INDEX };
@@ -96,13 +98,12 @@ impl Weights {
         }
         let files = weight_files(folder)?;
         if files.is_empty() {
-            let hint = if folder.join("pytorch_model.bin").exists()
-                || folder.join("pytorch_model.bin.index.json").exists()
-            {
-                "its pytorch_model.bin files are not supported, save the model again as safetensors"
-            } else {
-                "download the whole checkpoint"
-            };
+            let hint =
+                if folder.join(PYTORCH).exists() || folder.join("pytorch_model.bin.index.json").exists() {
+                    "its pytorch_model.bin files are not supported, save the model again as safetensors"
+                } else {
+                    "download the whole checkpoint"
+                };
             return Err(Error::invalid(folder, Fault::NoWeights { hint }));
         }
         Self::from_files(files)
@@ -196,6 +197,20 @@ impl Weights {
     }
 }
 
+/// Whether a file of a checkpoint holds weights, going by its name.
+pub fn is_weight_file(name: &str) -> bool {
+    name.starts_with("model") && name.ends_with(".safetensors") && !name.contains('/')
+}
+
+/// The weight files that the index in `folder` names; `None` if there is no index.
+pub fn shards(folder: &Path) -> Result<Option<BTreeSet<String>>> {
+    let index = folder.join(INDEX);
+    if !index.is_file() {
+        return Ok(None);
+    }
+    Ok(Some(weight_map(&index)?.into_values().collect()))
+}
+
 /// The index's map from tensor names to file names.
 fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
     let invalid = |fault| Error::invalid(index, fault);
@@ -227,7 +242,7 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     for entry in entries {
         let path = entry.map_err(|error| Error::io("read", folder, error))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.starts_with("model") && name.ends_with(".safetensors") {
+        if is_weight_file(name) {
             files.push(path);
         }
     }

@@ -6,10 +6,12 @@ use std::time::Instant;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::hub::{Found, HubArgs};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Conversion, Options, OutType};
 use crate::fs::human_bytes;
 use crate::gguf::Source;
+use crate::{Error, Result};
 
 /// Convert a Hugging Face checkpoint folder to a GGUF file.
 #[derive(Debug, clap::Args)]
@@ -21,15 +23,17 @@ Examples:
       writes phi-3.5-f16.gguf
   phi convert Phi-3.5-mini-instruct --dry-run
       prints what would be written
+  phi convert -hf microsoft/Phi-3.5-mini-instruct
+      downloads the checkpoint, writes Phi-3.5-mini-instruct-BF16.gguf here
 
 `phi quantize` and `phi run` take the folder directly, with no file in between.")]
 pub struct Args {
     /// Folder with config.json, the .safetensors files and the tokenizer
-    #[arg(value_name = "HF_DIR")]
-    model: PathBuf,
+    #[arg(value_name = "HF_DIR", required_unless_present = "hf_repo", conflicts_with = "hf_repo")]
+    model: Option<PathBuf>,
 
     /// File to write; {ftype} stands for the type's name. A folder gets a file named after the model
-    /// [default: in HF_DIR]
+    /// [default: in HF_DIR; with -hf: here]
     #[arg(long, short, value_name = "FILE")]
     outfile: Option<PathBuf>,
 
@@ -53,16 +57,15 @@ pub struct Args {
     /// Threads that convert [default: all that this process may use]
     #[arg(long, short, value_name = "N")]
     threads: Option<std::num::NonZeroUsize>,
+
+    #[command(flatten, next_help_heading = "Hub")]
+    hub: HubArgs,
 }
 
 /// Runs the command; prints the path of the file written.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let started = Instant::now();
-    let checkpoint = if args.vocab_only {
-        Checkpoint::open_for_vocabulary(&args.model)?
-    } else {
-        Checkpoint::open(&args.model)?
-    };
+    let checkpoint = open(&args)?;
     let options = Options {
         outtype: OutType::from_name(&args.outtype).context("--outtype: unknown type")?,
         model_name: args.model_name,
@@ -72,7 +75,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     for warning in conversion.warnings() {
         eprintln!("warning: {warning}");
     }
-    let path = conversion.output_path(args.outfile.as_deref());
+    let here = args.model.is_none().then_some(Path::new("."));
+    let path = conversion.output_path(args.outfile.as_deref().or(here));
     if args.dry_run {
         print_plan(&conversion, &path);
         return Ok(());
@@ -92,6 +96,26 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     println!("{}", path.display());
     Ok(())
+}
+
+/// Opens the folder, or the checkpoint from the hub.
+fn open(args: &Args) -> Result<Checkpoint> {
+    match (&args.model, &args.hub.hf_repo) {
+        (Some(folder), _) if args.vocab_only => Checkpoint::open_for_vocabulary(folder),
+        (Some(folder), _) => Checkpoint::open(folder),
+        (None, Some(spec)) => {
+            if let Some(kind) = &spec.kind {
+                return Err(Error::Usage(format!(
+                    "-hf {}:{kind}: what to convert to is said by --outtype",
+                    spec.repo
+                )));
+            }
+            let found = Found::look_up(&args.hub, &spec.repo)?;
+            let files = found.checkpoint_files()?;
+            if args.vocab_only { found.open_vocabulary(&files) } else { found.open_checkpoint(&files) }
+        }
+        (None, None) => Err(Error::Usage("HF_DIR is missing".into())),
+    }
 }
 
 fn print_plan(conversion: &Conversion, path: &Path) {

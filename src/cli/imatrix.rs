@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use indicatif::ProgressBar;
 
+use super::hub::HubArgs;
 use super::model::{self, ModelArgs};
 use super::signal::Watch;
 use super::{input, progress};
@@ -184,7 +185,11 @@ fn measure(args: &Args, path: &Path, text: &Path, base: Statistics) -> anyhow::R
     if resumed == 0 {
         statistics.datasets.push(dataset);
     }
-    let gguf = model::open(&ModelArgs { model: Some(path.to_owned()), quantize: FileType::F16 })?;
+    let gguf = model::open(&ModelArgs {
+        model: Some(path.to_owned()),
+        quantize: FileType::F16,
+        hub: HubArgs::default(),
+    })?;
     let content = input::read_file(text)?;
     let (tokens, bos) = tokenize(&gguf, &content, args.parse_special)?;
     let chunk = args.ctx_size as usize;

@@ -15,6 +15,7 @@ mod argv;
 mod bench;
 mod check;
 mod convert;
+mod hub;
 mod imatrix;
 mod input;
 mod inspect;
@@ -67,6 +68,7 @@ Examples
   phi quantize phi.gguf phi-q4.gguf Q4_K_M
   phi run -m phi-q4.gguf                                a conversation at the terminal
   phi run -m Phi-3.5-mini-instruct -p \"Hello\"           a checkpoint folder, quantized in memory
+  phi run -hf microsoft/Phi-3.5-mini-instruct           downloaded from the Hugging Face hub
 
 `phi help COMMAND` has the options of a command. Their names are llama.cpp's where the meaning is the same.
 ";

@@ -1,12 +1,13 @@
 //! How `-m MODEL` becomes a model: a GGUF file, a checkpoint folder, or the small model in the box.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::hub::{Found, HubArgs, Model, Spec};
+use super::progress;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Conversion, OutType};
 use crate::engine::KvType;
@@ -22,11 +23,13 @@ use crate::{Error, Result};
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
     /// A GGUF file, the first of a split model, or a checkpoint folder [default: the small model in the box]
-    #[arg(short, long, value_name = "MODEL")]
+    #[arg(short, long, value_name = "MODEL", conflicts_with = "hf_repo")]
     pub model: Option<PathBuf>,
     /// What a checkpoint folder is quantized to, in memory
     #[arg(long, value_name = "TYPE", default_value = "Q4_K_M", value_parser = file_type)]
     pub quantize: FileType,
+    #[command(flatten)]
+    pub hub: HubArgs,
 }
 
 /// Element type of the KV cache.
@@ -89,14 +92,41 @@ pub fn file_type(name: &str) -> Result<FileType, String> {
 
 /// Opens the model that the command line names.
 pub fn open(args: &ModelArgs) -> Result<Arc<Gguf>> {
-    let gguf = match &args.model {
-        None => in_the_box()?,
-        Some(folder) if folder.is_dir() => {
-            from_folder(folder, args.quantize, &folder.to_string_lossy(), None)?
+    let gguf = match (&args.model, &args.hub.hf_repo) {
+        (None, None) => in_the_box()?,
+        (None, Some(spec)) => from_hub(args, spec)?,
+        (Some(folder), _) if folder.is_dir() => {
+            in_memory(&Checkpoint::open(folder)?, args.quantize, &folder.to_string_lossy(), None)?
         }
-        Some(path) => Gguf::open(path)?,
+        (Some(path), _) => Gguf::open(path)?,
     };
     Ok(Arc::new(gguf))
+}
+
+/// Opens a model of the hub; what is quantized from a checkpoint is kept for the next time.
+fn from_hub(args: &ModelArgs, spec: &Spec) -> Result<Gguf> {
+    let found = Found::look_up(&args.hub, &spec.repo)?;
+    let (files, kind) = match found.model(spec, args.hub.hf_file.as_deref())? {
+        Model::Gguf(path) => return Gguf::open(&path),
+        Model::Checkpoint(files, kind) => (files, kind.unwrap_or(args.quantize)),
+    };
+    let path = found.made_path(kind);
+    if !path.is_file() {
+        let checkpoint = found.open_checkpoint(&files)?;
+        let folder = path.parent().unwrap_or(&path);
+        let made = std::fs::create_dir_all(folder)
+            .map_err(|error| Error::io("create the folder", folder, error))
+            .and_then(|()| quantize(&checkpoint, kind, Sink::File(&path), None));
+        match made {
+            Ok(_) => eprintln!("phi: the model quantized to {} is kept in {}", kind.name(), path.display()),
+            Err(error @ (Error::Io { .. } | Error::Resources(_))) => {
+                eprintln!("phi: {error}; going on in memory");
+                return in_memory(&checkpoint, kind, &spec.repo.to_string(), None);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Gguf::open(&path)
 }
 
 /// The model's tokenizer.
@@ -109,16 +139,31 @@ pub fn chat_template(gguf: &Gguf) -> Result<Option<ChatTemplate>> {
     ChatTemplate::from_gguf(gguf.metadata()).map_err(|fault| Error::invalid(gguf.path(), fault))
 }
 
-/// Converts and quantizes a checkpoint folder in memory; `label` stands for the model in messages.
-fn from_folder(folder: &Path, file_type: FileType, label: &str, model_name: Option<&str>) -> Result<Gguf> {
-    let checkpoint = Checkpoint::open(folder)?;
+/// Converts and quantizes a checkpoint in memory; `label` stands for the model in messages.
+fn in_memory(
+    checkpoint: &Checkpoint,
+    file_type: FileType,
+    label: &str,
+    model_name: Option<&str>,
+) -> Result<Gguf> {
+    match quantize(checkpoint, file_type, Sink::Memory(label), model_name)? {
+        Some(Output::Memory(image)) => Gguf::from_bytes(image, label),
+        _ => unreachable!("one output was asked for, in memory"),
+    }
+}
+
+/// Converts and quantizes a checkpoint, with a bar on a terminal.
+fn quantize(
+    checkpoint: &Checkpoint,
+    file_type: FileType,
+    sink: Sink<'_>,
+    model_name: Option<&str>,
+) -> Result<Option<Output>> {
     let model_name = model_name.map(str::to_owned);
     let options = convert::Options { outtype: OutType::Stored, model_name, ..convert::Options::default() };
-    let conversion = Conversion::plan(&checkpoint, &options)?;
+    let conversion = Conversion::plan(checkpoint, &options)?;
     let options = quantize::Options::new(Some(Recipe::new(file_type)));
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("quantizing {wide_bar} {bytes}/{total_bytes} {eta}");
-    bar.set_style(style.expect("the template is well-formed"));
+    let bar = progress::bytes("quantizing");
     let mut progress = |event: Progress<'_>| {
         if let Progress::Bytes { done, total } = event {
             bar.set_length(total);
@@ -126,12 +171,9 @@ fn from_folder(folder: &Path, file_type: FileType, label: &str, model_name: Opti
         }
         ControlFlow::Continue(())
     };
-    let summary = quantize::run(&conversion, Sink::Memory(label), &options, &mut progress);
+    let summary = quantize::run(&conversion, sink, &options, &mut progress);
     bar.finish_and_clear();
-    match summary?.outputs.pop() {
-        Some(Output::Memory(image)) => Gguf::from_bytes(image, label),
-        _ => unreachable!("one output was asked for, in memory"),
-    }
+    Ok(summary?.outputs.pop())
 }
 
 /// Name of the model in the box.
@@ -168,5 +210,5 @@ fn in_the_box() -> Result<Gguf> {
     for (name, content) in BOXED_FILES {
         std::fs::write(named.join(name), content).map_err(failed)?;
     }
-    from_folder(&named, FileType::F16, BOXED, Some(BOXED))
+    in_memory(&Checkpoint::open(&named)?, FileType::F16, BOXED, Some(BOXED))
 }

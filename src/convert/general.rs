@@ -2,8 +2,6 @@
 //!
 //! Same keys and values as convert_hf_to_gguf.py (the gguf package's `Metadata.load`), in the same order.
 
-use std::path::Path;
-
 use serde_json::Value as Json;
 
 use super::model_id::{ModelId, title};
@@ -47,7 +45,7 @@ impl Naming {
         if let Some(name) = config_name.filter(|name| name.matches('/').count() <= 1) {
             fill(&mut id, ModelId::parse(name, parameters));
         }
-        let folder = folder_name(checkpoint.path());
+        let folder = checkpoint.folder_name();
         fill(&mut id, ModelId::parse(&folder, parameters));
         Self {
             name: model_name.map(str::to_owned).or(id.name).unwrap_or(folder),
@@ -96,12 +94,6 @@ impl Naming {
         text("general.size_label", self.size_label.as_deref());
         card_keys(checkpoint.card(), parameters, metadata);
     }
-}
-
-/// The last part of the folder's path, also for "." and "..".
-fn folder_name(folder: &Path) -> String {
-    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-    name(folder).or_else(|| name(&folder.canonicalize().ok()?)).unwrap_or_else(|| "model".into())
 }
 
 /// Takes from `other` what `id` does not know yet; names get capitals.

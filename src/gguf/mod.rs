@@ -17,7 +17,7 @@ pub use fault::Fault;
 pub use file::Gguf;
 pub use source::Source;
 pub(crate) use source::no_such_rows;
-pub use split::part_name;
+pub use split::{parse_part_name, part_name};
 pub use tensor_type::TensorType;
 pub use value::{Array, Metadata, Value};
 pub use writer::{Output, TensorDecl, Writer};

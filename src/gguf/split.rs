@@ -44,15 +44,15 @@ pub(super) fn position(path: &Path, metadata: &Metadata) -> Result<Option<Positi
     }
     let no = metadata.u32(NO)?.ok_or_else(|| Fault::MissingKey(NO.to_owned()))?;
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let (prefix, name_no, name_count) = parse_name(name).ok_or(Fault::SplitName { count })?;
+    let (prefix, name_no, name_count) = parse_part_name(name).ok_or(Fault::SplitName { count })?;
     if name_no != no.saturating_add(1) || name_count != count {
         return Err(Fault::SplitNumber { name_no, name_count, no: no.saturating_add(1), count });
     }
     Ok(Some(Position { no, count, prefix: prefix.to_owned() }))
 }
 
-/// Takes "NAME-00002-of-00003.gguf" apart into NAME, 2, 3.
-fn parse_name(name: &str) -> Option<(&str, u32, u32)> {
+/// Takes "NAME-00002-of-00003.gguf" apart into NAME, 2, 3; the parts are counted from 1.
+pub fn parse_part_name(name: &str) -> Option<(&str, u32, u32)> {
     let stem = name.strip_suffix(".gguf")?;
     let (rest, count) = stem.rsplit_once("-of-")?;
     let (prefix, no) = rest.rsplit_once('-')?;
@@ -86,11 +86,11 @@ mod tests {
 
     #[test]
     fn names_are_taken_apart() {
-        assert_eq!(parse_name("a-b-00002-of-00003.gguf"), Some(("a-b", 2, 3)));
-        assert_eq!(parse_name("m-00004-of-00003.gguf"), None);
-        assert_eq!(parse_name("m-00000-of-00003.gguf"), None);
-        assert_eq!(parse_name("m-1-of-3.gguf"), None);
-        assert_eq!(parse_name("m-+0001-of-00003.gguf"), None);
+        assert_eq!(parse_part_name("a-b-00002-of-00003.gguf"), Some(("a-b", 2, 3)));
+        assert_eq!(parse_part_name("m-00004-of-00003.gguf"), None);
+        assert_eq!(parse_part_name("m-00000-of-00003.gguf"), None);
+        assert_eq!(parse_part_name("m-1-of-3.gguf"), None);
+        assert_eq!(parse_part_name("m-+0001-of-00003.gguf"), None);
         assert_eq!(part_name("a-b", 1, 3), "a-b-00002-of-00003.gguf");
     }
 }

@@ -1,5 +1,6 @@
 //! What is measured: a model from a file or folder, or one made up in memory.
 
+use crate::cli::hub::HubArgs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,7 +42,11 @@ impl Origin {
 
     /// Opens or makes it.
     pub fn open(&self) -> Result<Arc<Gguf>> {
-        let args = |path: &Path, quantize| ModelArgs { model: Some(path.to_owned()), quantize };
+        let args = |path: &Path, quantize| ModelArgs {
+            model: Some(path.to_owned()),
+            quantize,
+            hub: HubArgs::default(),
+        };
         match self {
             Self::File(path) => model::open(&args(path, FileType::Q4_K_M)),
             Self::Folder(path, kind) => model::open(&args(path, *kind)),

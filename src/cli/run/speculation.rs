@@ -2,6 +2,7 @@
 
 use super::args::Args;
 use crate::Result;
+use crate::cli::hub::HubArgs;
 use crate::cli::model::{self, ModelArgs};
 use crate::engine::{DraftModel, DraftRange, Drafter, Engine, EngineOptions, Lookup, Speculator};
 use crate::text::Tokenizer;
@@ -18,7 +19,8 @@ pub fn speculator(
     let drafter: Box<dyn Drafter> = if wanted.lookup {
         Box::new(Lookup::new(wanted.lookup_ngram_min, wanted.lookup_ngram_max)?)
     } else if let Some(path) = &wanted.model_draft {
-        let model = ModelArgs { model: Some(path.clone()), quantize: args.model.quantize };
+        let model =
+            ModelArgs { model: Some(path.clone()), quantize: args.model.quantize, hub: HubArgs::default() };
         let gguf = model::open(&model)?;
         DraftModel::check_vocabulary(tokenizer, &model::tokenizer(&gguf)?)?;
         let draft = Engine::new(gguf, options)?;
