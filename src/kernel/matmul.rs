@@ -265,6 +265,11 @@ fn unpack_panel<F: Unpack, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, column
         panel.dmin.resize(columns / F::BLOCK * wide, 0.0);
         panel.mins.resize(columns / 2 / min_columns::<F>() * wide, 0);
     }
+    // What the first units would otherwise have to wait for.
+    let start = (2 * UNIT / F::BLOCK * F::BYTES).min(row_bytes);
+    for row in 0..count {
+        prefetch_ahead(isa, &rows[row * row_bytes..][..start], 0);
+    }
     let mut square = Square::default();
     for unit in 0..columns.div_ceil(UNIT) {
         for first in 0..I::TILE.0 {
@@ -432,13 +437,18 @@ impl<F: Unpack> PanelProducts<'_, F> {
         let partials = partial_sums(F::SPAN);
         self.panel.totals.resize(8 * T * R, [0.0; MAX_LANES]);
         let totals = &mut self.panel.totals[..partials * T * R];
-        for total in totals.iter_mut() {
-            isa.f_store(isa.f_splat(0.0), total);
+        // Partial sums that no span of a narrow matrix goes to.
+        for total in totals.iter_mut().skip(self.columns / F::SPAN * T * R) {
+            *total = [0.0; MAX_LANES];
         }
         for s in 0..self.columns / F::SPAN {
             let sum = span::<F, I, R, T>(isa, panel, tokens, tile, s);
             let total = &mut totals[s % partials * T * R..][..T * R];
-            add_span::<F, I, R, T>(isa, panel, tokens, tile, s, &sum, total);
+            if s < partials {
+                add_span::<F, I, R, T, true>(isa, panel, tokens, tile, s, &sum, total);
+            } else {
+                add_span::<F, I, R, T, false>(isa, panel, tokens, tile, s, &sum, total);
+            }
         }
         for t in 0..T.min(tokens.rows - tile * T) {
             for r in 0..R.min(rows.div_ceil(I::LANES)) {
@@ -489,10 +499,10 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
     sum
 }
 
-/// Adds span `s` to `total` (`[T, R]` vectors): its integer `sum`s, and mins times the sums of their groups' activations,
+/// Adds span `s` to `total` (`[T, R]` vectors; 0 if it is the `FIRST`): its integer `sum`s, and mins times the sums of their groups' activations,
 /// times the floats of rows and tokens.
 #[inline(always)]
-fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize>(
+fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize, const FIRST: bool>(
     isa: I,
     panel: &Lanes,
     tokens: &PackedTokens,
@@ -534,7 +544,8 @@ fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize>(
                 value = isa.f_fnma(dmin, isa.f_from_w(min), value);
             }
             let total = &mut total[t * R + r];
-            isa.f_store(isa.f_fma(isa.f_splat(scales[t]), value, isa.f_load(&*total)), total);
+            let before = if FIRST { isa.f_splat(0.0) } else { isa.f_load(&*total) };
+            isa.f_store(isa.f_fma(isa.f_splat(scales[t]), value, before), total);
         }
     }
 }

@@ -39,20 +39,12 @@ impl<F: Unpack> Kernel for RowProducts<'_, F> {
         let tokens = self.out.len();
         let mut token = 0;
         while token < tokens {
-            match tokens - token {
-                1 => {
-                    self.few::<I, 1>(isa, token);
-                    token += 1;
-                }
-                2 | 3 => {
-                    self.few::<I, 2>(isa, token);
-                    token += 2;
-                }
-                _ => {
-                    self.few::<I, 4>(isa, token);
-                    token += 4;
-                }
+            if tokens - token == 1 {
+                self.few::<I, 1>(isa, token);
+            } else {
+                self.few::<I, 2>(isa, token);
             }
+            token += (tokens - token).min(2);
         }
     }
 }

@@ -403,8 +403,8 @@ impl Isa for Avx2 {
         assert!(from.len() >= 4 * (7 * from_stride + 8) && to.len() >= 7 * to_stride + 8);
         unsafe {
             let mut rows = [_mm256_setzero_si256(); 8];
-            for (r, row) in rows.iter_mut().enumerate() {
-                *row = _mm256_loadu_si256(from.as_ptr().add(4 * r * from_stride).cast());
+            for r in 0..8 {
+                rows[r] = _mm256_loadu_si256(from.as_ptr().add(4 * r * from_stride).cast());
             }
             let mut pairs = rows;
             for i in 0..4 {

@@ -361,8 +361,8 @@ impl Isa for Avx512 {
         assert!(from.len() >= 4 * (15 * from_stride + 16) && to.len() >= 15 * to_stride + 16);
         unsafe {
             let mut rows = [_mm512_setzero_si512(); 16];
-            for (r, row) in rows.iter_mut().enumerate() {
-                *row = _mm512_loadu_si512(from.as_ptr().add(4 * r * from_stride).cast());
+            for r in 0..16 {
+                rows[r] = _mm512_loadu_si512(from.as_ptr().add(4 * r * from_stride).cast());
             }
             let mut pairs = rows;
             for i in 0..8 {
@@ -391,8 +391,8 @@ impl Isa for Avx512 {
                     _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even),
                     _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd),
                 ];
-                for (p, v) in out.into_iter().enumerate() {
-                    _mm512_storeu_si512(to.as_mut_ptr().add((4 * p + j) * to_stride).cast(), v);
+                for p in 0..4 {
+                    _mm512_storeu_si512(to.as_mut_ptr().add((4 * p + j) * to_stride).cast(), out[p]);
                 }
             }
         }
