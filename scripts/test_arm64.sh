@@ -24,7 +24,7 @@ missing aarch64-linux-gnu-gcc && skip 'no aarch64-linux-gnu-gcc (Debian package 
 qemu > /dev/null || skip 'no qemu-aarch64 (Debian package qemu-user-static)'
 [[ -d $(rustc --print sysroot)/lib/rustlib/$target ]] || rustup target add "$target" >&2 || skip "no Rust target $target"
 
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_PROFILE_DEV_DEBUG=0
 binary=$(cargo test --lib --no-run --target "$target" --message-format json |
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
 for cpu in max cortex-a72; do

@@ -425,3 +425,6 @@ pub fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
 }
 
 pub mod lanes;
+
+#[cfg(test)]
+mod tests;

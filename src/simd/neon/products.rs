@@ -33,9 +33,16 @@ pub trait Products: Copy + Send + Sync + 'static {
     /// `acc[i] += Σ_{j<4} u[4i+j] * a[4i+j]`; `u` unsigned, `a` signed but not -128. `WIDE`: bytes of `u` may exceed 127.
     fn dot4<const WIDE: bool>(_: On<Self>, acc: int32x4_t, u: uint8x16_t, a: int8x16_t) -> int32x4_t;
 
-    /// Adds the products of eight rows with a tile of tokens to `dot`: `rows` `[quads / WORDS, 8, WORDS]`,
-    /// `tokens` `[quads / WORDS, T, WORDS]`, no byte of `rows` above `largest`.
-    fn group<const T: usize>(_: On<Self>, dot: &mut [Words; T], rows: &[i32], tokens: &[i32], largest: u8);
+    /// `dot[t]` becomes `starts[t]` (0 if there are none) and the products of eight rows with token `t`: `rows`
+    /// `[quads / WORDS, 8, WORDS]`, `tokens` `[quads / WORDS, T, WORDS]`, no byte of `rows` above `largest`.
+    fn group<const T: usize>(
+        _: On<Self>,
+        dot: &mut [Words; T],
+        starts: Option<&[i32]>,
+        rows: &[i32],
+        tokens: &[i32],
+        largest: u8,
+    );
 }
 
 /// Products of bytes in 16 bits, added up in 32: what every arm64 machine has.
@@ -60,6 +67,14 @@ fn load(words: &[i32; 4]) -> int8x16_t {
 #[inline(always)]
 fn centred(bytes: int8x16_t) -> int8x16_t {
     unsafe { veorq_s8(bytes, vdupq_n_s8(-128)) }
+}
+
+/// Each of `starts`, or 0, in all lanes.
+#[inline(always)]
+fn start<const T: usize>(dot: &mut [Words; T], starts: Option<&[i32]>) {
+    for t in 0..T {
+        dot[t] = unsafe { [vdupq_n_s32(starts.map_or(0, |starts| starts[t])); 2] };
+    }
 }
 
 /// The lanes of `a` added up in pairs, then those of `b`.
@@ -108,8 +123,16 @@ impl Products for Widening {
     }
 
     #[inline(always)]
-    fn group<const T: usize>(_: On<Self>, dot: &mut [Words; T], rows: &[i32], tokens: &[i32], largest: u8) {
+    fn group<const T: usize>(
+        _: On<Self>,
+        dot: &mut [Words; T],
+        starts: Option<&[i32]>,
+        rows: &[i32],
+        tokens: &[i32],
+        largest: u8,
+    ) {
         const { assert!(T == 4) };
+        start(dot, starts);
         let (rows, tokens) = (rows.as_chunks::<8>().0, tokens.as_chunks::<4>().0);
         let quads = rows.len().min(tokens.len());
         let wide = largest > 127;
@@ -237,8 +260,16 @@ impl Products for DotProduct {
     }
 
     #[inline(always)]
-    fn group<const T: usize>(_: On<Self>, dot: &mut [Words; T], rows: &[i32], tokens: &[i32], largest: u8) {
+    fn group<const T: usize>(
+        _: On<Self>,
+        dot: &mut [Words; T],
+        starts: Option<&[i32]>,
+        rows: &[i32],
+        tokens: &[i32],
+        largest: u8,
+    ) {
         const { assert!(T == 8) };
+        start(dot, starts);
         let (rows, tokens) = (rows.as_chunks::<8>().0, tokens.as_chunks::<8>().0);
         let wide = largest > 127;
         unsafe {
@@ -323,12 +354,26 @@ impl Products for MatrixProduct {
     }
 
     #[inline(always)]
-    fn group<const T: usize>(_: On<Self>, dot: &mut [Words; T], rows: &[i32], tokens: &[i32], largest: u8) {
+    fn group<const T: usize>(
+        _: On<Self>,
+        dot: &mut [Words; T],
+        starts: Option<&[i32]>,
+        rows: &[i32],
+        tokens: &[i32],
+        largest: u8,
+    ) {
         const { assert!(T == 8) };
         let (rows, tokens) = (rows.as_chunks::<16>().0, tokens.as_chunks::<16>().0);
         unsafe {
             // `[token pairs, row pairs]`: two rows by two tokens each.
             let mut sum = [[vdupq_n_s32(0); 4]; 4];
+            if let Some(starts) = starts {
+                let starts = starts.as_chunks::<2>().0;
+                for t in 0..4 {
+                    let pair = vld1_s32(starts[t].as_ptr());
+                    sum[t] = [vcombine_s32(pair, pair); 4];
+                }
+            }
             for q in 0..rows.len().min(tokens.len()) {
                 let (rows, tokens) = (rows[q].as_chunks::<4>().0, tokens[q].as_chunks::<4>().0);
                 for r in 0..4 {
@@ -345,8 +390,8 @@ impl Products for MatrixProduct {
             for t in 0..4 {
                 for h in 0..2 {
                     let (even, odd) = (sum[t][2 * h], sum[t][2 * h + 1]);
-                    dot[2 * t][h] = vaddq_s32(dot[2 * t][h], vuzp1q_s32(even, odd));
-                    dot[2 * t + 1][h] = vaddq_s32(dot[2 * t + 1][h], vuzp2q_s32(even, odd));
+                    dot[2 * t][h] = vuzp1q_s32(even, odd);
+                    dot[2 * t + 1][h] = vuzp2q_s32(even, odd);
                 }
             }
         }
