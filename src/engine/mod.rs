@@ -3,6 +3,7 @@
 pub mod evaluate;
 pub mod generate;
 pub mod score;
+pub(crate) mod shift;
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};

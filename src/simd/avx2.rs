@@ -152,6 +152,14 @@ impl Isa for Avx2 {
         unsafe { opaque(_mm256_cvtepi8_epi16(_mm_loadu_si128(from[0].as_ptr().cast()))) }
     }
     #[inline(always)]
+    fn b_widen_words(self, from: OfRows<[u64; 2]>) -> Self::B {
+        unsafe { opaque(_mm256_cvtepu8_epi16(_mm_set_epi64x(from[0][1] as i64, from[0][0] as i64))) }
+    }
+    #[inline(always)]
+    fn b_add_i16(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe { _mm256_add_epi16(a, b) }
+    }
+    #[inline(always)]
     fn b_widen_twice(self, from: OfRows<u64>) -> Self::B {
         unsafe {
             let bytes = _mm_cvtsi64_si128(from[0] as i64);

@@ -161,6 +161,17 @@ impl Isa for Avx512 {
         unsafe { opaque(_mm512_cvtepi8_epi16(self.sixteen_each(from))) }
     }
     #[inline(always)]
+    fn b_widen_words(self, from: OfRows<[u64; 2]>) -> Self::B {
+        unsafe {
+            let ([a, b], [c, d]) = (from[0], from[1]);
+            opaque(_mm512_cvtepu8_epi16(_mm256_setr_epi64x(a as i64, b as i64, c as i64, d as i64)))
+        }
+    }
+    #[inline(always)]
+    fn b_add_i16(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe { _mm512_add_epi16(a, b) }
+    }
+    #[inline(always)]
     fn b_widen_twice(self, from: OfRows<u64>) -> Self::B {
         unsafe {
             let both = _mm_set_epi64x(from[1] as i64, from[0] as i64);

@@ -114,6 +114,10 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B;
     /// Sixteen i8, widened to i16.
     fn b_widen_i8(self, from: OfRows<&[u8; 16]>) -> Self::B;
+    /// The sixteen bytes of a row's two words, lowest first, widened to i16.
+    fn b_widen_words(self, from: OfRows<[u64; 2]>) -> Self::B;
+    /// Sums of i16 lanes.
+    fn b_add_i16(self, a: Self::B, b: Self::B) -> Self::B;
     /// The eight bytes of a row's word, lowest first, each in two neighbouring i16.
     fn b_widen_twice(self, from: OfRows<u64>) -> Self::B;
 
@@ -248,7 +252,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn f_sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn f_mul(self, a: Self::F, b: Self::F) -> Self::F;
     fn f_div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a` where it is greater, else `b`, also where either is NaN.
     fn f_max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a` where it is less, else `b`, also where either is NaN.
     fn f_min(self, a: Self::F, b: Self::F) -> Self::F;
     fn f_abs(self, a: Self::F) -> Self::F;
     /// `a * b + c`, rounded once.

@@ -127,6 +127,15 @@ impl Isa for Scalar {
         from_i16s(from[0].map(|x| i16::from(x as i8)))
     }
     #[inline(always)]
+    fn b_widen_words(self, from: OfRows<[u64; 2]>) -> Self::B {
+        from_i16s(std::array::from_fn(|i| i16::from(from[0][i / 8].to_le_bytes()[i % 8])))
+    }
+    #[inline(always)]
+    fn b_add_i16(self, a: Self::B, b: Self::B) -> Self::B {
+        let (a, b) = (i16s(a), i16s(b));
+        from_i16s(std::array::from_fn(|i| a[i].wrapping_add(b[i])))
+    }
+    #[inline(always)]
     fn b_widen_twice(self, from: OfRows<u64>) -> Self::B {
         let bytes = from[0].to_le_bytes();
         from_i16s(std::array::from_fn(|i| i16::from(bytes[i / 2])))

@@ -2,6 +2,7 @@
 
 mod added;
 mod bpe;
+mod byte_level;
 mod chat;
 mod clock;
 mod detokenizer;
@@ -9,12 +10,14 @@ mod fault;
 mod hash;
 mod huggingface;
 mod json;
+mod pre_tokenizer;
 mod sampler;
 mod sentencepiece;
 mod tokenizer;
 mod vocabulary;
 
 pub use added::AddedFlags;
+pub use byte_level::spell as spell_bytes;
 pub use chat::{ChatTemplate, Message};
 pub use detokenizer::Detokenizer;
 pub use fault::Fault;

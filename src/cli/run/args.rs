@@ -75,6 +75,16 @@ pub struct MachineArgs {
     /// Tokens the context may hold; memory is taken as it fills [0: as many as the model was made for]
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub ctx_size: usize,
+    /// Go on when the context is full: its first --keep tokens stay, half of the others are dropped and what is left is
+    /// read again
+    #[arg(long, overrides_with = "no_context_shift")]
+    pub context_shift: bool,
+    /// End an answer when the context is full, as is the default
+    #[arg(long, overrides_with = "context_shift")]
+    pub no_context_shift: bool,
+    /// Tokens at the start that stay when the context slides [-1: all of the prompt]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    pub keep: i64,
     /// Threads [default: one a core that this process may use]
     #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<i64>,

@@ -13,6 +13,7 @@ use super::timings::Timings;
 use crate::cli::input;
 use crate::cli::signal::Watch;
 use crate::engine::generate::{Answer, Decoder, Event, Live, Request, Spelling, Stop, generate};
+use crate::engine::shift::Sliding;
 use crate::text::{ChatTemplate, Message, Sampler, Tokenizer};
 use crate::{Error, Result};
 
@@ -26,6 +27,8 @@ pub struct Session<'a> {
     stops: Vec<String>,
     max_tokens: Option<usize>,
     context: usize,
+    /// With --context-shift, tokens that stay when the context slides; a negative number keeps the whole prompt.
+    slide: Option<i64>,
     show_special: bool,
     display_prompt: bool,
     perf: bool,
@@ -57,6 +60,7 @@ impl<'a> Session<'a> {
             stops,
             max_tokens: args.sampling.max_tokens(),
             context,
+            slide: args.machine.context_shift.then_some(args.machine.keep),
             show_special: args.output.special,
             display_prompt: args.output.display_prompt,
             perf: !args.output.no_perf,
@@ -137,8 +141,24 @@ impl<'a> Session<'a> {
                 ControlFlow::Continue(())
             }
         };
-        let answer = generate(&mut self.live, &mut self.sampler, &mut speller, &request, &mut on_event);
+        let mut dropped = 0;
+        let answer = match self.slide {
+            None => generate(&mut self.live, &mut self.sampler, &mut speller, &request, &mut on_event),
+            Some(keep) => {
+                let keep = usize::try_from(keep).unwrap_or(ids.len());
+                let mut sliding = Sliding::new(&mut self.live, keep);
+                let answer = generate(&mut sliding, &mut self.sampler, &mut speller, &request, &mut on_event);
+                dropped = sliding.dropped();
+                answer
+            }
+        };
         bar.clear();
+        if dropped > 0 {
+            eprintln!(
+                "\nphi: the context of {} tokens was full: {dropped} older tokens were dropped",
+                self.context
+            );
+        }
         if let Some(error) = failed {
             return Err(anyhow::Error::from(error).context("cannot write the answer"));
         }
@@ -164,7 +184,7 @@ impl<'a> Session<'a> {
     fn explain(&self, answer: &Answer) {
         match &answer.stop {
             Stop::ContextFull => eprintln!(
-                "\nphi: the context of {} tokens is full, so the answer ends here; -c sets its size",
+                "\nphi: the context of {} tokens is full, so the answer ends here; -c sets its size, --context-shift goes on",
                 self.context
             ),
             stop if self.verbose => eprintln!("\nphi: ended by {stop:?} after {} tokens", answer.tokens),

@@ -223,6 +223,18 @@ impl<P: Products> Isa for On<P> {
         }
     }
     #[inline(always)]
+    fn b_widen_words(self, from: OfRows<[u64; 2]>) -> Bytes {
+        let [low, high] = from[0];
+        let words = unsafe { [vmovl_u8(vcreate_u8(low)), vmovl_u8(vcreate_u8(high))] };
+        unsafe { both!(vreinterpretq_u8_u16(words)) }
+    }
+    #[inline(always)]
+    fn b_add_i16(self, a: Bytes, b: Bytes) -> Bytes {
+        let (a, b) = unsafe { (both!(vreinterpretq_s16_u8(a)), both!(vreinterpretq_s16_u8(b))) };
+        let sums = unsafe { both!(vaddq_s16(a, b)) };
+        unsafe { both!(vreinterpretq_u8_s16(sums)) }
+    }
+    #[inline(always)]
     fn b_widen_twice(self, from: OfRows<u64>) -> Bytes {
         unsafe {
             let bytes = vcombine_u8(vcreate_u8(from[0]), vcreate_u8(0));
