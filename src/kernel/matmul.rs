@@ -22,7 +22,7 @@ pub struct PackedTokens {
     pub padded: usize,
     pub span: usize,
     tile: usize,
-    /// `[tiles, padded / 4, tile]`: four i8 a word.
+    /// `[tiles, padded / 4 / WORDS, tile, WORDS]`: four i8 a word.
     quads: Vec<i32>,
     /// `[tiles, padded / span, tile]`.
     scales: Vec<f32>,
@@ -100,7 +100,7 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
 
     #[inline(always)]
     fn run<I: Isa>(self, _isa: I) {
-        let (from, tile) = (self.from, self.tile);
+        let (from, tile, words) = (self.from, self.tile, I::WORDS);
         let padded = from.padded();
         let (spans, sixteens) = (padded / F::SPAN, padded / 16);
         for t in 0..tile {
@@ -108,14 +108,15 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
             if row >= from.rows {
                 // Tokens that are missing to a whole tile are zeros.
                 for q in 0..padded / 4 {
-                    self.quads[q * tile + t] = 0;
+                    self.quads[(q / words * tile + t) * words + q % words] = 0;
                 }
                 continue;
             }
             let quants = from.quants[row * padded..][..padded].as_chunks::<4>().0;
             for q in 0..quants.len() {
                 let [a, b, c, d] = quants[q];
-                self.quads[q * tile + t] = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
+                let word = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
+                self.quads[(q / words * tile + t) * words + q % words] = word;
             }
             let scales = &from.scales[row * spans..][..spans];
             for s in 0..spans {
@@ -166,7 +167,7 @@ pub struct Panel {
 /// Unpacked rows.
 #[derive(Default)]
 struct Lanes {
-    /// `[columns / 4, panel rows]`: four lanes a word.
+    /// `[columns / 4 / WORDS, panel rows, WORDS]`: four lanes a word.
     lanes: Vec<i32>,
     /// `[columns / group, panel rows]`.
     scales: Vec<i32>,
@@ -369,7 +370,8 @@ fn unpack_blocks<F: Unpack, I: Isa>(
     let quads = blocks.start * F::BLOCK / 4..blocks.end * F::BLOCK / 4;
     for (i, q) in quads.step_by(I::LANES).enumerate() {
         let from = &words[4 * i * I::LANES..];
-        isa.w_transpose(from, UNIT / 4, &mut panel.lanes[q * wide + first..], wide);
+        let to = &mut panel.lanes[q * wide + first * I::WORDS..];
+        isa.w_transpose_units(from, UNIT / 4, to, wide * I::WORDS);
     }
     if F::SCALED || F::MINS {
         store_groups::<F, I>(isa, &square.groups, blocks, first, panel);
