@@ -3,6 +3,7 @@
 
     scripts/compare_convert.py PATH/TO/convert_hf_to_gguf.py [--phi target/release/phi] [--checkpoint models/phi-tiny]
                                [--only REGEX] [--write-golden tests/golden/convert-phi-tiny.json]
+    scripts/compare_convert.py PATH/TO/convert_hf_to_gguf.py --family FOLDER      what family_goldens.py --write wrote
 
 Converts the checkpoint, and variations made of it, with both and compares metadata (key, type, value, order) and
 tensors (order, name, type, shape, bytes). Keys of phi's own (docs/formats.md) may be there in addition. Prints a line
@@ -255,6 +256,7 @@ def main():
     ap.add_argument("--phi", type=Path, default=Path("target/release/phi"))
     ap.add_argument("--checkpoint", type=Path, default=Path("models/phi-tiny"))
     ap.add_argument("--only", default="")
+    ap.add_argument("--family", type=Path, help="a folder of checkpoints to compare instead, each in every type")
     ap.add_argument("--write-golden", type=Path)
     a = ap.parse_args()
     bad = 0
@@ -271,6 +273,19 @@ def main():
             a.write_golden.parent.mkdir(parents=True, exist_ok=True)
             a.write_golden.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
             return 0
+        if a.family:
+            peer.insert(1, str(Path(__file__).with_name("convert_peer.py")))
+            # Phi-3-small is not in llama.cpp.
+            folders = [f for f in sorted(a.family.iterdir()) if "small" not in f.name]
+            for folder, outtype in ((f, t) for f in folders for t in ("auto", "f32", "f16", "bf16", "q8_0", "vocab")):
+                name = f"{folder.name}, {outtype}"
+                if not re.search(a.only, name):
+                    continue
+                found = differences(convert([str(a.phi), "convert"], folder, outtype, scratch / "ours.gguf"),
+                                    convert(peer, folder, outtype, scratch / "theirs.gguf"))
+                print(f"{'DIFFERS' if found else 'same   '} {name}", *found[:8], sep="\n    " if found else "", flush=True)
+                bad += bool(found)
+            return bool(bad)
         for number, (name, folder_name, outtype, change) in enumerate(cases()):
             if not re.search(a.only, name):
                 continue

@@ -4,6 +4,7 @@
 
 pub mod cli;
 
+pub mod bench;
 pub mod check;
 pub mod convert;
 pub mod imatrix;
@@ -24,6 +25,7 @@ pub mod checkpoint;
 pub mod error;
 pub mod gguf;
 pub mod hub;
+pub mod machine;
 
 pub use error::{Error, Result};
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that anyone may import, and that import only each other.
-const LEAVES: &[&str] = &["checkpoint", "error", "fs", "gguf", "hub"];
+const LEAVES: &[&str] = &["checkpoint", "error", "fs", "gguf", "hub", "machine"];
 
 /// What each other module may import besides the leaves.
 const LAYERS: &[(&str, &[&str])] = &[
@@ -18,12 +18,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("engine", &["model", "text", "backend", "kernel", "quant", "simd"]),
     ("check", &["model", "text", "quant"]),
     ("convert", &["engine", "model", "text", "quant", "simd"]),
+    ("bench", &["quantize", "engine", "model", "text", "backend", "kernel", "quant", "simd"]),
     ("imatrix", &["engine", "model", "text", "backend", "kernel", "quant", "simd"]),
     ("perplexity", &["engine", "model", "text", "backend", "kernel", "quant", "simd"]),
     ("quantize", &["imatrix", "engine", "model", "text", "quant", "simd"]),
     (
         "cli",
         &[
+            "bench",
             "check",
             "convert",
             "imatrix",

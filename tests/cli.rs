@@ -65,7 +65,7 @@ fn path(path: &Path) -> &str {
 fn help_goes_to_stdout_and_wrong_usage_to_stderr() {
     assert!(stdout(&phi(&["--help"]).output().unwrap()).contains("phi help COMMAND"));
     assert!(stdout(&phi(&["--version"]).output().unwrap()).starts_with("phi "));
-    for command in ["convert", "quantize", "run", "tokenize", "inspect", "logits"] {
+    for command in ["convert", "quantize", "run", "tokenize", "inspect", "bench", "logits"] {
         let output = phi(&["help", command]).output().unwrap();
         assert!(stdout(&output).contains(&format!("Usage: phi {command}")));
     }
@@ -266,5 +266,97 @@ mod signals {
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(0), "{log}");
         assert!(!log.contains("panic") && !log.contains("error"), "{log}");
+    }
+}
+
+/// Guessed tokens change the time that an answer takes and nothing else, on both sides of the LongRoPE limit.
+#[test]
+fn guesses_change_no_answer() {
+    let folder = TempDir::new().unwrap();
+    let text =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text.txt")).unwrap();
+    // Some 200 tokens, said twice in part, so that there is something to look up.
+    let file = folder.path().join("prompt.txt");
+    std::fs::write(&file, format!("{0} {0}", &text[..text.floor_char_boundary(250)])).unwrap();
+    let phi_tiny = models().join("phi-tiny");
+    let lookup = ["--lookup", "--lookup-ngram-min", "1", "--draft-max", "6"];
+    let draft = ["-md", path(&phi_tiny), "--draft-p-min", "0.1", "--draft", "5"];
+    let mut guessed = 0;
+    for temperature in ["0", "0.7"] {
+        let same =
+            ["-f", path(&file), "-no-cnv", "--temp", temperature, "-s", "7", "-n", "120", "--ignore-eos"];
+        let plain = run(&same);
+        for flags in [&lookup[..], &draft] {
+            let output = run(&[&same[..], flags].concat());
+            assert_eq!(stdout(&output), stdout(&plain), "{flags:?}");
+            guessed += usize::from(String::from_utf8_lossy(&output.stderr).contains("guessed"));
+        }
+    }
+    assert!(guessed > 0, "nothing was ever guessed, so nothing was tested");
+    let message = error(&run(&["-p", "x", "--lookup", "--lookup-ngram-max", "99"]), 2);
+    assert!(message.contains("n-grams of 2 to 99"), "{message}");
+}
+
+#[test]
+fn a_prompt_cache_is_used_kept_and_never_believed_blindly() {
+    let folder = TempDir::new().unwrap();
+    let cache = folder.path().join("cache");
+    let ask =
+        |flags: &[&str]| run(&[&["-p", QUESTION, "-v", "--prompt-cache", path(&cache)], flags].concat());
+    let log = |output: &Output| String::from_utf8(output.stderr.clone()).unwrap();
+
+    assert_eq!(stdout(&ask(&["--prompt-cache-ro"])), ANSWER);
+    assert!(!cache.exists(), "a read-only cache is not made");
+    assert_eq!(stdout(&ask(&[])), ANSWER);
+    let first = std::fs::read(&cache).unwrap();
+    let again = ask(&[]);
+    assert_eq!(stdout(&again), ANSWER);
+    assert!(log(&again).contains("tokens come from"), "{}", log(&again));
+    assert_eq!(std::fs::read(&cache).unwrap(), first, "there was nothing new to write");
+    assert_eq!(stdout(&ask(&["--prompt-cache-all"])), ANSWER);
+    assert!(std::fs::read(&cache).unwrap().len() > first.len(), "the answer is kept too");
+
+    let mut damaged = first.clone();
+    damaged[first.len() / 2] ^= 1;
+    std::fs::write(&cache, damaged).unwrap();
+    let output = ask(&["--prompt-cache-ro"]);
+    assert_eq!(stdout(&output), ANSWER);
+    assert!(log(&output).contains("it is damaged"), "{}", log(&output));
+    assert_eq!(stdout(&ask(&[])), ANSWER);
+    assert_eq!(std::fs::read(&cache).unwrap(), first, "a damaged cache is written anew");
+
+    std::fs::write(&cache, "my notes").unwrap();
+    let message = error(&ask(&[]), 1);
+    assert!(message.contains("no prompt cache"), "{message}");
+    assert_eq!(std::fs::read(&cache).unwrap(), b"my notes");
+}
+
+#[test]
+fn a_bench_reports_each_test_beside_the_limits() {
+    let bench = |flags: &[&str]| {
+        let quick = ["bench", "--shape", "tiny", "-r", "2", "-t", "1"];
+        phi(&[&quick[..], flags].concat()).output().unwrap()
+    };
+    let flags = ["--type", "Q4_K_M,Q8_0", "-p", "8,16", "-n", "4", "-np", "1,3", "-d", "0,5", "-o", "json"];
+    let rows: Vec<serde_json::Value> = serde_json::from_str(stdout(&bench(&flags))).unwrap();
+    assert_eq!(rows.len(), 2 * (2 * 2 + 2 * 2));
+    for row in &rows {
+        assert_eq!(row["samples_ns"].as_array().unwrap().len(), 2);
+        for rate in ["avg_ts", "avg_gbs", "avg_gmacs", "limit_gbs", "limit_int8_gmacs", "limit_f32_gmacs"] {
+            assert!(row[rate].as_f64().unwrap() > 0.0, "{rate}: {row}");
+        }
+    }
+    let table = bench(&["-pg", "4,2", "--progress", "-oe", "jsonl", "-ctk", "q8_0"]);
+    let lines: Vec<&str> = stdout(&table).lines().collect();
+    assert!(lines.len() == 3 && lines[2].contains("pp4+tg2"), "{lines:?}");
+    assert!(String::from_utf8(table.stderr.clone()).unwrap().contains("\"n_gen\":2"));
+    for (flags, code, word) in [
+        (&["-p", "0", "-n", "0"][..], 2, "nothing to measure"),
+        (&["-t", "0"], 2, "-t is 0"),
+        (&["-m", "/no/such.gguf"], 1, "such.gguf"),
+        (&["-d", "5000"], 2, "more than the 4096"),
+    ] {
+        let message = error(&bench(flags), code);
+        assert!(message.contains(word), "{message}");
     }
 }

@@ -196,7 +196,8 @@ fn an_unsupported_architecture_is_named_with_those_that_are_supported() {
     checkpoint.edit_json("config.json", |config| config["architectures"] = json!(["LlamaForCausalLM"]));
     let error = error(&checkpoint);
     assert!(
-        error.contains("\"LlamaForCausalLM\"") && error.contains("supported: Phi3ForCausalLM"),
+        error.contains("\"LlamaForCausalLM\"")
+            && error.contains("supported: PhiForCausalLM, Phi3ForCausalLM"),
         "{error}"
     );
 }

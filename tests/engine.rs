@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use phi::checkpoint::Checkpoint;
 use phi::convert::{self, Conversion, OutType};
-use phi::engine::{Engine, EngineOptions, KvType, Sequence};
+use phi::engine::{Engine, EngineOptions, KvType, Sequence, Useless};
 use phi::gguf::{Gguf, Output};
 use phi::quant::recipe::{FileType, Recipe};
 use phi::quantize::{self, Sink};
@@ -35,8 +35,13 @@ fn f32_model() -> Arc<Gguf> {
 }
 
 fn engine(gguf: &Arc<Gguf>, threads: usize, batch: usize) -> Engine {
-    let options =
-        EngineOptions { threads: Some(threads), cache_type_k: KvType::F32, cache_type_v: KvType::F32, batch };
+    let options = EngineOptions {
+        threads: Some(threads),
+        cache_type_k: KvType::F32,
+        cache_type_v: KvType::F32,
+        batch,
+        ..EngineOptions::default()
+    };
     Engine::new(Arc::clone(gguf), options).unwrap()
 }
 
@@ -139,6 +144,18 @@ fn logits_do_not_depend_on_threads_batches_or_how_the_prompt_was_cut() {
             let got = feed(&other, &mut sequence, &ids[..250], 3);
             assert!(got == want, "{kind} with {threads} threads in batches of {batch}");
         }
+        // Prompts on more threads than the rest.
+        let options = EngineOptions { threads: Some(1), threads_batch: Some(3), ..EngineOptions::default() };
+        let other = Engine::new(
+            Arc::clone(&gguf),
+            EngineOptions { cache_type_k: KvType::F32, cache_type_v: KvType::F32, ..options },
+        )
+        .unwrap();
+        let mut sequence = other.sequence(1024).unwrap();
+        assert!(
+            feed(&other, &mut sequence, &ids[..250], 3) == want,
+            "{kind} with more threads for the prompt"
+        );
         // In two pieces, the second token by token.
         let mut sequence = reference.sequence(1024).unwrap();
         feed(&reference, &mut sequence, &ids[..240], 1);
@@ -169,6 +186,133 @@ fn a_sequence_that_crosses_the_longrope_limit_is_as_one_that_never_was_short() {
     let want = feed(&engine, &mut short, &ids[..200], 1);
     grown.truncate(199);
     assert!(feed(&engine, &mut grown, &ids[199..200], 1) == want, "cut back below the limit");
+}
+
+#[test]
+fn sequences_in_one_batch_are_as_each_alone() {
+    for (kind, batch) in [("F16", 512), ("Q4_K_M", 512), ("Q4_K_M", 3)] {
+        let gguf = model(kind);
+        let ids = long_prompt(&gguf);
+        let engine = engine(&gguf, 2, batch);
+        // Prompts of all sorts; the last sequence crosses the LongRoPE limit at its second step.
+        let starts = [&ids[..40], &ids[7..8], &ids[..255]];
+        let next =
+            [[&ids[40..41], &ids[90..95]], [&ids[8..10], &ids[1..2]], [&ids[255..256], &ids[256..260]]];
+        let alone: Vec<Vec<Vec<f32>>> = starts
+            .iter()
+            .zip(&next)
+            .map(|(start, next)| {
+                let mut sequence = engine.sequence(1024).unwrap();
+                [&start[..]].iter().chain(next).map(|ids| feed(&engine, &mut sequence, ids, 1)).collect()
+            })
+            .collect();
+        let mut sequences: Vec<Sequence> = (0..3).map(|_| engine.sequence(1024).unwrap()).collect();
+        for step in 0..3 {
+            let tokens = (0..3).map(|i| if step == 0 { starts[i] } else { next[i][step - 1] });
+            let mut batch: Vec<_> = sequences.iter_mut().zip(tokens).collect();
+            let logits = engine.step(&mut batch).unwrap();
+            for (i, row) in logits.chunks_exact(engine.vocab_size()).enumerate() {
+                assert!(
+                    row == alone[i][step],
+                    "{kind}, sequence {i}, step {step}, batches of {batch:?}",
+                    batch = batch.len()
+                );
+            }
+        }
+        assert_eq!(sequences[2].tokens(), &ids[..260]);
+        // A batch that cannot be met leaves everything as it was.
+        let [first, second, ..] = &mut sequences[..] else { unreachable!() };
+        assert!(engine.step(&mut [(first, &ids[..1]), (second, &[u32::MAX])]).is_err());
+        assert_eq!(sequences[0].tokens().len(), 46);
+        assert!(engine.step(&mut []).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_prompt_cache_gives_the_same_logits() {
+    let gguf = model("Q4_K_M");
+    let ids = long_prompt(&gguf);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cache");
+    for (cache_type_k, cache_type_v) in
+        KvType::ALL.into_iter().zip([KvType::F32, KvType::Q8_0, KvType::Bf16, KvType::Q8_0, KvType::F16])
+    {
+        let options = EngineOptions {
+            threads: Some(2),
+            cache_type_k,
+            cache_type_v,
+            batch: 64,
+            ..EngineOptions::default()
+        };
+        let engine = Engine::new(Arc::clone(&gguf), options).unwrap();
+        // On both sides of the LongRoPE limit, over the border of a page, and one token only.
+        for (kept, whole) in [(240, 250), (257, 300), (256, 256), (1, 9)] {
+            let mut sequence = engine.sequence(1024).unwrap();
+            let want = feed(&engine, &mut sequence, &ids[..whole], 1);
+            engine.save(&path, &mut sequence, kept).unwrap();
+            let mut restored = engine.sequence(1024).unwrap();
+            assert_eq!(engine.restore(&path, &mut restored, &ids[..whole]).unwrap(), Ok(kept));
+            restored.truncate(kept.min(whole - 1));
+            let rest = &ids[restored.tokens().len()..whole];
+            assert!(feed(&engine, &mut restored, rest, 1) == want, "{cache_type_k:?}, {kept} of {whole}");
+            // A prompt that begins alike takes what is alike.
+            let mut other = ids[..whole].to_vec();
+            other[kept - 1] += 1;
+            let mut restored = engine.sequence(1024).unwrap();
+            let found = engine.restore(&path, &mut restored, &other).unwrap();
+            assert_eq!(found, if kept > 1 { Ok(kept - 1) } else { Err(Useless::OtherText) });
+        }
+    }
+}
+
+#[test]
+fn a_prompt_cache_of_no_use_is_told_and_never_believed() {
+    let gguf = model("Q4_K_M");
+    let ids = long_prompt(&gguf);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cache");
+    let engine = engine(&gguf, 1, 64);
+    let mut sequence = engine.sequence(1024).unwrap();
+    feed(&engine, &mut sequence, &ids[..40], 1);
+    let mut fresh = engine.sequence(1024).unwrap();
+    assert_eq!(engine.restore(&path, &mut fresh, &ids).unwrap(), Err(Useless::Missing));
+    engine.save(&path, &mut sequence, 40).unwrap();
+    assert!(engine.save(&path, &mut sequence, 41).is_err());
+    let good = std::fs::read(&path).unwrap();
+
+    let restore = |engine: &Engine, bytes: &[u8], prompt: &[u32]| {
+        std::fs::write(&path, bytes).unwrap();
+        let mut sequence = engine.sequence(1024).unwrap();
+        let found = engine.restore(&path, &mut sequence, prompt);
+        assert!(matches!(found, Ok(Ok(_))) || sequence.tokens().is_empty());
+        found
+    };
+    assert_eq!(restore(&engine, &good, &ids[..50]).unwrap(), Ok(40));
+    assert_eq!(
+        restore(&engine, &good, &ids).unwrap(),
+        Err(Useless::OtherRegime),
+        "300 tokens are beyond the limit"
+    );
+    let other = Engine::new(
+        model("Q8_0"),
+        EngineOptions { cache_type_k: KvType::F32, cache_type_v: KvType::F32, ..EngineOptions::default() },
+    );
+    assert_eq!(restore(&other.unwrap(), &good, &ids[..50]).unwrap(), Err(Useless::Model));
+    let other = Engine::new(Arc::clone(&gguf), EngineOptions::default()).unwrap();
+    assert_eq!(restore(&other, &good, &ids[..50]).unwrap(), Err(Useless::KvType));
+    assert!(restore(&engine, b"GGUF and so on", &ids).is_err(), "somebody's model is not to be overwritten");
+    assert_eq!(restore(&engine, b"", &ids).unwrap(), Err(Useless::Missing));
+    // Cut anywhere, or with a bit flipped anywhere: never believed.
+    for end in (8..good.len()).step_by(997) {
+        assert!(restore(&engine, &good[..end], &ids[..50]).unwrap().is_err(), "cut at {end}");
+    }
+    let mut places: Vec<usize> = (8..260).collect();
+    places.extend((260..good.len()).step_by(2003));
+    for at in places {
+        let mut bad = good.clone();
+        bad[at] ^= 0x40;
+        assert!(restore(&engine, &bad, &ids[..50]).unwrap().is_err(), "changed at {at}");
+    }
 }
 
 #[test]

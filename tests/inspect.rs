@@ -45,6 +45,24 @@ fn a_gguf_file_is_shown() {
         ["all", "17", "37.8", "k", "40.7", "kB", "8.60"]
     );
     assert!(text.lines().all(|line| line.chars().count() < 170));
+    assert!(line("Model:").contains("a shape of its own: architecture phi3, 2 layers of 32"), "{text}");
+    assert!(line("8192 tokens").contains("MB"), "{text}");
+}
+
+#[test]
+fn what_cannot_be_run_is_named() {
+    let checkpoint = TestCheckpoint::new();
+    let path = gguf(&checkpoint);
+    // The architecture's name occurs first as the value of its key.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(4).position(|word| word == b"phi3").unwrap();
+    bytes[at..at + 4].copy_from_slice(b"phi9");
+    let other = checkpoint.out().join("other.gguf");
+    std::fs::write(&other, bytes).unwrap();
+    let text = inspect(&other, &[]);
+    assert!(text.contains("cannot be run") && text.contains("\"phi9\"") && text.contains("phimoe"), "{text}");
+    let json: Value = serde_json::from_str(&inspect(&other, &["--json"])).unwrap();
+    assert_eq!(json["model"]["runs"], false);
 }
 
 #[test]
@@ -59,6 +77,11 @@ fn json_holds_everything() {
     assert_eq!(full["tensors"][2]["name"], "blk.0.attn_norm.weight");
     assert_eq!(full["tensors"].as_array().unwrap().len(), 17);
     assert_eq!(full["parameters"], 37_800);
+    let model = &full["model"];
+    assert_eq!((&model["runs"], &model["architecture"]), (&Value::from(true), &Value::from("phi3")));
+    let contexts = model["contexts"].as_array().unwrap();
+    assert_eq!(contexts.last().unwrap()["tokens"], 8192);
+    assert!(contexts[0]["kv_cache_bytes"].as_u64() < contexts[1]["kv_cache_bytes"].as_u64());
 }
 
 #[test]

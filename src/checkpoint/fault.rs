@@ -38,4 +38,6 @@ pub enum Fault {
     DataType { tensor: String, found: String },
     #[error("no valid SentencePiece model: {0}; get the file again")]
     SentencePiece(String),
+    #[error("line {line} is no line of a tiktoken vocabulary: {reason}")]
+    Tiktoken { line: usize, reason: &'static str },
 }

@@ -6,6 +6,7 @@ mod card;
 mod config;
 mod fault;
 mod sentencepiece;
+mod tiktoken;
 mod weights;
 
 use std::path::{Path, PathBuf};
@@ -14,7 +15,9 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub use card::{Card, CardValue};
-pub use config::{Phi3Config, RopeFactors, SUPPORTED, architecture};
+pub use config::{
+    Architecture, BlockSparse, Experts, ModelConfig, Phi3Small, RopeFactors, SUPPORTED, architecture,
+};
 pub use fault::Fault;
 pub use sentencepiece::{Piece, PieceKind, SentencePiece};
 pub use weights::{DataType, PYTORCH, Tensor, Weights, is_weight_file, shards};
@@ -53,7 +56,7 @@ pub struct Checkpoint {
     name: Option<String>,
     /// config.json as it is.
     config_json: Value,
-    config: Phi3Config,
+    config: ModelConfig,
     weights: Arc<Weights>,
     tokenizer: TokenizerFiles,
     /// generation_config.json, if there is a valid one.
@@ -69,6 +72,8 @@ pub struct TokenizerFiles {
     /// tokenizer.json, as text and parsed.
     pub json_text: Option<String>,
     pub json: Option<Value>,
+    /// *.tiktoken (Phi-3-small's cl100k_base.tiktoken): the bytes of each token, by rank.
+    pub tiktoken: Option<Vec<Vec<u8>>>,
     /// tokenizer_config.json.
     pub config: Option<Value>,
     /// added_tokens.json.
@@ -112,12 +117,12 @@ impl Checkpoint {
         let architecture = architecture(&config_json).map_err(invalid)?;
         if !SUPPORTED.contains(&architecture) {
             return Err(Error::Unsupported(format!(
-                "{}: the architecture {architecture:?} is not supported; supported: {} (Phi-3-mini, Phi-3-medium, Phi-3.5-mini and their fine-tunes)",
+                "{}: the architecture {architecture:?} is not supported; supported: {} (the text models from Phi-1 to Phi-4 and their fine-tunes)",
                 config_path.display(),
                 SUPPORTED.join(", ")
             )));
         }
-        let config = Phi3Config::from_json(&config_json).map_err(invalid)?;
+        let config = ModelConfig::from_json(architecture, &config_json).map_err(invalid)?;
         let weights = match Weights::open(folder) {
             Err(_) if !with_weights => Weights::from_files(Vec::new())?,
             weights => weights?,
@@ -152,7 +157,7 @@ impl Checkpoint {
         &self.folder
     }
 
-    pub fn config(&self) -> &Phi3Config {
+    pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
@@ -204,6 +209,7 @@ impl TokenizerFiles {
             model,
             json_text,
             json,
+            tiktoken: tiktoken::read(folder)?,
             config: read_json_if_there(&folder.join("tokenizer_config.json"))?,
             added_tokens: read_json_if_there(&folder.join("added_tokens.json"))?,
             chat_template,

@@ -16,9 +16,11 @@ use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
 Examples
-  phi check phi-q4.gguf                     one line if all is well, otherwise a list; exit code 1 on errors
+  phi check phi-q4.gguf                     a line if all is well, else a list
   phi check phi-00001-of-00003.gguf         all parts of a split model
   phi check phi-q4.gguf --json
+
+The exit code is 1 if there are errors; warnings alone do not count.
 ";
 
 /// Look for damage: structure, values, tensors, vocabulary

@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
+mod machine;
+
+use machine::Machine;
+
 use crate::checkpoint::{self, Weights};
 use crate::fs::human_bytes;
 use crate::gguf::{Array, Gguf, Value};
@@ -15,7 +19,8 @@ const ARRAY_HEAD: usize = 6;
 /// Characters of a value that a line of the table has room for.
 const VALUE_WIDTH: usize = 90;
 
-/// Show the metadata and the tensors of a GGUF file, a checkpoint folder or a safetensors file.
+/// Show the metadata and the tensors of a GGUF file, a checkpoint folder or a safetensors file; of a GGUF file also which
+/// model it is and the memory that it takes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -55,6 +60,8 @@ struct Report {
     file_bytes: u64,
     entries: Vec<Entry>,
     tensors: Vec<Row>,
+    /// What running it takes; only of a GGUF file.
+    machine: Option<Machine>,
     /// How `Row::shape` is to be read.
     shape_order: &'static str,
 }
@@ -115,6 +122,7 @@ impl Report {
             file_bytes: gguf.file_bytes(),
             entries: entries.collect(),
             tensors: tensors.collect(),
+            machine: Some(Machine::of(gguf)),
             shape_order: "row length first",
             files,
         }
@@ -143,6 +151,7 @@ impl Report {
             file_bytes: weights.file_bytes(),
             entries,
             tensors: tensors.collect(),
+            machine: None,
             shape_order: "rows first",
         }
     }
@@ -188,6 +197,7 @@ impl Report {
             "format": self.format,
             "files": self.files,
             "file_bytes": self.file_bytes,
+            "model": self.machine.as_ref().map(Machine::json),
             "metadata": metadata,
             "shape_order": self.shape_order,
             "tensors": tensors.collect::<Vec<_>>(),
@@ -235,6 +245,13 @@ impl Report {
         let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
         columns(&mut out, &rows, [false, false, true, true, true, false]);
         self.write_sums(&mut out);
+        if let Some(machine) = &self.machine {
+            let _ = writeln!(out, "\nModel: {}", plain(&machine.summary));
+            columns(&mut out, &machine.rows(), [true, true, true, false]);
+            if !machine.memory().is_empty() {
+                let _ = writeln!(out, "  {}", machine.memory());
+            }
+        }
         out
     }
 

@@ -32,7 +32,7 @@ pub struct Args {
     /// Tokens the context may hold [0: as many as the model was made for]
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     ctx_size: usize,
-    /// Threads [default: one a core that this process may use]
+    /// Threads [default: one a physical core that this process may use]
     #[arg(short, long, value_name = "N")]
     threads: Option<usize>,
     /// Tokens computed at once, at most
@@ -73,6 +73,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         cache_type_k: args.cache_type_k.into(),
         cache_type_v: args.cache_type_v.unwrap_or(args.cache_type_k).into(),
         batch: args.batch_size.max(1),
+        ..EngineOptions::default()
     };
     let engine = Engine::new(gguf, options)?;
     check(&ids, &args, &engine)?;

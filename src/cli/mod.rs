@@ -12,6 +12,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::Error;
 
 mod argv;
+mod bench;
 mod check;
 mod convert;
 mod hub;
@@ -39,21 +40,22 @@ const HELP: &str = "\
 {usage-heading} {usage}
 
 Make a model
-  convert    Turn a Hugging Face checkpoint folder into a GGUF file
-  quantize   Make a GGUF file smaller: Q4_K_M, Q8_0, …; also straight from a checkpoint folder
-  imatrix    Measure on text which weights matter, for quantize
-  split      Split a GGUF file into several
-  merge      Make one GGUF file of several
+  convert     Turn a Hugging Face checkpoint folder into a GGUF file
+  quantize    Make a GGUF file smaller: Q4_K_M, Q8_0, …; also straight from a checkpoint folder
+  imatrix     Measure on text which weights matter, for quantize
+  split       Split a GGUF file into several
+  merge       Make one GGUF file of several
 
 Use it
-  run        Answer a prompt, or hold a conversation
-  tokenize   Show the tokens of a text
+  run         Answer a prompt, or hold a conversation
+  tokenize    Show the tokens of a text
 
 Look into it
-  perplexity Measure how well a model predicts, how far it is from another, how it does at multiple choice
-  inspect    Show the metadata and the tensors of a GGUF or safetensors file
-  check      Look for damage: structure, values, tensors, vocabulary
-  logits     Print a model's logits, for comparing implementations
+  perplexity  Measure how well a model predicts: perplexity, divergence, multiple choice
+  inspect     Show the metadata and the tensors of a GGUF or safetensors file
+  check       Look for damage: structure, values, tensors, vocabulary
+  bench       Measure how fast models run, beside what the machine could do at best
+  logits      Print a model's logits, for comparing implementations
 
 Options
 {options}
@@ -92,6 +94,7 @@ enum Command {
     Inspect(inspect::Args),
     Check(check::Args),
     Perplexity(Box<perplexity::Args>),
+    Bench(Box<bench::Args>),
     Logits(logits::Args),
 }
 
@@ -108,6 +111,7 @@ impl Command {
             Self::Inspect(args) => inspect::run(args),
             Self::Check(args) => check::run(args),
             Self::Perplexity(args) => perplexity::run(*args),
+            Self::Bench(args) => bench::run(*args),
             Self::Logits(args) => logits::run(args),
         }
     }

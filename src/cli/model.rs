@@ -12,6 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Conversion, OutType};
 use crate::engine::KvType;
 use crate::gguf::{Gguf, Output};
+use crate::machine::{self, Numa};
 use crate::quant::recipe::{FileType, Recipe};
 use crate::quantize::{self, Progress, Sink};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -44,6 +45,31 @@ pub enum CacheType {
     Q4_0,
 }
 
+/// How threads and memory are laid over memory nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NumaArg {
+    Distribute,
+    Isolate,
+    Numactl,
+}
+
+impl From<NumaArg> for Numa {
+    fn from(how: NumaArg) -> Self {
+        match how {
+            NumaArg::Distribute => Self::Distribute,
+            NumaArg::Isolate => Self::Isolate,
+            NumaArg::Numactl => Self::Numactl,
+        }
+    }
+}
+
+/// Says so if placing threads will change nothing.
+pub fn announce(numa: Option<NumaArg>) {
+    if numa.is_some() && machine::memory_nodes() < 2 {
+        eprintln!("phi: --numa changes nothing: this process has the processors of one memory node only");
+    }
+}
+
 impl From<CacheType> for KvType {
     fn from(kind: CacheType) -> Self {
         match kind {
@@ -56,7 +82,8 @@ impl From<CacheType> for KvType {
     }
 }
 
-fn file_type(name: &str) -> Result<FileType, String> {
+/// The file type with this name, for clap.
+pub fn file_type(name: &str) -> Result<FileType, String> {
     FileType::from_name(name).ok_or_else(|| {
         let names: Vec<_> = FileType::all().map(FileType::name).collect();
         format!("the types are {}", names.join(", "))
@@ -177,8 +204,11 @@ fn in_the_box() -> Result<Gguf> {
     );
     let failed = |error| Error::io("write to", std::env::temp_dir(), error);
     let folder = tempfile::Builder::new().prefix("phi-").tempdir().map_err(failed)?;
+    // Names are guessed from a folder's, so it is always the same.
+    let named = folder.path().join(BOXED);
+    std::fs::create_dir(&named).map_err(failed)?;
     for (name, content) in BOXED_FILES {
-        std::fs::write(folder.path().join(name), content).map_err(failed)?;
+        std::fs::write(named.join(name), content).map_err(failed)?;
     }
-    in_memory(&Checkpoint::open(folder.path())?, FileType::F16, BOXED, Some(BOXED))
+    in_memory(&Checkpoint::open(&named)?, FileType::F16, BOXED, Some(BOXED))
 }

@@ -24,8 +24,8 @@ use crate::{Error, Result};
 const EXAMPLES: &str = "\
 Examples
   phi perplexity -m phi-q4.gguf -f text.txt
-  phi perplexity -m phi-f16.gguf -f text.txt --kl-divergence-base phi.base      once, for the original
-  phi perplexity -m phi-q4.gguf --kl-divergence-base phi.base --kl-divergence   then for what was made of it
+  phi perplexity -m phi-f16.gguf -f text.txt --kl-divergence-base phi.base       the original
+  phi perplexity -m phi-q4.gguf --kl-divergence-base phi.base --kl-divergence    against it
   phi perplexity -m phi-q4.gguf -f hellaswag_val_full.txt --hellaswag
 
 The files (base, HellaSwag, Winogrande, multiple choice) are llama-perplexity's.
@@ -37,6 +37,17 @@ The files (base, HellaSwag, Winogrande, multiple choice) are llama-perplexity's.
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    text: TextArgs,
+    #[command(flatten)]
+    tasks: TaskArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Text and result")]
+struct TextArgs {
     /// The text to predict, or the file of tasks
     #[arg(short, long, visible_alias = "binary-file", value_name = "FILE")]
     file: Option<PathBuf>,
@@ -55,14 +66,17 @@ pub struct Args {
     /// Compare with the base; its file has the text, too
     #[arg(long, requires = "kl_divergence_base", conflicts_with = "file")]
     kl_divergence: bool,
-    #[command(flatten)]
-    tasks: TaskArgs,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
     /// Form of the result: text or json
     #[arg(short, long, value_name = "FORM", default_value = "text", value_parser = ["text", "json"])]
     output: String,
+}
+
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Machine")]
+struct MachineArgs {
     /// Threads [default: one a core that this process may use]
     #[arg(short, long, value_name = "N")]
     threads: Option<usize>,
@@ -127,23 +141,23 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let gguf = model::open(&args.model)?;
     let tokenizer = model::tokenizer(&gguf)?;
     let model = Model::load(gguf)?;
-    let cpu = Cpu::new(args.threads.unwrap_or_else(default_threads).clamp(1, 1024));
+    let cpu = Cpu::new(args.machine.threads.unwrap_or_else(default_threads).clamp(1, 1024));
     let setup = Setup {
         model: &model,
         cpu: &cpu,
-        cache_types: (args.cache_type_k.into(), args.cache_type_v.into()),
-        batch: args.batch_size.min(args.ubatch_size) as usize,
+        cache_types: (args.machine.cache_type_k.into(), args.machine.cache_type_v.into()),
+        batch: args.machine.batch_size.min(args.machine.ubatch_size) as usize,
         bos: tokenizer.bos_to_add(),
     };
     let result = if args.tasks.any() {
         choose(&args, &setup, &tokenizer)?
-    } else if args.kl_divergence {
+    } else if args.text.kl_divergence {
         compare(&args, &setup)?
     } else {
         predict(&args, &setup, &tokenizer)?
     };
     let mut out = std::io::stdout().lock();
-    if args.json || args.output == "json" {
+    if args.text.json || args.text.output == "json" {
         writeln!(out, "{:#}", result.json)?;
     } else {
         write!(out, "{}", result.text)?;
@@ -151,7 +165,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
-impl Args {
+impl TextArgs {
     fn file(&self) -> Result<&Path> {
         self.file
             .as_deref()
@@ -171,9 +185,9 @@ fn tokens(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
 }
 
 fn predict(args: &Args, setup: &Setup<'_>, tokenizer: &Tokenizer) -> Result<report::Report> {
-    let path = args.file()?;
-    let context = args.ctx_size as usize;
-    let chunking = match args.ppl_stride as usize {
+    let path = args.text.file()?;
+    let context = args.text.ctx_size as usize;
+    let chunking = match args.text.ppl_stride as usize {
         0 => Chunking::halves(context),
         stride if stride <= context => Chunking::strided(context, stride),
         stride => {
@@ -183,7 +197,7 @@ fn predict(args: &Args, setup: &Setup<'_>, tokenizer: &Tokenizer) -> Result<repo
         }
     };
     let ids = tokens(tokenizer, &input::read_file(path)?);
-    let count = chunking.count(ids.len(), args.most_chunks());
+    let count = chunking.count(ids.len(), args.text.most_chunks());
     if count == 0 {
         return Err(Error::Usage(format!(
             "{} has {} tokens and a chunk has {}: there is nothing to score; take a longer text or a smaller -c",
@@ -192,8 +206,8 @@ fn predict(args: &Args, setup: &Setup<'_>, tokenizer: &Tokenizer) -> Result<repo
             chunking.chunk
         )));
     }
-    let mut base = args.kl_divergence_base.as_deref().map(|base| {
-        if args.ppl_stride > 0 {
+    let mut base = args.text.kl_divergence_base.as_deref().map(|base| {
+        if args.text.ppl_stride > 0 {
             return Err(Error::Usage(
                 "--kl-divergence-base is for chunks side by side, without --ppl-stride".into(),
             ));
@@ -212,22 +226,22 @@ fn predict(args: &Args, setup: &Setup<'_>, tokenizer: &Tokenizer) -> Result<repo
         )
     })?;
     display.finish();
-    if let (Some(base), Some(path)) = (base, &args.kl_divergence_base) {
+    if let (Some(base), Some(path)) = (base, &args.text.kl_divergence_base) {
         base.finish()?;
         eprintln!("{}: distributions of {count} chunks", path.display());
     }
-    Ok(report::perplexity(&total, count, args.ctx_size))
+    Ok(report::perplexity(&total, count, args.text.ctx_size))
 }
 
 fn compare(args: &Args, setup: &Setup<'_>) -> Result<report::Report> {
-    let path = args.kl_divergence_base.as_deref().expect("clap asks for it");
+    let path = args.text.kl_divergence_base.as_deref().expect("clap asks for it");
     let base = Base::open(path)?;
-    let count = args.most_chunks().map_or(base.chunks, |most| base.chunks.min(most));
+    let count = args.text.most_chunks().map_or(base.chunks, |most| base.chunks.min(most));
     let mut display = Display::new("comparing", count);
     if !display.is_bar() {
         eprintln!("{}", report::DIVERGENCE_HEAD);
     }
-    let result = divergence::compare(setup, &base, args.most_chunks(), &mut |event| {
+    let result = divergence::compare(setup, &base, args.text.most_chunks(), &mut |event| {
         let mean = event.so_far.divergence().value;
         let line = report::divergence_line(event.done, event.so_far) + "\n";
         display.show(event.done, line, format!("KLD {mean:.6}"))
@@ -237,10 +251,10 @@ fn compare(args: &Args, setup: &Setup<'_>) -> Result<report::Report> {
 }
 
 fn choose(args: &Args, setup: &Setup<'_>, tokenizer: &Tokenizer) -> Result<report::Report> {
-    let tasks = args.tasks.read(args.file()?)?;
+    let tasks = args.tasks.read(args.text.file()?)?;
     let mut display = Display::new("choosing", tasks.len());
     let tokenize = |text: &str| tokens(tokenizer, text);
-    let score = tasks::run(setup, &tasks, args.ctx_size as usize, &tokenize, &mut |event| {
+    let score = tasks::run(setup, &tasks, args.text.ctx_size as usize, &tokenize, &mut |event| {
         let percent = 100.0 * event.so_far.share();
         display.show(event.done, format!("{}\t{percent:.4}\n", event.done), format!("{percent:.2} %"))
     })?;

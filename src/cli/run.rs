@@ -10,8 +10,10 @@ use crate::text::{Message, Special, Tokenizer};
 
 mod args;
 mod conversation;
+mod kept;
 mod prompt;
 mod session;
+mod speculation;
 mod timings;
 
 pub use args::Args;
@@ -36,16 +38,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.machine.gpu_layers.is_some_and(|layers| layers != args::GpuLayers::Count(0)) {
         eprintln!("phi: there is no GPU backend in this version; the CPU does all the work");
     }
+    model::announce(args.machine.numa);
     let source = gguf.path().to_owned();
-    let engine = Engine::new(
-        gguf,
-        EngineOptions {
-            threads: args.machine.threads(),
-            cache_type_k: args.machine.cache_type_k.into(),
-            cache_type_v: args.machine.cache_type_v.into(),
-            batch: args.machine.batch_size.min(args.machine.ubatch_size),
-        },
-    )?;
+    let options = EngineOptions {
+        threads: args.machine.threads(),
+        threads_batch: args.machine.threads_batch(),
+        numa: args.machine.numa.map(Into::into),
+        cache_type_k: args.machine.cache_type_k.into(),
+        cache_type_v: args.machine.cache_type_v.into(),
+        batch: args.machine.batch_size.min(args.machine.ubatch_size),
+    };
+    let engine = Engine::new(gguf, options.clone())?;
     let context = match args.machine.ctx_size {
         0 => engine.model_context(),
         asked => asked,
@@ -54,8 +57,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         engine.check_context(context)?;
     }
     let sequence = engine.sequence(context)?;
+    let speculator = speculation::speculator(&args, &tokenizer, &engine, context, options)?;
     let live = Live { engine: &engine, sequence };
     let mut session = Session::new(live, &tokenizer, source, &args, context, start.elapsed())?;
+    if let Some(speculator) = speculator {
+        session.speculate(speculator);
+    }
     if args.output.verbose {
         session.describe(mode);
     }

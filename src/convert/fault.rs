@@ -12,14 +12,18 @@ pub enum Fault {
     MissingHead(String),
     #[error("tensor {tensor:?} has shape {found:?}, but config.json ({fields}) asks for {expected:?}")]
     Shape { tensor: String, found: Vec<u64>, expected: Vec<u64>, fields: &'static str },
-    #[error("tensor {0:?} belongs to no part of a Phi-3 model of the size that config.json describes")]
+    #[error("tensor {0:?} belongs to no part of a model of the kind and size that config.json describes")]
     UnknownTensor(String),
     #[error("tensor {tensor:?} is stored as {found}; BF16, F16 or F32 was expected")]
     DataType { tensor: String, found: String },
-    #[error("the folder has neither tokenizer.model nor tokenizer.json; download the whole checkpoint")]
+    #[error(
+        "tensor {tensor:?} is stored as {found}, but other experts of its layer as {expected}; all must be of one type"
+    )]
+    ExpertType { tensor: String, found: String, expected: String },
+    #[error(
+        "the folder has neither tokenizer.model nor tokenizer.json (nor, for Phi-3-small, cl100k_base.tiktoken); download the whole checkpoint"
+    )]
     NoTokenizer,
-    #[error("the tokenizer is a {0}; only SentencePiece vocabularies (Phi-3, Phi-3.5) are supported")]
-    TokenizerClass(String),
     #[error("tokenizer.json cannot stand in for the missing tokenizer.model: {0}")]
     TokenizerJson(&'static str),
     #[error(

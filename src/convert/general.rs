@@ -4,7 +4,7 @@
 
 use serde_json::Value as Json;
 
-use super::model_id::{ModelId, size_label, title};
+use super::model_id::{ModelId, title};
 use crate::checkpoint::{Card, CardValue, Checkpoint};
 use crate::gguf::{Array, Metadata, Value};
 
@@ -23,8 +23,13 @@ pub(super) struct Naming {
 
 impl Naming {
     /// The card's word goes before config.json's `_name_or_path`, and that before the folder's name.
-    /// `parameters` is 0 if unknown; `model_name` replaces the name.
-    pub fn of(checkpoint: &Checkpoint, parameters: u64, model_name: Option<&str>) -> Self {
+    /// `parameters` is 0 if unknown; `label` is the size that the weights have; `model_name` replaces the name.
+    pub fn of(
+        checkpoint: &Checkpoint,
+        parameters: u64,
+        label: Option<String>,
+        model_name: Option<&str>,
+    ) -> Self {
         let card = checkpoint.card();
         let first = |keys: &[&str]| keys.iter().find_map(|key| card.text(key)).map(str::to_owned);
         let mut id = ModelId {
@@ -50,7 +55,7 @@ impl Naming {
             finetune: id.finetune,
             basename: id.basename,
             description: first(&["description", "model_description"]),
-            size_label: id.size_label.or_else(|| (parameters > 0).then(|| size_label(parameters))),
+            size_label: id.size_label.or(label),
         }
     }
 

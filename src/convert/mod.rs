@@ -1,15 +1,19 @@
 //! HF checkpoint to GGUF: the same tensors and metadata as llama.cpp's convert_hf_to_gguf.py, plus a few keys of
 //! our own (docs/formats.md).
 
+mod byte_level;
 mod cast;
 mod fault;
 mod general;
+mod hyper;
 mod model_id;
 mod names;
+mod origin;
 mod special;
 mod stream;
 mod vocabulary;
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,10 +21,13 @@ use std::sync::Arc;
 pub use fault::Fault;
 pub use stream::stream;
 
-use crate::checkpoint::{Checkpoint, DataType, Phi3Config, Weights};
+use crate::checkpoint::{Checkpoint, DataType, ModelConfig, Weights};
 use crate::gguf::{Metadata, Source, TensorDecl, TensorInfo, TensorType, Value, Writer, no_such_rows};
 use crate::{Error, Result, fs};
+use byte_level::ByteLevel;
 use general::Naming;
+use names::{Layout, RowOrder};
+use origin::{Origin, Stored};
 use vocabulary::Vocabulary;
 
 /// What the weights become. Vectors (norms, RoPE factors) are F32 in any case.
@@ -76,13 +83,6 @@ pub struct Conversion {
     warnings: Vec<String>,
 }
 
-enum Origin {
-    /// A tensor of the checkpoint, by its place there.
-    Stored { tensor: usize, dtype: DataType },
-    /// Numbers from config.json, as F32 bytes.
-    Made(Vec<u8>),
-}
-
 impl Conversion {
     /// Decides what each part of `checkpoint` becomes, and checks that the parts fit together.
     ///
@@ -109,15 +109,28 @@ impl Conversion {
         if !options.vocab_only {
             this.add_rope_factors(config);
             this.add_weights(config, options.outtype, base)?;
-            names::check_complete(config, |name| weights.tensor(name).is_some())?;
         }
         let parameters = this.tensors.iter().map(TensorInfo::elements).sum();
-        this.naming = Naming::of(checkpoint, parameters, options.model_name.as_deref());
+        let label = (parameters > 0).then(|| this.size_label(parameters));
+        this.naming = Naming::of(checkpoint, parameters, label, options.model_name.as_deref());
         this.write_metadata(checkpoint, parameters, file_type(base))?;
         Ok(this)
     }
 
-    fn add_rope_factors(&mut self, config: &Phi3Config) {
+    /// The model's size as names have it: "3.8B", or with experts "16x4.1B" (shared weights and one expert's).
+    fn size_label(&self, parameters: u64) -> String {
+        let stacked = || self.tensors.iter().filter(|tensor| tensor.name.contains("_exps."));
+        let count = |tensor: &TensorInfo| tensor.shape.last().copied().unwrap_or(1).max(1);
+        let (all, one) = stacked().fold((0, 0), |(all, one), tensor| {
+            (all + tensor.elements(), one + tensor.elements() / count(tensor))
+        });
+        match stacked().map(count).max() {
+            Some(experts) => format!("{experts}x{}", model_id::size_label(parameters - all + one)),
+            None => model_id::size_label(parameters),
+        }
+    }
+
+    fn add_rope_factors(&mut self, config: &ModelConfig) {
         let Some(factors) = &config.rope_factors else { return };
         for (name, factors) in
             [("rope_factors_long.weight", &factors.long), ("rope_factors_short.weight", &factors.short)]
@@ -127,19 +140,22 @@ impl Conversion {
         }
     }
 
-    fn add_weights(&mut self, config: &Phi3Config, outtype: OutType, base: TensorType) -> Result<(), Fault> {
+    fn add_weights(&mut self, config: &ModelConfig, outtype: OutType, base: TensorType) -> Result<(), Fault> {
         let weights = Arc::clone(&self.weights);
+        let layout = Layout::of(config);
+        // Experts wait until a layer's are complete: places of its tensors by GGUF name, in the order of experts.
+        let mut experts: HashMap<String, Vec<Option<usize>>> = HashMap::new();
         for (index, tensor) in weights.tensors().iter().enumerate() {
             if names::is_ignored(&tensor.name) {
                 continue;
             }
-            let expected = names::expected(&tensor.name, config)
-                .ok_or_else(|| Fault::UnknownTensor(tensor.name.clone()))?;
+            let expected =
+                layout.expected(&tensor.name).ok_or_else(|| Fault::UnknownTensor(tensor.name.clone()))?;
             if tensor.shape != expected.shape {
                 return Err(Fault::Shape {
                     tensor: tensor.name.clone(),
                     found: tensor.shape.clone(),
-                    expected: expected.shape,
+                    expected: expected.shape.clone(),
                     fields: expected.fields,
                 });
             }
@@ -147,8 +163,51 @@ impl Conversion {
                 tensor: tensor.name.clone(),
                 found: tensor.dtype_name.clone(),
             })?;
-            let kind = self.kind_of(&expected.gguf_name, &tensor.shape, dtype, outtype, base);
-            self.add(expected.gguf_name, &tensor.shape, kind, Origin::Stored { tensor: index, dtype });
+            let name = &expected.gguf_name;
+            if let Some((expert, count)) = expected.expert {
+                let places = experts.entry(name.clone()).or_insert_with(|| vec![None; count as usize]);
+                places[expert as usize] = Some(index);
+                self.add_experts(name, &mut experts, outtype, base)?;
+                continue;
+            }
+            let kind = self.kind_of(name, &tensor.shape, dtype, outtype, base);
+            let mut origin = Origin::Stored(Stored { parts: vec![index], dtype, order: expected.rows });
+            if tensor.shape.len() == 1 && expected.rows != RowOrder::AsStored {
+                origin = Origin::Made(origin::reordered_vector(weights.data(tensor), dtype, expected.rows));
+            }
+            self.add(name.clone(), &tensor.shape, kind, origin);
+        }
+        layout.check_complete(|name| weights.tensor(name).is_some())
+    }
+
+    /// Adds the three stacks of a layer's experts once the last of them was seen, as that of tensor `name` may be.
+    fn add_experts(
+        &mut self,
+        name: &str,
+        experts: &mut HashMap<String, Vec<Option<usize>>>,
+        outtype: OutType,
+        base: TensorType,
+    ) -> Result<(), Fault> {
+        let weights = Arc::clone(&self.weights);
+        let layer = name.split(".ffn_").next().unwrap_or_default();
+        let stacks = ["gate", "down", "up"].map(|part| format!("{layer}.ffn_{part}_exps.weight"));
+        let complete = |name: &String| {
+            experts.get(name).and_then(|places| places.iter().copied().collect::<Option<Vec<usize>>>())
+        };
+        let Some(parts) = stacks.iter().map(complete).collect::<Option<Vec<_>>>() else { return Ok(()) };
+        for (name, parts) in stacks.into_iter().zip(parts) {
+            let tensors: Vec<_> = parts.iter().filter_map(|part| weights.tensors().get(*part)).collect();
+            let Some(first) = tensors.first() else { continue };
+            let dtype = first.dtype;
+            if let Some(other) = tensors.iter().find(|tensor| tensor.dtype != dtype) {
+                let (tensor, found) = (other.name.clone(), other.dtype_name.clone());
+                return Err(Fault::ExpertType { tensor, found, expected: first.dtype_name.clone() });
+            }
+            let Some(dtype) = dtype else { continue };
+            let shape: Vec<u64> =
+                [parts.len() as u64].into_iter().chain(first.shape.iter().copied()).collect();
+            let kind = self.kind_of(&name, &shape, dtype, outtype, base);
+            self.add(name, &shape, kind, Origin::Stored(Stored { parts, dtype, order: RowOrder::AsStored }));
         }
         Ok(())
     }
@@ -162,7 +221,7 @@ impl Conversion {
         outtype: OutType,
         base: TensorType,
     ) -> TensorType {
-        if shape.len() == 1 {
+        if shape.len() == 1 || names::is_always_f32(name) {
             return TensorType::F32;
         }
         let kind = if outtype == OutType::Stored { stored_type(dtype) } else { base };
@@ -191,36 +250,24 @@ impl Conversion {
         file_type: u32,
     ) -> Result<(), Fault> {
         let config = checkpoint.config();
-        let vocabulary = Vocabulary::of(checkpoint)?;
+        let byte_level =
+            ByteLevel::is(checkpoint.tokenizer()).then(|| ByteLevel::of(checkpoint)).transpose()?;
+        let sentencepiece = byte_level.is_none().then(|| Vocabulary::of(checkpoint)).transpose()?;
         let metadata = &mut self.metadata;
-        metadata.set("general.architecture", Value::from("phi3"));
+        metadata.set("general.architecture", Value::from(config.architecture.name()));
         if config.rope_factors.is_some() && !self.vocab_only {
-            let factor = config.rope_attention_factor() as f32;
-            metadata.set("phi3.rope.scaling.attn_factor", Value::F32(factor));
+            hyper::write_attention_factor(config, metadata);
         }
         self.naming.write(checkpoint, parameters, metadata);
-        let numbers = [
-            ("context_length", Value::U32(config.max_position_embeddings)),
-            ("rope.scaling.original_context_length", Value::U32(config.original_max_position_embeddings)),
-            ("embedding_length", Value::U32(config.hidden_size)),
-            ("feed_forward_length", Value::U32(config.intermediate_size)),
-            ("block_count", Value::U32(config.num_hidden_layers)),
-            ("attention.head_count", Value::U32(config.num_attention_heads)),
-            ("attention.head_count_kv", Value::U32(config.num_key_value_heads)),
-            ("attention.layer_norm_rms_epsilon", Value::F32(config.rms_norm_eps as f32)),
-            ("rope.dimension_count", Value::U32(config.rope_dimensions())),
-            ("rope.freq_base", Value::F32(config.rope_theta as f32)),
-        ];
-        for (key, value) in numbers {
-            metadata.set(format!("phi3.{key}"), value);
-        }
-        metadata.set("general.file_type", Value::U32(file_type));
-        metadata.set("phi3.attention.sliding_window", Value::U32(config.sliding_window.unwrap_or(0)));
+        hyper::write(config, file_type, metadata);
         // The version of the block formats (GGML_QNT_VERSION).
         metadata.set("general.quantization_version", Value::U32(2));
-        let vocab_size = vocabulary.len() as u32;
-        vocabulary.write(metadata);
+        let sizes = (byte_level.as_ref().map(ByteLevel::len), sentencepiece.as_ref().map(Vocabulary::len));
+        let vocab_size = sizes.0.or(sizes.1).unwrap_or(0) as u32;
+        byte_level.into_iter().for_each(|vocabulary| vocabulary.write(metadata));
+        sentencepiece.into_iter().for_each(|vocabulary| vocabulary.write(metadata));
         special::write(checkpoint, vocab_size, metadata);
+        hyper::write_own_keys(config, metadata);
         self.warnings.extend(vocabulary::write_own_keys(checkpoint, metadata));
         Ok(())
     }
@@ -295,10 +342,8 @@ impl Source for Conversion {
         let tensor = self.tensors.get(index)?;
         match self.origins.get(index)? {
             Origin::Made(bytes) => Some(bytes),
-            Origin::Stored { tensor: stored, dtype } if stored_type(*dtype) == tensor.kind => {
-                self.weights.tensors().get(*stored).map(|stored| self.weights.data(stored))
-            }
-            Origin::Stored { .. } => None,
+            Origin::Stored(stored) if stored_type(stored.dtype) == tensor.kind => stored.raw(&self.weights),
+            Origin::Stored(_) => None,
         }
     }
 
@@ -307,15 +352,11 @@ impl Source for Conversion {
     }
 
     fn release(&self, index: usize, rows: Range<u64>) {
-        if let Some((stored, _, range)) = self.stored_range(index, &rows) {
-            self.weights.forget(stored, range);
-        }
+        self.each_run(index, &rows, |stored, range| self.weights.forget(stored, range));
     }
 
     fn prefetch(&self, index: usize, rows: Range<u64>) {
-        if let Some((stored, _, range)) = self.stored_range(index, &rows) {
-            self.weights.prefetch(stored, range);
-        }
+        self.each_run(index, &rows, |stored, range| self.weights.prefetch(stored, range));
     }
 }
 
@@ -323,32 +364,35 @@ impl Conversion {
     /// Fills `out` with rows; `None` if there are no such rows or `out` is of another size.
     fn read_rows(&self, index: usize, rows: &Range<u64>, out: &mut [u8]) -> Option<()> {
         let tensor = self.tensors.get(index)?;
-        if let Origin::Made(bytes) = self.origins.get(index)? {
-            let bytes = bytes.get(tensor.row_range(rows)?).filter(|bytes| bytes.len() == out.len())?;
-            out.copy_from_slice(bytes);
-            return Some(());
+        match self.origins.get(index)? {
+            Origin::Made(bytes) => {
+                let bytes = bytes.get(tensor.row_range(rows)?).filter(|bytes| bytes.len() == out.len())?;
+                out.copy_from_slice(bytes);
+                Some(())
+            }
+            Origin::Stored(stored) => stored.read(&self.weights, tensor, rows, out),
         }
-        let (stored, dtype, range) = self.stored_range(index, rows)?;
-        self.weights.prefetch(stored, range.clone());
-        let bytes = self.weights.data(stored).get(range)?;
-        cast::convert(dtype, bytes, tensor.kind, out).then_some(())
     }
 
-    /// Where `rows` of a stored tensor lie among its bytes.
-    fn stored_range(
+    /// Calls `f` with the places of `rows` among stored bytes, where they lie in order.
+    fn each_run(
         &self,
         index: usize,
         rows: &Range<u64>,
-    ) -> Option<(&crate::checkpoint::Tensor, DataType, Range<usize>)> {
-        let tensor = self.tensors.get(index)?;
-        let Origin::Stored { tensor: stored, dtype } = self.origins.get(index)? else { return None };
-        if rows.start > rows.end || rows.end > tensor.rows() {
-            return None;
+        f: impl Fn(&crate::checkpoint::Tensor, Range<usize>),
+    ) {
+        let (Some(tensor), Some(Origin::Stored(stored))) = (self.tensors.get(index), self.origins.get(index))
+        else {
+            return;
+        };
+        if stored.order != RowOrder::AsStored {
+            return;
         }
-        let row_bytes = tensor.columns().checked_mul(dtype.bytes() as u64)?;
-        let start = usize::try_from(rows.start.checked_mul(row_bytes)?).ok()?;
-        let end = usize::try_from(rows.end.checked_mul(row_bytes)?).ok()?;
-        Some((self.weights.tensors().get(*stored)?, *dtype, start..end))
+        for run in stored.runs(tensor, rows).into_iter().flatten() {
+            if let Some(part) = self.weights.tensors().get(run.part) {
+                f(part, run.bytes);
+            }
+        }
     }
 }
 

@@ -122,8 +122,15 @@ impl Special {
         let single = std::slice::from_ref(processor);
         let processors = processor.get("processors").and_then(Json::as_array).map_or(single, Vec::as_slice);
         for processor in processors {
-            if processor.get("type").and_then(Json::as_str) == Some("TemplateProcessing") {
-                self.read_template(processor);
+            match processor.get("type").and_then(Json::as_str) {
+                Some("TemplateProcessing") => self.read_template(processor),
+                // Byte-level tokenizers add nothing, unless another processor says so.
+                Some("ByteLevel") => ["bos", "eos"].into_iter().for_each(|kind| {
+                    if self.add.iter().all(|(known, _)| *known != kind) {
+                        self.add.push((kind, false));
+                    }
+                }),
+                _ => {}
             }
         }
     }

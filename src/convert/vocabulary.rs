@@ -1,16 +1,17 @@
-//! The vocabulary: tokens, scores and types from tokenizer.model, or from tokenizer.json alone.
+//! SentencePiece vocabularies: tokens, scores and types from tokenizer.model, or from tokenizer.json alone.
 
 use std::collections::{HashMap, HashSet};
 
 use serde_json::Value as Json;
 
+use super::byte_level::{ByteLevel, SpecialTokens};
 use super::fault::Fault;
 use crate::checkpoint::{Checkpoint, PieceKind, SentencePiece, TokenizerFiles};
 use crate::gguf::{Array, Metadata, Value};
 use crate::text::Tokenizer;
 
 /// Token types as GGUF numbers them (`llama_token_type`).
-mod token_type {
+pub(super) mod token_type {
     pub const NORMAL: i32 = 1;
     pub const UNKNOWN: i32 = 2;
     pub const CONTROL: i32 = 3;
@@ -36,11 +37,6 @@ impl Vocabulary {
     pub fn of(checkpoint: &Checkpoint) -> Result<Self, Fault> {
         let files = checkpoint.tokenizer();
         let size = checkpoint.config().vocab_size as usize;
-        let class =
-            files.config.as_ref().and_then(|config| config.get("tokenizer_class")).and_then(Json::as_str);
-        if class == Some("GPT2Tokenizer") {
-            return Err(Fault::TokenizerClass("GPT2Tokenizer".into()));
-        }
         let mut vocabulary = Self {
             tokens: (0..size).map(|id| format!("[PAD{id}]")).collect(),
             scores: vec![PADDING_SCORE; size],
@@ -178,7 +174,7 @@ impl Vocabulary {
 }
 
 /// The merges of a tokenizer.json's model: `["a", "b"]`, or "a b" in older files.
-fn merges(model: &Json) -> Result<Vec<(&str, &str)>, Fault> {
+pub(super) fn merges(model: &Json) -> Result<Vec<(&str, &str)>, Fault> {
     let list =
         model.get("merges").and_then(Json::as_array).ok_or(Fault::TokenizerJson("it has no \"merges\""))?;
     let mut pairs = Vec::with_capacity(list.len());
@@ -196,6 +192,16 @@ fn merges(model: &Json) -> Result<Vec<(&str, &str)>, Fault> {
     Ok(pairs)
 }
 
+/// Whether an added token is a control token though tokenizer.json does not call it special: by its spelling, as
+/// convert_hf_to_gguf.py tells (`does_token_look_special`).
+pub(super) fn looks_special(token: &str) -> bool {
+    let enclosed = |open: &str, close: &str| token.starts_with(open) && token.ends_with(close);
+    ["<pad>", "<mask>", "<2mass>", "[@BOS@]"].contains(&token)
+        || enclosed("<|", "|>")
+        || enclosed("<｜", "｜>")
+        || enclosed("<unused", ">")
+}
+
 /// "<0x0A>" and its like.
 fn is_byte(token: &str) -> bool {
     let digits = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
@@ -208,7 +214,8 @@ fn is_byte(token: &str) -> bool {
 /// Returns a warning if tokenizer.json is of a kind that is not understood here; it is then in the file all the same.
 pub(super) fn write_own_keys(checkpoint: &Checkpoint, metadata: &mut Metadata) -> Option<String> {
     let files = checkpoint.tokenizer();
-    let (ids, flags) = added_tokens(files).into_iter().unzip();
+    let size = checkpoint.config().vocab_size as usize;
+    let (ids, flags) = added_tokens(files, size).into_iter().unzip();
     let ids: Vec<i32> = ids;
     if !ids.is_empty() {
         metadata.set("phi.tokenizer.added.ids", Value::Array(Array::I32(ids)));
@@ -220,6 +227,7 @@ pub(super) fn write_own_keys(checkpoint: &Checkpoint, metadata: &mut Metadata) -
         Some(id) => std::slice::from_ref(id),
         None => &[],
     };
+    write_unused(files, size, metadata);
     let vocab_size = i64::from(checkpoint.config().vocab_size);
     let eos: Vec<i32> = eos
         .iter()
@@ -230,7 +238,13 @@ pub(super) fn write_own_keys(checkpoint: &Checkpoint, metadata: &mut Metadata) -
     if !eos.is_empty() {
         metadata.set("phi.generation.eos_token_ids", Value::Array(Array::I32(eos)));
     }
-    let text = files.json_text.as_ref()?;
+    let Some(text) = files.json_text.as_ref() else {
+        if ByteLevel::is(files) {
+            // tiktoken has no order among the ways to make a token.
+            metadata.set("phi.tokenizer.rank_by_product", Value::Bool(true));
+        }
+        return None;
+    };
     let suffices = Tokenizer::metadata_suffices(metadata, text);
     if !matches!(suffices, Ok(true)) {
         metadata.set("tokenizer.huggingface.json", Value::String(text.clone()));
@@ -240,8 +254,16 @@ pub(super) fn write_own_keys(checkpoint: &Checkpoint, metadata: &mut Metadata) -
     })
 }
 
+/// Writes which tokens the model never says, where its own code leaves them out: `phi.unused_token_ids`.
+fn write_unused(files: &TokenizerFiles, size: usize, metadata: &mut Metadata) {
+    let (None, Some(ranks)) = (&files.json, &files.tiktoken) else { return };
+    let special = SpecialTokens::of(ranks.len(), size).0;
+    let unused: Vec<i32> = special.iter().filter(|token| token.unused).map(|token| token.id as i32).collect();
+    metadata.set("phi.unused_token_ids", Value::Array(Array::I32(unused)));
+}
+
 /// Ids of the added tokens and their flags: 1 lstrip, 2 rstrip, 4 normalized, 8 single_word, 16 special.
-fn added_tokens(files: &TokenizerFiles) -> Vec<(i32, i32)> {
+fn added_tokens(files: &TokenizerFiles, size: usize) -> Vec<(i32, i32)> {
     let flags = |token: &Json| {
         let names = ["lstrip", "rstrip", "normalized", "single_word", "special"];
         names.iter().enumerate().fold(0, |flags, (bit, name)| {
@@ -255,6 +277,10 @@ fn added_tokens(files: &TokenizerFiles) -> Vec<(i32, i32)> {
     {
         let entry = |token: &Json| Some((id(token.get("id")?.as_u64()?)?, flags(token)));
         return added.iter().filter_map(entry).collect();
+    }
+    if let (true, Some(ranks)) = (ByteLevel::is(files), &files.tiktoken) {
+        // All of them are special and strip nothing.
+        return SpecialTokens::of(ranks.len(), size).0.iter().map(|token| (token.id as i32, 16)).collect();
     }
     let decoder = files.config.as_ref().and_then(|config| config.get("added_tokens_decoder"));
     let entries = decoder.and_then(Json::as_object).into_iter().flatten();

@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::{Engine, Sequence};
+use super::{Engine, Sequence, Speculator};
 use crate::text::{Detokenizer, Sampler, Tokenizer};
 use crate::{Error, Result};
 
@@ -25,6 +25,11 @@ pub(crate) trait Decoder {
     ) -> Result<Vec<f32>>;
     /// Bytes that feeding one more token reads from memory.
     fn bytes_per_token(&self) -> u64;
+
+    /// Appends `tokens` in one batch and returns the logits of each, `[tokens, vocab]`.
+    fn feed_each(&mut self, tokens: &[u32]) -> Result<Vec<f32>>;
+    /// Tokens that may be fed in one batch with the same logits as one by one.
+    fn stretch(&self) -> usize;
 }
 
 /// Picks the next token from logits `[vocab]` and remembers what was said.
@@ -73,6 +78,14 @@ impl Decoder for Live<'_> {
 
     fn bytes_per_token(&self) -> u64 {
         self.engine.bytes_per_token(&self.sequence)
+    }
+
+    fn feed_each(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.engine.feed(&mut self.sequence, tokens, tokens.len(), &mut |_| ControlFlow::Continue(()))
+    }
+
+    fn stretch(&self) -> usize {
+        self.engine.stretch(&self.sequence)
     }
 }
 
@@ -172,16 +185,20 @@ pub struct Answer {
     pub time: Duration,
     /// Bytes that the steps read from memory.
     pub bytes: u64,
+    /// Tokens that were guessed and checked by the model, and those of them that were right.
+    pub drafted: usize,
+    pub accepted: usize,
 }
 
 /// Generates an answer to `request.prompt` and hands it out through `on_event`, whose `Break` stops it.
 ///
-/// The sequence then holds the prompt and every generated token but the last. Fails if the prompt is empty
-/// or longer than the context.
+/// The sequence then holds the prompt and every generated token but the last. `speculator` makes it faster where its
+/// guesses are right; the answer is the same. Fails if the prompt is empty or longer than the context.
 pub(crate) fn generate(
     decoder: &mut dyn Decoder,
     chooser: &mut dyn Chooser,
     speller: &mut dyn Speller,
+    mut speculator: Option<&mut Speculator>,
     request: &Request<'_>,
     on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Answer> {
@@ -192,6 +209,9 @@ pub(crate) fn generate(
 
     let start = Instant::now();
     let total = fresh.len();
+    if let Some(speculator) = &mut speculator {
+        speculator.begin(request.prompt)?;
+    }
     let read = decoder.feed(fresh, &mut |done| on_event(Event::Reading { done, total }));
     let mut answer = Answer {
         text: String::new(),
@@ -202,9 +222,11 @@ pub(crate) fn generate(
         steps: 0,
         time: Duration::ZERO,
         bytes: 0,
+        drafted: 0,
+        accepted: 0,
     };
-    let mut logits = match read {
-        Ok(logits) => logits,
+    let mut ahead = match read {
+        Ok(logits) => Ahead::new(logits, &[]),
         Err(Error::Interrupted) => {
             answer.prompt_tokens = decoder.tokens().len() - (request.prompt.len() - total);
             return Ok(answer);
@@ -218,7 +240,7 @@ pub(crate) fn generate(
         if request.max_tokens.is_some_and(|most| answer.tokens >= most) {
             break Stop::Limit;
         }
-        let id = chooser.choose(&mut logits)?;
+        let id = chooser.choose(ahead.logits())?;
         if speller.is_end(id) {
             break Stop::End(id);
         }
@@ -233,17 +255,28 @@ pub(crate) fn generate(
         if request.max_tokens.is_some_and(|most| answer.tokens >= most) {
             break Stop::Limit;
         }
+        if let Some(speculator) = &mut speculator {
+            speculator.push(id);
+        }
+        if ahead.take(id) {
+            answer.accepted += 1;
+            answer.steps += 1;
+            continue;
+        }
+        ahead.drop_rest(decoder, &mut speculator);
         if decoder.room() == 0 {
             break Stop::ContextFull;
         }
         answer.bytes += decoder.bytes_per_token();
-        match decoder.feed(&[id], &mut |_| ControlFlow::Continue(())) {
-            Ok(next) => logits = next,
+        match Ahead::feed(decoder, id, &mut speculator) {
+            Ok(next) => ahead = next,
             Err(Error::Interrupted) => break Stop::Interrupted,
             Err(error) => return Err(error),
         }
+        answer.drafted += ahead.guess.len();
         answer.steps += 1;
     };
+    ahead.drop_rest(decoder, &mut speculator);
     answer.time = start.elapsed();
 
     let rest = speller.finish();
@@ -257,6 +290,60 @@ pub(crate) fn generate(
         }
     }
     Ok(answer)
+}
+
+/// Logits of the token fed last and of guesses fed after it.
+struct Ahead {
+    /// `[1 + guess, vocab]`.
+    logits: Vec<f32>,
+    guess: Vec<u32>,
+    /// Tokens of the guess that turned out right.
+    right: usize,
+}
+
+impl Ahead {
+    fn new(logits: Vec<f32>, guess: &[u32]) -> Self {
+        Self { logits, guess: guess.to_vec(), right: 0 }
+    }
+
+    /// Feeds `id` and a guess at what follows it.
+    fn feed(decoder: &mut dyn Decoder, id: u32, speculator: &mut Option<&mut Speculator>) -> Result<Self> {
+        let Some(speculator) = speculator else {
+            return Ok(Self::new(decoder.feed(&[id], &mut |_| ControlFlow::Continue(()))?, &[]));
+        };
+        let start = Instant::now();
+        let most = decoder.stretch().min(decoder.room());
+        let guess = speculator.draft(most.saturating_sub(1))?;
+        let tokens = [&[id], guess].concat();
+        let logits = decoder.feed_each(&tokens)?;
+        speculator.fed(start.elapsed());
+        Ok(Self::new(logits, &tokens[1..]))
+    }
+
+    /// The logits that the next token is chosen from.
+    fn logits(&mut self) -> &mut [f32] {
+        let vocabulary = self.logits.len() / (1 + self.guess.len());
+        &mut self.logits[self.right * vocabulary..][..vocabulary]
+    }
+
+    /// Whether `id` is what was guessed: then its logits are there already.
+    fn take(&mut self, id: u32) -> bool {
+        let is_right = self.guess.get(self.right) == Some(&id);
+        self.right += usize::from(is_right);
+        is_right
+    }
+
+    /// Takes wrong guesses out of the sequence.
+    fn drop_rest(&mut self, decoder: &mut dyn Decoder, speculator: &mut Option<&mut Speculator>) {
+        if let Some(speculator) = speculator {
+            speculator.verified(self.right);
+        }
+        let wrong = self.guess.len() - self.right;
+        if wrong > 0 {
+            decoder.truncate(decoder.tokens().len() - wrong);
+        }
+        self.guess.truncate(self.right);
+    }
 }
 
 /// Cuts the sequence back to what it shares with `prompt` and returns the tokens of it that are to be fed: at

@@ -1,8 +1,17 @@
 //! Sequences, batches, the prefill/decode loop and its stop rules.
 
+mod cost;
 pub mod evaluate;
 pub mod generate;
+mod prompt_cache;
 pub mod score;
+pub(crate) mod shift;
+mod speculate;
+mod step;
+
+pub use cost::Cost;
+pub use prompt_cache::Useless;
+pub use speculate::{DraftModel, Drafter, Lookup, Range as DraftRange, Speculator};
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
@@ -12,7 +21,7 @@ use crate::backend::cpu::{Cache, CacheShape, Cpu, total_memory};
 use crate::gguf::Gguf;
 pub use crate::kernel::kv::KvType;
 use crate::kernel::kv::MAX_HEAD;
-use crate::kernel::pool::default_threads;
+use crate::machine::{self, Numa};
 use crate::model::{Model, Regime, Workspace, forward};
 use crate::{Error, Result};
 
@@ -21,6 +30,10 @@ use crate::{Error, Result};
 pub struct EngineOptions {
     /// Worker threads; `None` takes what the machine, the cgroup and the affinity mask allow.
     pub threads: Option<usize>,
+    /// Worker threads for prompts; `None` takes as many as `threads`.
+    pub threads_batch: Option<usize>,
+    /// On which processors they run; `None` leaves that to the system.
+    pub numa: Option<Numa>,
     /// Element type of the cached keys.
     pub cache_type_k: KvType,
     /// Element type of the cached values.
@@ -31,14 +44,42 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { threads: None, cache_type_k: KvType::F16, cache_type_v: KvType::F16, batch: 512 }
+        Self {
+            threads: None,
+            threads_batch: None,
+            numa: None,
+            cache_type_k: KvType::F16,
+            cache_type_v: KvType::F16,
+            batch: 512,
+        }
     }
+}
+
+/// More threads than any machine has processors.
+const MOST_THREADS: usize = 1024;
+
+/// Up to so many tokens, a pass is limited by memory, as generation is.
+const FEW_ROWS: usize = 8;
+
+/// Puts each thread of `cpu` on its processors.
+fn placed(cpu: Cpu, placement: Option<&[Vec<usize>]>) -> Cpu {
+    if let Some(placement) = placement {
+        cpu.on_each_thread(|i| {
+            if let Some(cpus) = placement.get(i) {
+                // A processor may have gone offline; the thread then stays where it is.
+                let _ = machine::pin_thread(cpus);
+            }
+        });
+    }
+    cpu
 }
 
 /// A model made ready to run. Shared by all sequences.
 pub struct Engine {
     model: Model,
     cpu: Cpu,
+    /// For prompts, where that is to have another number of threads.
+    prompt_cpu: Option<Cpu>,
     options: EngineOptions,
     /// One batch at a time.
     work: Mutex<Workspace<Cpu>>,
@@ -66,8 +107,21 @@ impl Engine {
                 model.hyper.head
             )));
         }
-        let cpu = Cpu::new(options.threads.unwrap_or_else(default_threads).clamp(1, 1024));
-        Ok(Self { model, cpu, options, work: Mutex::default() })
+        let count = |threads: usize| threads.clamp(1, MOST_THREADS);
+        let threads = count(options.threads.unwrap_or_else(machine::default_threads));
+        let more = options.threads_batch.map(count).filter(|&more| more != threads);
+        let most = threads.max(more.unwrap_or(0));
+        let placement = options.numa.and_then(|numa| machine::place(numa, most));
+        let cpu = |threads| placed(Cpu::new(threads), placement.as_deref());
+        Ok(Self { model, cpu: cpu(threads), prompt_cpu: more.map(cpu), options, work: Mutex::default() })
+    }
+
+    /// The threads for a pass of `rows` tokens: those for prompts if it is limited by arithmetic, not by memory.
+    fn cpu(&self, rows: usize) -> &Cpu {
+        match &self.prompt_cpu {
+            Some(cpu) if rows > FEW_ROWS => cpu,
+            _ => &self.cpu,
+        }
     }
 
     /// The model's own context length in tokens (131,072 for Phi-3.5-mini).
@@ -216,9 +270,16 @@ impl Engine {
             let outputs: Vec<usize> = (first_output.max(position)..end).map(|p| p - position).collect();
             let mut parts = [Part { cache: &mut sequence.cache, rows: 0..end - position, position }];
             let ids = &all[position..end];
-            let some =
-                forward(&self.model, &self.cpu, &mut work, ids, &mut parts, &[sequence.regime], &outputs)
-                    .map_err(|error| (position, error))?;
+            let some = forward(
+                &self.model,
+                self.cpu(ids.len()),
+                &mut work,
+                ids,
+                &mut parts,
+                &[sequence.regime],
+                &outputs,
+            )
+            .map_err(|error| (position, error))?;
             if logits.is_empty() {
                 logits = some;
             } else {
@@ -230,6 +291,13 @@ impl Engine {
             }
         }
         Ok(logits)
+    }
+
+    /// Tokens that may be appended in one batch with the same logits as one by one: LongRoPE's factors are those of
+    /// the whole sequence, so none may be beyond the limit that an earlier one is short of.
+    pub fn stretch(&self, sequence: &Sequence) -> usize {
+        let length = sequence.tokens.len();
+        self.model.rope.regime_end(length + 1).saturating_sub(length).min(sequence.room())
     }
 
     /// Bytes read from memory to generate one token now: weights and the KV cache so far.

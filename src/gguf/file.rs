@@ -165,6 +165,14 @@ impl Gguf {
         self.parts[tensor.file].data_start + tensor.offset
     }
 
+    /// The bytes of each of its files before the tensors' bytes: metadata and tensor table.
+    pub fn heads(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts.iter().map(|part| {
+            let bytes = part.bytes.as_slice();
+            &bytes[..bytes.len().min(part.data_start as usize)]
+        })
+    }
+
     /// Bytes to which tensors are aligned in the (first) file.
     pub fn alignment(&self) -> u64 {
         self.alignment

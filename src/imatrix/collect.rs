@@ -36,13 +36,13 @@ impl<'a, B: Backend> Collecting<'a, B> {
 
     fn collect(&self, matrix: &Matrix, x: &B::Buffer) -> Result<()> {
         let rows = self.backend.read(x);
-        self.with(|statistics| statistics.add_rows(matrix.name(), (1, 0), matrix.columns, &rows)).map_err(
+        self.with(|statistics| statistics.add_rows(matrix.name(), matrix.place(), matrix.columns, &rows)).map_err(
             |fault| match fault {
                 Fault::NotFinite(name) => Error::Unsupported(format!(
                     "the model computes NaN or infinite values (the inputs of {name}): try it with another text, \
                      and look at the model with `phi check`"
                 )),
-                other => Error::Usage(other.to_string()),
+                other => Error::Usage(format!("the importance matrix to add to does not fit the model: {other}")),
             },
         )
     }
@@ -60,6 +60,10 @@ impl<B: Backend> Backend for Collecting<'_, B> {
         self.backend.rms_norm(x, weight, eps, out);
     }
 
+    fn layer_norm(&self, x: &B::Buffer, weight: &[f32], bias: &[f32], eps: f32, out: &mut B::Buffer) {
+        self.backend.layer_norm(x, weight, bias, eps, out);
+    }
+
     fn linear(&self, w: &Matrix, x: &B::Buffer, out: &mut B::Buffer) -> Result<()> {
         if self.wants(w) {
             self.collect(w, x)?;
@@ -73,6 +77,34 @@ impl<B: Backend> Backend for Collecting<'_, B> {
 
     fn swiglu(&self, gate_up: &B::Buffer, out: &mut B::Buffer) {
         self.backend.swiglu(gate_up, out);
+    }
+
+    fn gegelu(&self, gate_up: &B::Buffer, limit: f32, out: &mut B::Buffer) {
+        self.backend.gegelu(gate_up, limit, out);
+    }
+
+    fn gelu(&self, x: &mut B::Buffer) {
+        self.backend.gelu(x);
+    }
+
+    fn add_bias(&self, x: &mut B::Buffer, bias: &[f32]) {
+        self.backend.add_bias(x, bias);
+    }
+
+    fn scale(&self, x: &mut B::Buffer, factor: f32) {
+        self.backend.scale(x, factor);
+    }
+
+    fn concat(&self, parts: &[&B::Buffer], out: &mut B::Buffer) {
+        self.backend.concat(parts, out);
+    }
+
+    fn zeros_like(&self, x: &B::Buffer, out: &mut B::Buffer) {
+        self.backend.zeros_like(x, out);
+    }
+
+    fn scatter_add(&self, x: &B::Buffer, rows: &[usize], weights: &[f32], out: &mut B::Buffer) {
+        self.backend.scatter_add(x, rows, weights, out);
     }
 
     fn attention(
@@ -89,6 +121,10 @@ impl<B: Backend> Backend for Collecting<'_, B> {
 
     fn gather(&self, x: &B::Buffer, rows: &[usize], out: &mut B::Buffer) {
         self.backend.gather(x, rows, out);
+    }
+
+    fn wants_every_row(&self) -> bool {
+        true
     }
 
     fn read(&self, x: &B::Buffer) -> Vec<f32> {

@@ -92,7 +92,7 @@ impl Entry {
         self.sums.iter_mut().zip(&other.sums).for_each(|(sum, more)| *sum += more);
         let shared = (other.counts.len() == 1).then(|| other.counts[0]);
         for (at, count) in self.counts.iter_mut().enumerate() {
-            *count += shared.unwrap_or_else(|| other.counts[at]);
+            *count = count.saturating_add(shared.unwrap_or_else(|| other.counts[at]));
         }
         Ok(())
     }
@@ -256,7 +256,7 @@ impl Statistics {
                 *sum += f64::from(value) * f64::from(value);
             }
         }
-        entry.counts[matrix] += (rows.len() / columns) as i64;
+        entry.counts[matrix] = entry.counts[matrix].saturating_add((rows.len() / columns) as i64);
         if sums.iter().any(|sum| !sum.is_finite()) {
             return Err(Fault::NotFinite(name.to_owned()));
         }
@@ -332,7 +332,7 @@ impl Statistics {
         for (name, entry) in kept {
             put_text(&mut bytes, name);
             let most = entry.counts.iter().max().copied().unwrap_or(0);
-            let calls = i32::try_from((most + chunk - 1) / chunk).unwrap_or(i32::MAX);
+            let calls = i32::try_from(most.saturating_add(chunk - 1) / chunk).unwrap_or(i32::MAX);
             bytes.extend(calls.to_le_bytes());
             bytes.extend((entry.sums.len() as i32).to_le_bytes());
             for mean in entry.means(1.0) {

@@ -97,7 +97,7 @@ impl Kernel for QuantizeRow<'_> {
         let vectors = self.quants.as_chunks::<32>().0;
         for i in 0..vectors.len() {
             let mut quads = [0i32; 8 * MAX_ROWS];
-            isa.n_store(isa.n_dot4(isa.n_zero(), ones, isa.b_all_i8(&vectors[i])), &mut quads);
+            isa.n_store(isa.n_dot4::<false>(isa.n_zero(), ones, isa.b_all_i8(&vectors[i])), &mut quads);
             self.sums[2 * i] = (quads[0] + quads[1] + quads[2] + quads[3]) as i16;
             self.sums[2 * i + 1] = (quads[4] + quads[5] + quads[6] + quads[7]) as i16;
         }

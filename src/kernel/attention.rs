@@ -47,9 +47,33 @@ pub struct Attention<'a> {
     pub padded_head: usize,
     /// A query sees its last `window` positions, itself included.
     pub window: usize,
+    /// Which blocks of keys each query sees; all, if none.
+    pub mask: Option<BlockMask<'a>>,
     pub scratch: &'a mut Scratch,
     /// `[rows, padded_head]`.
     pub out: &'a mut [f32],
+}
+
+/// Block-sparse attention's pattern.
+#[derive(Clone, Copy)]
+pub struct BlockMask<'a> {
+    /// Positions of a block, a multiple of [`BLOCK`].
+    pub block: usize,
+    /// Blocks back that are seen, the query's own included.
+    pub local: usize,
+    /// Of the blocks before, number `k` is seen if `k + phase + 1` is a multiple of it.
+    pub stride: usize,
+    /// Each query's phase.
+    pub phases: &'a [usize],
+}
+
+impl BlockMask<'_> {
+    /// Whether query number `row`, at `position`, sees the block that `key` is in; neither lies before the other.
+    #[inline(always)]
+    fn sees(&self, row: usize, position: usize, key: usize) -> bool {
+        let (query, key) = (position / self.block, key / self.block);
+        query.saturating_sub(key) < self.local || (key + self.phases[row] + 1).is_multiple_of(self.stride)
+    }
 }
 
 /// Reused between calls of one thread.
@@ -70,12 +94,25 @@ impl Attention<'_> {
         dispatch_at(level, self);
     }
 
-    /// The keys of block `start / BLOCK` that the query at `position` sees, counted within the block.
+    /// The keys of block `start / BLOCK` that query number `row`, at `position`, sees, counted within the block.
     #[inline(always)]
-    fn visible(&self, position: usize, start: usize) -> (usize, usize) {
+    fn visible(&self, row: usize, position: usize, start: usize) -> (usize, usize) {
+        if self.mask.is_some_and(|mask| !mask.sees(row, position, start)) {
+            return (0, 0);
+        }
         let low = (position + 1).saturating_sub(self.window).saturating_sub(start).min(BLOCK);
         let high = (position + 1).saturating_sub(start).min(BLOCK);
         (low.min(high), high)
+    }
+}
+
+impl Attention<'_> {
+    /// Whether any of the queries sees a key of block `start / BLOCK`.
+    fn any_sees(&self, start: usize) -> bool {
+        self.positions.iter().enumerate().any(|(row, &position)| {
+            let (low, high) = self.visible(row, position, start);
+            low < high
+        })
     }
 }
 
@@ -106,6 +143,9 @@ impl TileKernel for Attention<'_> {
         let first = self.positions.iter().copied().min().unwrap_or(0);
         let start = (first + 1).saturating_sub(self.window) / BLOCK * BLOCK;
         for start in (start..=last).step_by(BLOCK) {
+            if self.mask.is_some() && !self.any_sees(start) {
+                continue;
+            }
             let (page, at) = (self.pages[start / PAGE], start % PAGE);
             let loaded = &mut scratch.loaded[..];
             page.keys.load_keys(isa, at / KEYS, BLOCK / KEYS, padded, loaded);
@@ -151,7 +191,7 @@ fn scores<I: Isa, const V: usize, const Q: usize>(
     row: usize,
     scores: &mut [f32],
 ) {
-    const { assert!(BLOCK % (V * MAX_LANES) == 0) };
+    const { assert!(BLOCK.is_multiple_of(V * MAX_LANES)) };
     let queries = &queries[row * padded..(row + Q) * padded];
     let scores = &mut scores[row * BLOCK..(row + Q) * BLOCK];
     let mut key = 0;
@@ -194,37 +234,63 @@ fn weighted_sums<I: Isa, const V: usize, const Q: usize>(
     row: usize,
     out: &mut [f32],
 ) {
-    const { assert!(padded_head(1) % (V * MAX_LANES) == 0) };
+    const { assert!(padded_head(1).is_multiple_of(2 * MAX_LANES)) };
     let weights = &weights[row * BLOCK..(row + Q) * BLOCK];
     let out = &mut out[row * padded..(row + Q) * padded];
-    let keys = values.len() / padded;
-    let mut d = 0;
-    while d < padded {
-        let mut sum = [[isa.f_splat(0.0); V]; Q];
+    let vectors = padded / I::LANES;
+    let mut v = 0;
+    while v < vectors {
+        // One query alone would wait on its own sums: as much of the head as there is goes side by side.
+        match (Q, vectors - v) {
+            (1, 8..) => {
+                columns_of_sums::<I, 8, Q>(isa, weights, values, padded, v * I::LANES, out);
+                v += 8;
+            }
+            (1, 6..) => {
+                columns_of_sums::<I, 6, Q>(isa, weights, values, padded, v * I::LANES, out);
+                v += 6;
+            }
+            _ => {
+                columns_of_sums::<I, V, Q>(isa, weights, values, padded, v * I::LANES, out);
+                v += V;
+            }
+        }
+    }
+}
+
+/// As [`weighted_sums`], for the `V` vectors from element `d` of the head on.
+#[inline(always)]
+fn columns_of_sums<I: Isa, const V: usize, const Q: usize>(
+    isa: I,
+    weights: &[f32],
+    values: &[f32],
+    padded: usize,
+    d: usize,
+    out: &mut [f32],
+) {
+    let mut sum = [[isa.f_splat(0.0); V]; Q];
+    for q in 0..Q {
+        for v in 0..V {
+            sum[q][v] = isa.f_load(&out[q * padded + d + v * I::LANES..]);
+        }
+    }
+    for k in 0..values.len() / padded {
+        let value = &values[k * padded + d..][..V * I::LANES];
+        let mut lanes = [isa.f_splat(0.0); V];
+        for v in 0..V {
+            lanes[v] = isa.f_load(&value[v * I::LANES..]);
+        }
         for q in 0..Q {
+            let w = isa.f_splat(weights[q * BLOCK + k]);
             for v in 0..V {
-                sum[q][v] = isa.f_load(&out[q * padded + d + v * I::LANES..]);
+                sum[q][v] = isa.f_fma(w, lanes[v], sum[q][v]);
             }
         }
-        for k in 0..keys {
-            let value = &values[k * padded + d..][..V * I::LANES];
-            let mut lanes = [isa.f_splat(0.0); V];
-            for v in 0..V {
-                lanes[v] = isa.f_load(&value[v * I::LANES..]);
-            }
-            for q in 0..Q {
-                let w = isa.f_splat(weights[q * BLOCK + k]);
-                for v in 0..V {
-                    sum[q][v] = isa.f_fma(w, lanes[v], sum[q][v]);
-                }
-            }
+    }
+    for q in 0..Q {
+        for v in 0..V {
+            isa.f_store(sum[q][v], &mut out[q * padded + d + v * I::LANES..]);
         }
-        for q in 0..Q {
-            for v in 0..V {
-                isa.f_store(sum[q][v], &mut out[q * padded + d + v * I::LANES..]);
-            }
-        }
-        d += V * I::LANES;
     }
 }
 
@@ -233,7 +299,7 @@ impl Attention<'_> {
     #[inline(always)]
     fn softmax_step<I: Isa>(&mut self, isa: I, start: usize, scratch: &mut Scratch) {
         for (row, &position) in self.positions.iter().enumerate() {
-            let (low, high) = self.visible(position, start);
+            let (low, high) = self.visible(row, position, start);
             let scores = &mut scratch.scores[row * BLOCK..][..BLOCK];
             scores[..low].fill(f32::NEG_INFINITY);
             scores[high..].fill(f32::NEG_INFINITY);

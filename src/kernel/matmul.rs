@@ -22,7 +22,7 @@ pub struct PackedTokens {
     pub padded: usize,
     pub span: usize,
     tile: usize,
-    /// `[tiles, padded / 4, tile]`: four i8 a word.
+    /// `[tiles, padded / 4 / WORDS, tile, WORDS]`: four i8 a word.
     quads: Vec<i32>,
     /// `[tiles, padded / span, tile]`.
     scales: Vec<f32>,
@@ -100,7 +100,7 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
 
     #[inline(always)]
     fn run<I: Isa>(self, _isa: I) {
-        let (from, tile) = (self.from, self.tile);
+        let (from, tile, words) = (self.from, self.tile, I::WORDS);
         let padded = from.padded();
         let (spans, sixteens) = (padded / F::SPAN, padded / 16);
         for t in 0..tile {
@@ -108,14 +108,15 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
             if row >= from.rows {
                 // Tokens that are missing to a whole tile are zeros.
                 for q in 0..padded / 4 {
-                    self.quads[q * tile + t] = 0;
+                    self.quads[(q / words * tile + t) * words + q % words] = 0;
                 }
                 continue;
             }
             let quants = from.quants[row * padded..][..padded].as_chunks::<4>().0;
             for q in 0..quants.len() {
                 let [a, b, c, d] = quants[q];
-                self.quads[q * tile + t] = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
+                let word = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
+                self.quads[(q / words * tile + t) * words + q % words] = word;
             }
             let scales = &from.scales[row * spans..][..spans];
             for s in 0..spans {
@@ -166,7 +167,7 @@ pub struct Panel {
 /// Unpacked rows.
 #[derive(Default)]
 struct Lanes {
-    /// `[columns / 4, panel rows]`: four lanes a word.
+    /// `[columns / 4 / WORDS, panel rows, WORDS]`: four lanes a word.
     lanes: Vec<i32>,
     /// `[columns / group, panel rows]`.
     scales: Vec<i32>,
@@ -263,6 +264,11 @@ fn unpack_panel<F: Unpack, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, column
     if F::MINS {
         panel.dmin.resize(columns / F::BLOCK * wide, 0.0);
         panel.mins.resize(columns / 2 / min_columns::<F>() * wide, 0);
+    }
+    // What the first units would otherwise have to wait for.
+    let start = (2 * UNIT / F::BLOCK * F::BYTES).min(row_bytes);
+    for row in 0..count {
+        prefetch_ahead(isa, &rows[row * row_bytes..][..start], 0);
     }
     let mut square = Square::default();
     for unit in 0..columns.div_ceil(UNIT) {
@@ -364,7 +370,8 @@ fn unpack_blocks<F: Unpack, I: Isa>(
     let quads = blocks.start * F::BLOCK / 4..blocks.end * F::BLOCK / 4;
     for (i, q) in quads.step_by(I::LANES).enumerate() {
         let from = &words[4 * i * I::LANES..];
-        isa.w_transpose(from, UNIT / 4, &mut panel.lanes[q * wide + first..], wide);
+        let to = &mut panel.lanes[q * wide + first * I::WORDS..];
+        isa.w_transpose_units(from, UNIT / 4, to, wide * I::WORDS);
     }
     if F::SCALED || F::MINS {
         store_groups::<F, I>(isa, &square.groups, blocks, first, panel);
@@ -430,13 +437,18 @@ impl<F: Unpack> PanelProducts<'_, F> {
         let partials = partial_sums(F::SPAN);
         self.panel.totals.resize(8 * T * R, [0.0; MAX_LANES]);
         let totals = &mut self.panel.totals[..partials * T * R];
-        for total in totals.iter_mut() {
-            isa.f_store(isa.f_splat(0.0), total);
+        // Partial sums that no span of a narrow matrix goes to.
+        for total in totals.iter_mut().skip(self.columns / F::SPAN * T * R) {
+            *total = [0.0; MAX_LANES];
         }
         for s in 0..self.columns / F::SPAN {
             let sum = span::<F, I, R, T>(isa, panel, tokens, tile, s);
             let total = &mut totals[s % partials * T * R..][..T * R];
-            add_span::<F, I, R, T>(isa, panel, tokens, tile, s, &sum, total);
+            if s < partials {
+                add_span::<F, I, R, T, true>(isa, panel, tokens, tile, s, &sum, total);
+            } else {
+                add_span::<F, I, R, T, false>(isa, panel, tokens, tile, s, &sum, total);
+            }
         }
         for t in 0..T.min(tokens.rows - tile * T) {
             for r in 0..R.min(rows.div_ceil(I::LANES)) {
@@ -487,10 +499,10 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
     sum
 }
 
-/// Adds span `s` to `total` (`[T, R]` vectors): its integer `sum`s, and mins times the sums of their groups' activations,
+/// Adds span `s` to `total` (`[T, R]` vectors; 0 if it is the `FIRST`): its integer `sum`s, and mins times the sums of their groups' activations,
 /// times the floats of rows and tokens.
 #[inline(always)]
-fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize>(
+fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize, const FIRST: bool>(
     isa: I,
     panel: &Lanes,
     tokens: &PackedTokens,
@@ -532,7 +544,8 @@ fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize>(
                 value = isa.f_fnma(dmin, isa.f_from_w(min), value);
             }
             let total = &mut total[t * R + r];
-            isa.f_store(isa.f_fma(isa.f_splat(scales[t]), value, isa.f_load(&*total)), total);
+            let before = if FIRST { isa.f_splat(0.0) } else { isa.f_load(&*total) };
+            isa.f_store(isa.f_fma(isa.f_splat(scales[t]), value, before), total);
         }
     }
 }

@@ -39,20 +39,12 @@ impl<F: Unpack> Kernel for RowProducts<'_, F> {
         let tokens = self.out.len();
         let mut token = 0;
         while token < tokens {
-            match tokens - token {
-                1 => {
-                    self.few::<I, 1>(isa, token);
-                    token += 1;
-                }
-                2 | 3 => {
-                    self.few::<I, 2>(isa, token);
-                    token += 2;
-                }
-                _ => {
-                    self.few::<I, 4>(isa, token);
-                    token += 4;
-                }
+            if tokens - token == 1 {
+                self.few::<I, 1>(isa, token);
+            } else {
+                self.few::<I, 2>(isa, token);
             }
+            token += (tokens - token).min(2);
         }
     }
 }
@@ -140,13 +132,13 @@ fn step<F: Unpack, I: Isa, const T: usize>(
         for j in 0..4 {
             let (x, y) = (isa.b_all_i8(&quants[j]), isa.b_all_i8(&quants[4 + j]));
             if F::LARGEST > 127 {
-                let (x, y) = (isa.n_dot4(zero[t], lanes[j], x), isa.n_dot4(zero[t], lanes[4 + j], y));
+                let x = isa.n_dot4::<true>(zero[t], lanes[j], x);
+                let y = isa.n_dot4::<true>(zero[t], lanes[4 + j], y);
                 step.low[t] = isa.n_add(step.low[t], isa.n_mul(x, isa.n_spread_i16(scale, j)));
                 step.high[t] = isa.n_add(step.high[t], isa.n_mul(y, isa.n_spread_i16(scale, 4 + j)));
             } else {
-                step.low[t] = isa.n_dot4_scaled(step.low[t], lanes[j], x, isa.b_spread_i16(scale, j));
-                step.high[t] =
-                    isa.n_dot4_scaled(step.high[t], lanes[4 + j], y, isa.b_spread_i16(scale, 4 + j));
+                step.low[t] = isa.n_dot4_scaled(step.low[t], lanes[j], x, scale, j);
+                step.high[t] = isa.n_dot4_scaled(step.high[t], lanes[4 + j], y, scale, 4 + j);
             }
         }
         let sums = isa.b_all_i16(&tokens[t].sums[b]);
@@ -295,7 +287,12 @@ fn eight_blocks<F: Unpack, I: Isa, const T: usize>(
         let quants = &tokens[t].quants[b];
         let mut products = [isa.n_zero(); 8];
         for j in 0..8 {
-            products[j] = isa.n_dot4(isa.n_zero(), lanes[j], isa.b_all_i8(&quants[j]));
+            let token = isa.b_all_i8(&quants[j]);
+            products[j] = if F::LARGEST > 127 {
+                isa.n_dot4::<true>(isa.n_zero(), lanes[j], token)
+            } else {
+                isa.n_dot4::<false>(isa.n_zero(), lanes[j], token)
+            };
         }
         let columns = isa.n_dot2_i16(isa.n_zero(), isa.b_all_i16(&tokens[t].sums[b]), ones);
         let mut sum = isa.n_sums8(products);

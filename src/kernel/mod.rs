@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 
 use crate::simd::Isa;
 
+pub mod activation;
 pub mod activations;
 pub mod attention;
 pub mod elementwise;

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 
+pub use crate::machine::default_threads;
+
 /// Turns of the waiting loop before a worker sleeps: some 100 µs, longer than any pause within a token.
 const SPIN: usize = 20_000;
 
@@ -187,11 +189,6 @@ impl Shared {
             self.panicked.store(true, Ordering::Relaxed);
         }
     }
-}
-
-/// Threads to use by default: what the cgroup quota and the affinity mask allow.
-pub fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 #[cfg(test)]

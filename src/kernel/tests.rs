@@ -287,6 +287,7 @@ fn attention_case(kind: KvType, head: usize, length: usize, window: usize, toler
                 positions: &positions[range],
                 padded_head: padded,
                 window,
+                mask: None,
                 scratch: &mut attention::Scratch::default(),
                 out: &mut out,
             }

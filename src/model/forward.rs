@@ -1,5 +1,7 @@
-//! The forward pass of phi3, every line with its shape.
+//! The forward pass, every line with its shape.
 
+use super::experts::{ExpertBuffers, mixture};
+use super::weights::{FeedForward, Linear, Norm, Qkv};
 use super::{Model, Regime};
 use crate::Result;
 use crate::backend::{Backend, Heads, Part, Rotation};
@@ -8,12 +10,17 @@ use crate::backend::{Backend, Heads, Part, Rotation};
 pub struct Workspace<B: Backend> {
     /// `[rows, hidden]`: the residual stream.
     x: B::Buffer,
-    /// `[rows, hidden]`: normed, or what a block adds.
+    /// `[rows, hidden]`: normed.
     y: B::Buffer,
+    /// `[rows, hidden]`: what a block adds.
+    z: B::Buffer,
     /// `[rows, (heads + 2 · kv_heads) · head]`, and `[rows, 2 · feed_forward]`.
     wide: B::Buffer,
     /// `[rows, heads · head]`, and `[rows, feed_forward]`.
     inner: B::Buffer,
+    /// Queries, keys and values where they are projected apart.
+    split: [B::Buffer; 3],
+    experts: ExpertBuffers<B>,
     logits: B::Buffer,
     rotation: Rotation,
 }
@@ -23,8 +30,11 @@ impl<B: Backend> Default for Workspace<B> {
         Self {
             x: B::Buffer::default(),
             y: B::Buffer::default(),
+            z: B::Buffer::default(),
             wide: B::Buffer::default(),
             inner: B::Buffer::default(),
+            split: Default::default(),
+            experts: ExpertBuffers::default(),
             logits: B::Buffer::default(),
             rotation: Rotation::default(),
         }
@@ -47,9 +57,8 @@ pub fn forward<B: Backend>(
     outputs: Outputs,
 ) -> Result<Vec<f32>> {
     let hyper = &model.hyper;
-    let heads =
-        Heads { count: hyper.heads, kv_count: hyper.kv_heads, size: hyper.head, window: hyper.window };
-    let Workspace { x, y, wide, inner, logits, rotation } = work;
+    let eps = hyper.norm_eps;
+    let Workspace { x, y, z, wide, inner, split, experts, logits, rotation } = work;
     rotation.cos.clear();
     rotation.sin.clear();
     for (part, &regime) in parts.iter().zip(regimes) {
@@ -57,24 +66,104 @@ pub fn forward<B: Backend>(
     }
 
     backend.embed(&model.embedding, ids, x)?; // [rows, hidden]
+    backend.scale(x, hyper.embedding_scale);
     for (i, layer) in model.layers.iter().enumerate() {
-        backend.rms_norm(x, &layer.attention_norm, hyper.norm_eps, y); // [rows, hidden]
-        backend.linear(&layer.qkv, y, wide)?; // [rows, q + k + v]
+        norm(backend, &layer.attention_norm, eps, x, y); // [rows, hidden]
+        project(backend, &layer.qkv, y, split, wide)?; // [rows, q + k + v]
+        let heads = Heads {
+            count: hyper.heads,
+            kv_count: hyper.kv_heads,
+            size: hyper.head,
+            scale: hyper.attention_scale,
+            window: hyper.window,
+            sparse: hyper.sparse(i),
+        };
         backend.attention(i, &heads, rotation, wide, parts, inner); // [rows, heads · head]
-        backend.linear(&layer.attention_output, inner, y)?; // [rows, hidden]
-        backend.add(x, y);
+        if i + 1 == model.layers.len() && !backend.wants_every_row() {
+            // Nothing else sees the other rows now: from here on rows are those of `outputs`.
+            if outputs.is_empty() {
+                return Ok(Vec::new());
+            }
+            for rows in [&mut *x, &mut *y, &mut *inner] {
+                backend.gather(rows, outputs, z);
+                std::mem::swap(rows, z);
+            }
+        }
+        linear(backend, &layer.attention_output, inner, z)?; // [rows, hidden]
+        backend.add(x, z);
 
-        backend.rms_norm(x, &layer.feed_forward_norm, hyper.norm_eps, y); // [rows, hidden]
-        backend.linear(&layer.gate_up, y, wide)?; // [rows, gate + up]
-        backend.swiglu(wide, inner); // [rows, feed_forward]
-        backend.linear(&layer.down, inner, y)?; // [rows, hidden]
-        backend.add(x, y);
+        if let Some(weights) = &layer.feed_forward_norm {
+            norm(backend, weights, eps, x, y); // [rows, hidden]
+        }
+        match &layer.feed_forward {
+            FeedForward::Gelu { up, down } => {
+                linear(backend, up, y, inner)?; // [rows, feed_forward]
+                backend.gelu(inner);
+                linear(backend, down, inner, z)?; // [rows, hidden]
+            }
+            FeedForward::SwiGlu { gate_up, down } => {
+                linear(backend, gate_up, y, wide)?; // [rows, gate + up]
+                backend.swiglu(wide, inner); // [rows, feed_forward]
+                linear(backend, down, inner, z)?; // [rows, hidden]
+            }
+            FeedForward::GeGelu { gate_up, down, limit } => {
+                linear(backend, gate_up, y, wide)?; // [rows, gate + up]
+                backend.gegelu(wide, *limit, inner); // [rows, feed_forward]
+                linear(backend, down, inner, z)?; // [rows, hidden]
+            }
+            FeedForward::Experts(weights) => mixture(backend, weights, y, experts, z)?, // [rows, hidden]
+        }
+        backend.add(x, z);
     }
     if outputs.is_empty() {
         return Ok(Vec::new());
     }
-    backend.gather(x, outputs, inner); // [outputs, hidden]
-    backend.rms_norm(inner, &model.output_norm, hyper.norm_eps, y); // [outputs, hidden]
-    backend.linear(&model.head, y, logits)?; // [outputs, vocabulary]
-    Ok(backend.read(logits))
+    if backend.wants_every_row() {
+        backend.gather(x, outputs, z);
+        std::mem::swap(x, z);
+    }
+    norm(backend, &model.output_norm, eps, x, y); // [outputs, hidden]
+    linear(backend, &model.head, y, logits)?; // [outputs, vocabulary]
+    backend.scale(logits, hyper.logit_scale);
+    let mut read = backend.read(logits);
+    for row in read.chunks_exact_mut(model.vocabulary()) {
+        model.unused.iter().for_each(|id| row[*id as usize] = f32::MIN);
+    }
+    Ok(read)
+}
+
+fn norm<B: Backend>(backend: &B, norm: &Norm, eps: f32, x: &B::Buffer, out: &mut B::Buffer) {
+    match norm {
+        Norm::Rms { weight } => backend.rms_norm(x, weight, eps, out),
+        Norm::Layer { weight, bias } => backend.layer_norm(x, weight, bias, eps, out),
+    }
+}
+
+fn linear<B: Backend>(backend: &B, linear: &Linear, x: &B::Buffer, out: &mut B::Buffer) -> Result<()> {
+    backend.linear(&linear.weight, x, out)?;
+    if let Some(bias) = &linear.bias {
+        backend.add_bias(out, bias);
+    }
+    Ok(())
+}
+
+/// Queries, keys and values of each row, side by side in `out`.
+fn project<B: Backend>(
+    backend: &B,
+    qkv: &Qkv,
+    x: &B::Buffer,
+    split: &mut [B::Buffer; 3],
+    out: &mut B::Buffer,
+) -> Result<()> {
+    match qkv {
+        Qkv::Fused(weights) => linear(backend, weights, x, out),
+        Qkv::Split(parts) => {
+            for (weights, part) in parts.iter().zip(split.iter_mut()) {
+                linear(backend, weights, x, part)?;
+            }
+            let [q, k, v] = &*split;
+            backend.concat(&[q, k, v], out);
+            Ok(())
+        }
+    }
 }

@@ -19,7 +19,8 @@ pub struct Rope {
     short: Vec<f32>,
     long: Vec<f32>,
     original_context: usize,
-    attention_factor: f32,
+    /// What cosines and sines are multiplied by: short, long.
+    scale: [f32; 2],
 }
 
 impl Rope {
@@ -36,33 +37,40 @@ impl Rope {
                 })
                 .collect()
         };
-        let attention_factor = if short.or(long).is_some() { hyper.rope_attention_factor } else { 1.0 };
+        let scale = if short.or(long).is_some() { hyper.rope_scale } else { [1.0; 2] };
         Self {
             short: frequencies(short),
             long: frequencies(long.or(short)),
             original_context: hyper.original_context,
-            attention_factor,
+            scale,
         }
     }
 
     /// The regime of a sequence of `length` tokens.
     pub fn regime(&self, length: usize) -> Regime {
-        if length <= self.original_context || self.short == self.long { Regime::Short } else { Regime::Long }
+        let same = self.short == self.long && self.scale[0] == self.scale[1];
+        if length <= self.original_context || same { Regime::Short } else { Regime::Long }
+    }
+
+    /// The longest sequence that is in the regime of one of `length` tokens.
+    pub fn regime_end(&self, length: usize) -> usize {
+        if self.regime(length) == self.regime(usize::MAX) { usize::MAX } else { self.original_context }
     }
 
     /// Appends the angles of `positions` to `rotation`.
     pub fn extend(&self, rotation: &mut Rotation, regime: Regime, positions: std::ops::Range<usize>) {
-        let frequencies = match regime {
-            Regime::Short => &self.short,
-            Regime::Long => &self.long,
+        let [short, long] = self.scale;
+        let (frequencies, scale) = match regime {
+            Regime::Short => (&self.short, short),
+            Regime::Long => (&self.long, long),
         };
         rotation.pairs = frequencies.len();
         for position in positions {
             for &frequency in frequencies {
                 // The product is rounded to single precision before its sine is taken, as in the reference.
                 let angle = f64::from(position as f32 * frequency);
-                rotation.cos.push(angle.cos() as f32 * self.attention_factor);
-                rotation.sin.push(angle.sin() as f32 * self.attention_factor);
+                rotation.cos.push(angle.cos() as f32 * scale);
+                rotation.sin.push(angle.sin() as f32 * scale);
             }
         }
     }

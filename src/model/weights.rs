@@ -4,40 +4,99 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Hyper, Rope, SUPPORTED};
+use super::{Architecture, Hyper, Rope};
 use crate::backend::Matrix;
 use crate::gguf::Gguf;
 use crate::{Error, Result, quant};
 
-/// A phi3 model, its matrices left in the mapped file.
+/// A model, its matrices left in the mapped file.
 pub struct Model {
     pub hyper: Hyper,
     pub rope: Rope,
     /// `[vocabulary, hidden]`.
     pub embedding: Matrix,
     pub layers: Vec<Layer>,
-    /// `[hidden]`.
-    pub output_norm: Vec<f32>,
+    /// Of `[hidden]`.
+    pub output_norm: Norm,
     /// `[vocabulary, hidden]`; the embedding where the model ties them.
-    pub head: Matrix,
+    pub head: Linear,
+    /// Tokens that the model never says: their logits are the lowest there are.
+    pub unused: Vec<u32>,
     file: Arc<Gguf>,
 }
 
 /// One transformer layer.
 pub struct Layer {
-    /// `[hidden]`.
-    pub attention_norm: Vec<f32>,
-    /// `[(heads + 2 · kv_heads) · head, hidden]`: queries, keys, values.
-    pub qkv: Matrix,
+    /// Of `[hidden]`.
+    pub attention_norm: Norm,
+    pub qkv: Qkv,
     /// `[hidden, heads · head]`.
-    pub attention_output: Matrix,
-    /// `[hidden]`.
-    pub feed_forward_norm: Vec<f32>,
-    /// `[2 · feed_forward, hidden]`: gate, up.
-    pub gate_up: Matrix,
-    /// `[hidden, feed_forward]`.
-    pub down: Matrix,
+    pub attention_output: Linear,
+    /// Of `[hidden]`. None in Phi-2, whose feed-forward layer stands beside the attention and reads the same norm.
+    pub feed_forward_norm: Option<Norm>,
+    pub feed_forward: FeedForward,
 }
+
+/// `x · weightᵀ + bias`.
+pub struct Linear {
+    pub weight: Matrix,
+    /// As many elements as the weight has rows.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// A normalisation's parameters, of the width of what it normalises.
+pub enum Norm {
+    /// `x / rms(x) · weight`.
+    Rms { weight: Vec<f32> },
+    /// `(x − mean(x)) / std(x) · weight + bias`.
+    Layer { weight: Vec<f32>, bias: Vec<f32> },
+}
+
+/// The projection to queries, keys and values.
+pub enum Qkv {
+    /// `[(heads + 2 · kv_heads) · head, hidden]`: queries, keys, values.
+    Fused(Linear),
+    /// `[heads · head, hidden]` and twice `[kv_heads · head, hidden]`.
+    Split([Linear; 3]),
+}
+
+/// The feed-forward part of a layer.
+pub enum FeedForward {
+    /// `down(gelu(up(x)))`, with matrices `[feed_forward, hidden]` and `[hidden, feed_forward]`.
+    Gelu {
+        up: Linear,
+        down: Linear,
+    },
+    /// `down(silu(gate(x)) · up(x))`; gate and up are one matrix `[2 · feed_forward, hidden]`.
+    SwiGlu {
+        gate_up: Linear,
+        down: Linear,
+    },
+    /// The same with Phi-3-small's GEGELU.
+    GeGelu {
+        gate_up: Linear,
+        down: Linear,
+        limit: f32,
+    },
+    Experts(Experts),
+}
+
+/// A mixture of experts, each of which is a SwiGLU of its own.
+pub struct Experts {
+    /// `[experts, hidden]`.
+    pub router: Matrix,
+    /// An expert each: `[feed_forward, hidden]`.
+    pub gate: Vec<Matrix>,
+    /// An expert each: `[feed_forward, hidden]`.
+    pub up: Vec<Matrix>,
+    /// An expert each: `[hidden, feed_forward]`.
+    pub down: Vec<Matrix>,
+    /// SparseMixer's threshold.
+    pub jitter: f32,
+}
+
+/// Experts that a token goes through.
+pub const EXPERTS_USED: usize = 2;
 
 impl Model {
     /// Binds the tensors of `file`, each checked against the hyper-parameters.
@@ -45,12 +104,17 @@ impl Model {
     /// # Errors
     /// Another architecture; a key or tensor that is missing, or of another shape; a type that cannot be computed with.
     pub fn load(file: Arc<Gguf>) -> Result<Self> {
-        Self::bind(&Binder { file: &file, survey: None })
+        let hyper = Hyper::read(&file)?;
+        Self::bind(&Binder { file: &file, hyper, survey: None })
     }
 
     /// Everything that is wrong with `file`'s tensors and hyper-parameters, where [`Self::load`] stops at the first.
     pub fn survey(file: &Arc<Gguf>) -> Survey {
-        let bind = Binder { file, survey: Some(RefCell::default()) };
+        let hyper = match Hyper::read(file) {
+            Ok(hyper) => hyper,
+            Err(fault) => return Survey { faults: vec![fault], bound: BTreeSet::new() },
+        };
+        let bind = Binder { file, hyper, survey: Some(RefCell::default()) };
         let bound = Self::bind(&bind);
         let mut survey = bind.survey.map(RefCell::into_inner).unwrap_or_default();
         survey.faults.extend(bound.err());
@@ -58,46 +122,27 @@ impl Model {
     }
 
     fn bind(bind: &Binder) -> Result<Self> {
-        let file = bind.file;
-        let architecture = file.metadata().string("general.architecture");
-        let architecture = architecture.map_err(|fault| Error::invalid(file.path(), fault))?;
-        if architecture != Some("phi3") {
-            let named = architecture
-                .map_or("no architecture".to_owned(), |name| format!("the architecture \"{name}\""));
-            return Err(Error::Unsupported(format!(
-                "{}: the model has {named}; supported: {}",
-                file.path().display(),
-                SUPPORTED.join(", ")
-            )));
-        }
-        let hyper = Hyper::read(file)?;
-        let (hidden, head) = (hyper.hidden, hyper.head);
-        let embedding = bind.matrix("token_embd.weight", None, hidden)?;
+        let (file, hyper) = (bind.file, bind.hyper.clone());
+        let embedding = bind.matrix("token_embd.weight", None, hyper.hidden)?;
         let vocabulary = embedding.rows;
-        let layers = (0..hyper.layers)
-            .map(|i| {
-                let name = |part: &str| format!("blk.{i}.{part}.weight");
-                let qkv_rows = (hyper.heads + 2 * hyper.kv_heads) * head;
-                Ok(Layer {
-                    attention_norm: bind.vector(&name("attn_norm"), hidden)?,
-                    qkv: bind.matrix(&name("attn_qkv"), Some(qkv_rows), hidden)?,
-                    attention_output: bind.matrix(&name("attn_output"), Some(hidden), hyper.heads * head)?,
-                    feed_forward_norm: bind.vector(&name("ffn_norm"), hidden)?,
-                    gate_up: bind.matrix(&name("ffn_up"), Some(2 * hyper.feed_forward), hidden)?,
-                    down: bind.matrix(&name("ffn_down"), Some(hidden), hyper.feed_forward)?,
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let output_norm = bind.vector("output_norm.weight", hidden)?;
-        let head_matrix = match file.tensor("output.weight") {
+        let layers = (0..hyper.layers).map(|i| bind.layer(i)).collect::<Result<Vec<_>>>()?;
+        let output_norm = bind.norm("output_norm")?;
+        let head = match file.tensor("output.weight") {
             // Where the embedding itself is at fault, it does not say how many tokens there are.
-            Some(_) => bind.matrix("output.weight", Some(vocabulary).filter(|&rows| rows > 0), hidden)?,
+            Some(_) => {
+                bind.matrix("output.weight", Some(vocabulary).filter(|&rows| rows > 0), hyper.hidden)?
+            }
             None => embedding.clone(),
         };
-        let factors = |name: &str| file.tensor(name).map(|_| bind.vector(name, hyper.rotary / 2)).transpose();
+        let head = Linear { weight: head, bias: bind.optional_vector("output.bias", vocabulary)? };
+        let factors = |name: &str| bind.optional_vector(name, hyper.rotary / 2);
         let (short, long) = (factors("rope_factors_short.weight")?, factors("rope_factors_long.weight")?);
         let rope = Rope::new(&hyper, short.as_deref(), long.as_deref());
-        Ok(Self { rope, embedding, layers, output_norm, head: head_matrix, hyper, file: Arc::clone(file) })
+        let unused = file.metadata().i32s("phi.unused_token_ids");
+        let unused = unused.map_err(|fault| Error::invalid(file.path(), fault))?.unwrap_or_default();
+        let unused = unused.iter().filter_map(|id| u32::try_from(*id).ok());
+        let unused = unused.filter(|id| (*id as usize) < vocabulary).collect();
+        Ok(Self { rope, embedding, layers, output_norm, head, unused, hyper, file: Arc::clone(file) })
     }
 
     /// The file the weights are in.
@@ -112,10 +157,34 @@ impl Model {
 
     /// Bytes of weights that are read to compute one token.
     pub fn bytes_per_token(&self) -> u64 {
-        let of = |m: &Matrix| (m.row_bytes() * m.rows) as u64;
-        let layers =
-            self.layers.iter().map(|l| of(&l.qkv) + of(&l.attention_output) + of(&l.gate_up) + of(&l.down));
-        layers.sum::<u64>() + of(&self.head) + self.embedding.row_bytes() as u64
+        let bytes = |m: &Matrix| (m.row_bytes() * m.rows) as u64;
+        let layers: u64 = self.layer_matrices().into_iter().map(bytes).sum();
+        layers + bytes(&self.head.weight) + self.embedding.row_bytes() as u64
+    }
+
+    /// The matrices of all layers that a token is multiplied with; of experts, as many as it uses.
+    pub fn layer_matrices(&self) -> Vec<&Matrix> {
+        let mut all = Vec::new();
+        for layer in &self.layers {
+            match &layer.qkv {
+                Qkv::Fused(linear) => all.push(&linear.weight),
+                Qkv::Split(parts) => all.extend(parts.iter().map(|part| &part.weight)),
+            }
+            all.push(&layer.attention_output.weight);
+            match &layer.feed_forward {
+                FeedForward::Gelu { up: wide, down }
+                | FeedForward::SwiGlu { gate_up: wide, down }
+                | FeedForward::GeGelu { gate_up: wide, down, .. } => {
+                    all.extend([&wide.weight, &down.weight]);
+                }
+                FeedForward::Experts(experts) => {
+                    all.push(&experts.router);
+                    let parts = [&experts.gate, &experts.up, &experts.down];
+                    all.extend(parts.iter().flat_map(|part| part.iter().take(EXPERTS_USED)));
+                }
+            }
+        }
+        all
     }
 }
 
@@ -129,11 +198,94 @@ pub struct Survey {
 
 struct Binder<'a> {
     file: &'a Arc<Gguf>,
+    hyper: Hyper,
     /// Where faults are noted instead of ending the binding.
     survey: Option<RefCell<Survey>>,
 }
 
 impl Binder<'_> {
+    fn layer(&self, i: usize) -> Result<Layer> {
+        let hyper = &self.hyper;
+        let name = |part: &str| format!("blk.{i}.{part}");
+        let (q_rows, kv_rows) = (hyper.heads * hyper.head, hyper.kv_heads * hyper.head);
+        let split = ["attn_q", "attn_k", "attn_v"].map(|part| name(&format!("{part}.weight")));
+        let fused = split.iter().all(|name| self.file.tensor(name).is_none());
+        Ok(Layer {
+            attention_norm: self.norm(&name("attn_norm"))?,
+            qkv: if fused {
+                Qkv::Fused(self.linear(&name("attn_qkv"), q_rows + 2 * kv_rows, hyper.hidden)?)
+            } else {
+                Qkv::Split([
+                    self.linear(&name("attn_q"), q_rows, hyper.hidden)?,
+                    self.linear(&name("attn_k"), kv_rows, hyper.hidden)?,
+                    self.linear(&name("attn_v"), kv_rows, hyper.hidden)?,
+                ])
+            },
+            attention_output: self.linear(&name("attn_output"), hyper.hidden, q_rows)?,
+            feed_forward_norm: match hyper.architecture {
+                Architecture::Phi2 => None,
+                _ => Some(self.norm(&name("ffn_norm"))?),
+            },
+            feed_forward: self.feed_forward(i)?,
+        })
+    }
+
+    fn feed_forward(&self, i: usize) -> Result<FeedForward> {
+        let Hyper { hidden, feed_forward, .. } = self.hyper;
+        let wide = |rows: usize| self.linear(&format!("blk.{i}.ffn_up"), rows, hidden);
+        let down = || self.linear(&format!("blk.{i}.ffn_down"), hidden, feed_forward);
+        Ok(match self.hyper.architecture {
+            Architecture::Phi2 => FeedForward::Gelu { up: wide(feed_forward)?, down: down()? },
+            Architecture::Phi3 => FeedForward::SwiGlu { gate_up: wide(2 * feed_forward)?, down: down()? },
+            Architecture::Phi3Small => FeedForward::GeGelu {
+                gate_up: wide(2 * feed_forward)?,
+                down: down()?,
+                limit: self.hyper.gelu_limit,
+            },
+            Architecture::PhiMoe => FeedForward::Experts(self.experts(i)?),
+        })
+    }
+
+    fn experts(&self, i: usize) -> Result<Experts> {
+        let Hyper { hidden, feed_forward, experts, .. } = self.hyper;
+        let stack = |part: &str, rows: usize, columns: usize| -> Result<Vec<Matrix>> {
+            let name = format!("blk.{i}.ffn_{part}_exps.weight");
+            let whole = self.matrix(&name, Some(experts * rows), columns)?;
+            if whole.rows < experts * rows {
+                // The stand-in of a survey.
+                return Ok(vec![whole; experts]);
+            }
+            Ok((0..experts).map(|expert| whole.rows_of(expert * rows, rows)).collect())
+        };
+        Ok(Experts {
+            router: self.matrix(&format!("blk.{i}.ffn_gate_inp.weight"), Some(experts), hidden)?,
+            gate: stack("gate", feed_forward, hidden)?,
+            up: stack("up", feed_forward, hidden)?,
+            down: stack("down", hidden, feed_forward)?,
+            jitter: self.hyper.router_jitter,
+        })
+    }
+
+    /// A weight and its bias: Phi-2 and Phi-3-small have one everywhere; in others it counts where there is one.
+    fn linear(&self, name: &str, rows: usize, columns: usize) -> Result<Linear> {
+        let weight = self.matrix(&format!("{name}.weight"), Some(rows), columns)?;
+        let bias = format!("{name}.bias");
+        let bias = match self.hyper.architecture {
+            Architecture::Phi2 | Architecture::Phi3Small => Some(self.vector(&bias, rows)?),
+            Architecture::Phi3 | Architecture::PhiMoe => self.optional_vector(&bias, rows)?,
+        };
+        Ok(Linear { weight, bias })
+    }
+
+    fn norm(&self, name: &str) -> Result<Norm> {
+        let hidden = self.hyper.hidden;
+        let weight = self.vector(&format!("{name}.weight"), hidden)?;
+        Ok(match self.hyper.architecture {
+            Architecture::Phi3 => Norm::Rms { weight },
+            _ => Norm::Layer { weight, bias: self.vector(&format!("{name}.bias"), hidden)? },
+        })
+    }
+
     /// In a survey, notes a fault and goes on with a stand-in.
     fn or_else<T>(&self, result: Result<T>, stand_in: impl FnOnce() -> T) -> Result<T> {
         match (result, &self.survey) {
@@ -145,7 +297,7 @@ impl Binder<'_> {
         }
     }
 
-    /// A matrix of `columns`, and of `rows` unless that is for the file to say.
+    /// A matrix of `columns`, and of `rows` (of all experts together) unless that is for the file to say.
     fn matrix(&self, name: &str, rows: Option<usize>, columns: usize) -> Result<Matrix> {
         let stand_in = || {
             let mut matrix = Matrix::new(Arc::clone(self.file), 0);
@@ -160,12 +312,18 @@ impl Binder<'_> {
         self.or_else(self.try_vector(name, length), || vec![1.0; length])
     }
 
+    /// The same; `None` if there is no such tensor.
+    fn optional_vector(&self, name: &str, length: usize) -> Result<Option<Vec<f32>>> {
+        self.file.tensor(name).map(|_| self.vector(name, length)).transpose()
+    }
+
     fn find(&self, name: &str) -> Result<usize> {
         let found = self.file.tensors().iter().position(|tensor| tensor.name == name);
         let index = found.ok_or_else(|| {
+            let architecture = self.hyper.architecture.name();
             Error::invalid(
                 self.file.path(),
-                format!("the tensor {name} is missing: the file is not a complete phi3 model"),
+                format!("the tensor {name} is missing: the file is not a complete {architecture} model"),
             )
         })?;
         if let Some(survey) = &self.survey {
@@ -177,7 +335,7 @@ impl Binder<'_> {
     fn try_matrix(&self, name: &str, rows: Option<usize>, columns: usize) -> Result<Matrix> {
         let index = self.find(name)?;
         let info = &self.file.tensors()[index];
-        let fits = info.shape.len() <= 2
+        let fits = info.shape.len() <= 3
             && info.columns() == columns as u64
             && info.rows() > 0
             && rows.is_none_or(|rows| info.rows() == rows as u64);

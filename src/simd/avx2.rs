@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, Kernel, MAX_ROWS, OfRows, TileKernel};
+use super::{Isa, Kernel, MAX_ROWS, OfRows, TileKernel, checked, checked_mut};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -19,18 +19,6 @@ impl Avx2 {
             && is_x86_feature_detected!("f16c"))
         .then_some(Self(()))
     }
-}
-
-/// A pointer to `N` values of `from`, checked to be there.
-#[inline(always)]
-pub(super) fn checked<const N: usize, T>(from: &[T]) -> *const T {
-    from[..N].as_ptr()
-}
-
-/// As [`checked`], to write to.
-#[inline(always)]
-pub(super) fn checked_mut<const N: usize, T>(to: &mut [T]) -> *mut T {
-    to[..N].as_mut_ptr()
 }
 
 /// Hides from the compiler where `v` comes from. It would otherwise see that the lanes spread from a
@@ -164,6 +152,14 @@ impl Isa for Avx2 {
         unsafe { opaque(_mm256_cvtepi8_epi16(_mm_loadu_si128(from[0].as_ptr().cast()))) }
     }
     #[inline(always)]
+    fn b_widen_words(self, from: OfRows<[u64; 2]>) -> Self::B {
+        unsafe { opaque(_mm256_cvtepu8_epi16(_mm_set_epi64x(from[0][1] as i64, from[0][0] as i64))) }
+    }
+    #[inline(always)]
+    fn b_add_i16(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe { _mm256_add_epi16(a, b) }
+    }
+    #[inline(always)]
     fn b_widen_twice(self, from: OfRows<u64>) -> Self::B {
         unsafe {
             let bytes = _mm_cvtsi64_si128(from[0] as i64);
@@ -264,25 +260,17 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B {
-        unsafe {
-            let half = if pair < 4 {
-                _mm256_permute2x128_si256::<0x00>(v, v)
-            } else {
-                _mm256_permute2x128_si256::<0x11>(v, v)
-            };
-            let low = (4 * (pair % 4)) as i16;
-            let (a, b) = (low | (low + 1) << 8, (low + 2) | (low + 3) << 8);
-            _mm256_shuffle_epi8(half, _mm256_setr_epi16(a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b))
-        }
+    fn n_spread_i16(self, v: Self::B, pair: usize) -> Self::N {
+        // A product of pairs with (1, 0) keeps one of two equal i16 and widens it.
+        unsafe { _mm256_madd_epi16(self.spread_i16(v, pair), _mm256_set1_epi32(1)) }
     }
     #[inline(always)]
-    fn n_dot4(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N {
-        self.w_dot4::<true>(acc, u, a)
+    fn n_dot4<const WIDE: bool>(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N {
+        self.w_dot4::<WIDE>(acc, u, a)
     }
     #[inline(always)]
-    fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, s: Self::B) -> Self::N {
-        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, a), s)) }
+    fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, scales: Self::B, pair: usize) -> Self::N {
+        self.n_dot2_i16(acc, unsafe { _mm256_maddubs_epi16(u, a) }, self.spread_i16(scales, pair))
     }
     #[inline(always)]
     fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N {
@@ -423,8 +411,8 @@ impl Isa for Avx2 {
         assert!(from.len() >= 4 * (7 * from_stride + 8) && to.len() >= 7 * to_stride + 8);
         unsafe {
             let mut rows = [_mm256_setzero_si256(); 8];
-            for (r, row) in rows.iter_mut().enumerate() {
-                *row = _mm256_loadu_si256(from.as_ptr().add(4 * r * from_stride).cast());
+            for r in 0..8 {
+                rows[r] = _mm256_loadu_si256(from.as_ptr().add(4 * r * from_stride).cast());
             }
             let mut pairs = rows;
             for i in 0..4 {
@@ -538,6 +526,21 @@ impl Isa for Avx2 {
 }
 
 impl Avx2 {
+    /// i16 lanes 0..8 all hold lane `2 * pair` of `v`, lanes 8..16 lane `2 * pair + 1`.
+    #[inline(always)]
+    fn spread_i16(self, v: __m256i, pair: usize) -> __m256i {
+        unsafe {
+            let half = if pair < 4 {
+                _mm256_permute2x128_si256::<0x00>(v, v)
+            } else {
+                _mm256_permute2x128_si256::<0x11>(v, v)
+            };
+            let low = (4 * (pair % 4)) as i16;
+            let (a, b) = (low | (low + 1) << 8, (low + 2) | (low + 3) << 8);
+            _mm256_shuffle_epi8(half, _mm256_setr_epi16(a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b))
+        }
+    }
+
     /// Each i32, which fits i16, twice as i16.
     #[inline(always)]
     fn twice_i16(self, v: __m256i) -> __m256i {

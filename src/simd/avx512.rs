@@ -5,8 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::{checked, checked_mut};
-use super::{Isa, Kernel, MAX_ROWS, OfRows, TileKernel};
+use super::{Isa, Kernel, MAX_ROWS, OfRows, TileKernel, checked, checked_mut};
 
 /// Proof that the machine has AVX-512 F, BW, VL, DQ and VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +161,17 @@ impl Isa for Avx512 {
         unsafe { opaque(_mm512_cvtepi8_epi16(self.sixteen_each(from))) }
     }
     #[inline(always)]
+    fn b_widen_words(self, from: OfRows<[u64; 2]>) -> Self::B {
+        unsafe {
+            let ([a, b], [c, d]) = (from[0], from[1]);
+            opaque(_mm512_cvtepu8_epi16(_mm256_setr_epi64x(a as i64, b as i64, c as i64, d as i64)))
+        }
+    }
+    #[inline(always)]
+    fn b_add_i16(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe { _mm512_add_epi16(a, b) }
+    }
+    #[inline(always)]
     fn b_widen_twice(self, from: OfRows<u64>) -> Self::B {
         unsafe {
             let both = _mm_set_epi64x(from[1] as i64, from[0] as i64);
@@ -170,14 +180,9 @@ impl Isa for Avx512 {
         }
     }
     #[inline(always)]
-    fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B {
-        unsafe {
-            // The same order within each row; a 32-bit lane's index covers two 16-bit ones.
-            let (a, b) = ((2 * pair) as i32 * 0x0001_0001, (2 * pair + 1) as i32 * 0x0001_0001);
-            let (c, d) = (a + 0x0010_0010, b + 0x0010_0010);
-            let which = _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
-            _mm512_permutexvar_epi16(which, v)
-        }
+    fn n_spread_i16(self, v: Self::B, pair: usize) -> Self::N {
+        // A product of pairs with (1, 0) keeps one of two equal i16 and widens it.
+        unsafe { _mm512_madd_epi16(self.spread_i16(v, pair), _mm512_set1_epi32(1)) }
     }
 
     #[inline(always)]
@@ -205,12 +210,12 @@ impl Isa for Avx512 {
         self.w_store(v, to);
     }
     #[inline(always)]
-    fn n_dot4(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N {
+    fn n_dot4<const WIDE: bool>(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N {
         unsafe { _mm512_dpbusd_epi32(acc, u, a) }
     }
     #[inline(always)]
-    fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, s: Self::B) -> Self::N {
-        unsafe { _mm512_dpwssd_epi32(acc, _mm512_maddubs_epi16(u, a), s) }
+    fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, scales: Self::B, pair: usize) -> Self::N {
+        self.n_dot2_i16(acc, unsafe { _mm512_maddubs_epi16(u, a) }, self.spread_i16(scales, pair))
     }
     #[inline(always)]
     fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N {
@@ -367,8 +372,8 @@ impl Isa for Avx512 {
         assert!(from.len() >= 4 * (15 * from_stride + 16) && to.len() >= 15 * to_stride + 16);
         unsafe {
             let mut rows = [_mm512_setzero_si512(); 16];
-            for (r, row) in rows.iter_mut().enumerate() {
-                *row = _mm512_loadu_si512(from.as_ptr().add(4 * r * from_stride).cast());
+            for r in 0..16 {
+                rows[r] = _mm512_loadu_si512(from.as_ptr().add(4 * r * from_stride).cast());
             }
             let mut pairs = rows;
             for i in 0..8 {
@@ -397,8 +402,8 @@ impl Isa for Avx512 {
                     _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even),
                     _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd),
                 ];
-                for (p, v) in out.into_iter().enumerate() {
-                    _mm512_storeu_si512(to.as_mut_ptr().add((4 * p + j) * to_stride).cast(), v);
+                for p in 0..4 {
+                    _mm512_storeu_si512(to.as_mut_ptr().add((4 * p + j) * to_stride).cast(), out[p]);
                 }
             }
         }
@@ -492,6 +497,18 @@ impl Isa for Avx512 {
 }
 
 impl Avx512 {
+    /// In every row, i16 lanes 0..8 all hold lane `2 * pair` of `v`, lanes 8..16 lane `2 * pair + 1`.
+    #[inline(always)]
+    fn spread_i16(self, v: __m512i, pair: usize) -> __m512i {
+        unsafe {
+            // The same order within each row; a 32-bit lane's index covers two 16-bit ones.
+            let (a, b) = ((2 * pair) as i32 * 0x0001_0001, (2 * pair + 1) as i32 * 0x0001_0001);
+            let (c, d) = (a + 0x0010_0010, b + 0x0010_0010);
+            let which = _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
+            _mm512_permutexvar_epi16(which, v)
+        }
+    }
+
     #[inline(always)]
     fn sixteen_each(self, from: OfRows<&[u8; 16]>) -> __m256i {
         unsafe {

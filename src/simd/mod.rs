@@ -14,12 +14,16 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub use neon::{Neon, NeonDot, NeonI8mm};
 pub use scalar::Scalar;
 
 use std::sync::OnceLock;
@@ -56,6 +60,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const ROWS: usize;
     /// Row vectors and tokens of a matmul tile that the registers hold.
     const TILE: (usize, usize);
+    /// Words (of four columns each) of a row or token that lie side by side in a matmul tile's operands: 1 or 2.
+    const WORDS: usize = 1;
 
     /// Narrow: 32 bytes a row, also seen as 16 i16.
     type B: Copy;
@@ -108,21 +114,15 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B;
     /// Sixteen i8, widened to i16.
     fn b_widen_i8(self, from: OfRows<&[u8; 16]>) -> Self::B;
+    /// The sixteen bytes of a row's two words, lowest first, widened to i16.
+    fn b_widen_words(self, from: OfRows<[u64; 2]>) -> Self::B;
+    /// Sums of i16 lanes.
+    fn b_add_i16(self, a: Self::B, b: Self::B) -> Self::B;
     /// The eight bytes of a row's word, lowest first, each in two neighbouring i16.
     fn b_widen_twice(self, from: OfRows<u64>) -> Self::B;
-    /// i16 lanes 0..8 all hold lane `2 * pair` of `v`, lanes 8..16 lane `2 * pair + 1`.
-    fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B;
 
     /// i32 lanes 0..4 all hold i16 lane `2 * pair` of `v`, lanes 4..8 lane `2 * pair + 1`.
-    #[inline(always)]
-    fn n_spread_i16(self, v: Self::B, pair: usize) -> Self::N {
-        // A product of pairs with (1, 0) keeps one of two equal i16 and widens it.
-        let mut once = [0i16; 16];
-        for one in once.iter_mut().step_by(2) {
-            *one = 1;
-        }
-        self.n_dot2_i16(self.n_zero(), self.b_spread_i16(v, pair), self.b_all_i16(&once))
-    }
+    fn n_spread_i16(self, v: Self::B, pair: usize) -> Self::N;
 
     // Narrow dot products.
     fn n_zero(self) -> Self::N;
@@ -132,10 +132,11 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn n_splat(self, x: i32) -> Self::N;
     /// `8 * ROWS` values.
     fn n_store(self, v: Self::N, to: &mut [i32]);
-    /// `acc[i] += Σ_{j<4} u[4i+j] * a[4i+j]`; `u` unsigned (any value), `a` signed.
-    fn n_dot4(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N;
-    /// `acc[i] += Σ_{j<4} u[4i+j] * a[4i+j] * s[2i + j/2]`; `u` at most 127, `a` signed, `s` i16.
-    fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, s: Self::B) -> Self::N;
+    /// `acc[i] += Σ_{j<4} u[4i+j] * a[4i+j]`; `u` unsigned, `a` signed but not -128. `WIDE`: bytes of `u` may exceed 127.
+    fn n_dot4<const WIDE: bool>(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N;
+    /// `acc[i] += s[i] * Σ_{j<4} u[4i+j] * a[4i+j]`; `u` at most 127, `a` signed but not -128, `s` what [`Isa::n_spread_i16`]
+    /// makes of `scales` and `pair`.
+    fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, scales: Self::B, pair: usize) -> Self::N;
     /// `acc[i] += a[2i] * b[2i] + a[2i+1] * b[2i+1]` over i16 lanes.
     fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N;
     /// In every row, lane `i` of the result is the sum of the lanes of `v[i]`.
@@ -176,11 +177,11 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn w_store_i8(self, v: Self::W, to: &mut [i8]);
     fn w_add(self, a: Self::W, b: Self::W) -> Self::W;
     fn w_mul(self, a: Self::W, b: Self::W) -> Self::W;
-    /// As [`Isa::n_dot4`], `u` and `a` seen as bytes. `WIDE`: bytes of `u` may exceed 127.
+    /// As [`Isa::n_dot4`], `u` and `a` seen as bytes.
     fn w_dot4<const WIDE: bool>(self, acc: Self::W, u: Self::W, a: Self::W) -> Self::W;
     /// Adds a group of columns to a register tile: `sum[t][r] += scales[r] · (starts[t] + Σ_q w_dot4(rows[q][r], tokens[q][t]))`
-    /// with `rows` `[quads, R, LANES]`, `tokens` `[quads, T]`, `scales` `[R, LANES]` (1 if there are none)
-    /// and `starts` `[T]` (0 if there are none). No byte of `rows` exceeds `largest`; scales fit i16.
+    /// with `rows` `[quads / WORDS, R, LANES, WORDS]`, `tokens` `[quads / WORDS, T, WORDS]`, `scales` `[R, LANES]` (1 if there
+    /// are none) and `starts` `[T]` (0 if there are none). No byte of `rows` exceeds `largest`; scales fit i16.
     #[inline(always)]
     fn w_group_tile<const R: usize, const T: usize>(
         self,
@@ -191,6 +192,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
         scales: Option<&[i32]>,
         largest: u8,
     ) {
+        const { assert!(Self::WORDS == 1) };
         let mut dot = [[self.w_splat(0); R]; T];
         for t in 0..T {
             for r in 0..R {
@@ -226,6 +228,13 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Row `r`, word `c` goes to row `c`, word `r`, for `LANES` × `LANES` words: row `r` is the (little-endian) bytes
     /// from `from[4 * r * from_stride]` on and the result's row `c` starts at `to[c * to_stride]`.
     fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize);
+    /// As [`Isa::w_transpose`] but of units of `WORDS` words, of which there are `LANES / WORDS` in a row: unit `c` of row `r`
+    /// goes to row `c`, unit `r`.
+    #[inline(always)]
+    fn w_transpose_units(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
+        const { assert!(Self::WORDS == 1) };
+        self.w_transpose(from, from_stride, to, to_stride);
+    }
 
     // Wide floats.
     fn f_splat(self, x: f32) -> Self::F;
@@ -243,7 +252,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn f_sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn f_mul(self, a: Self::F, b: Self::F) -> Self::F;
     fn f_div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a` where it is greater, else `b`, also where either is NaN.
     fn f_max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a` where it is less, else `b`, also where either is NaN.
     fn f_min(self, a: Self::F, b: Self::F) -> Self::F;
     fn f_abs(self, a: Self::F) -> Self::F;
     /// `a * b + c`, rounded once.
@@ -256,6 +267,20 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn f_to_w(self, a: Self::F) -> Self::W;
     /// `a * 2^n` for integral `n` in -126..=127 held as floats.
     fn f_scale2(self, a: Self::F, n: Self::F) -> Self::F;
+}
+
+/// A pointer to `N` values of `from`, checked to be there.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+fn checked<const N: usize, T>(from: &[T]) -> *const T {
+    from[..N].as_ptr()
+}
+
+/// As [`checked`], to write to.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+fn checked_mut<const N: usize, T>(to: &mut [T]) -> *mut T {
+    to[..N].as_mut_ptr()
 }
 
 /// What every ISA builds from its own operations.
@@ -313,6 +338,9 @@ pub enum Level {
     Scalar,
     Avx2,
     Avx512,
+    Neon,
+    NeonDot,
+    NeonI8mm,
 }
 
 impl Level {
@@ -322,6 +350,9 @@ impl Level {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Neon => "neon",
+            Level::NeonDot => "neon-dot",
+            Level::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -332,6 +363,12 @@ impl Level {
         {
             levels.extend(Avx512::new().map(|_| Level::Avx512));
             levels.extend(Avx2::new().map(|_| Level::Avx2));
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            levels.extend(NeonI8mm::new().map(|_| Level::NeonI8mm));
+            levels.extend(NeonDot::new().map(|_| Level::NeonDot));
+            levels.extend(Neon::new().map(|_| Level::Neon));
         }
         levels.push(Level::Scalar);
         levels
@@ -370,9 +407,30 @@ pub fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
                 return isa.vectorize(kernel);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        Level::NeonI8mm => {
+            if let Some(isa) = NeonI8mm::new() {
+                return isa.vectorize(kernel);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        Level::NeonDot => {
+            if let Some(isa) = NeonDot::new() {
+                return isa.vectorize(kernel);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => {
+            if let Some(isa) = Neon::new() {
+                return isa.vectorize(kernel);
+            }
+        }
         _ => {}
     }
     Scalar.vectorize(kernel)
 }
 
 pub mod lanes;
+
+#[cfg(test)]
+mod tests;

@@ -127,14 +127,23 @@ impl Isa for Scalar {
         from_i16s(from[0].map(|x| i16::from(x as i8)))
     }
     #[inline(always)]
+    fn b_widen_words(self, from: OfRows<[u64; 2]>) -> Self::B {
+        from_i16s(std::array::from_fn(|i| i16::from(from[0][i / 8].to_le_bytes()[i % 8])))
+    }
+    #[inline(always)]
+    fn b_add_i16(self, a: Self::B, b: Self::B) -> Self::B {
+        let (a, b) = (i16s(a), i16s(b));
+        from_i16s(std::array::from_fn(|i| a[i].wrapping_add(b[i])))
+    }
+    #[inline(always)]
     fn b_widen_twice(self, from: OfRows<u64>) -> Self::B {
         let bytes = from[0].to_le_bytes();
         from_i16s(std::array::from_fn(|i| i16::from(bytes[i / 2])))
     }
     #[inline(always)]
-    fn b_spread_i16(self, v: Self::B, pair: usize) -> Self::B {
+    fn n_spread_i16(self, v: Self::B, pair: usize) -> Self::N {
         let v = i16s(v);
-        from_i16s(std::array::from_fn(|i| v[2 * pair + i / 8]))
+        std::array::from_fn(|i| i32::from(v[2 * pair + i / 4]))
     }
 
     #[inline(always)]
@@ -162,18 +171,13 @@ impl Isa for Scalar {
         to[..8].copy_from_slice(&v);
     }
     #[inline(always)]
-    fn n_dot4(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N {
+    fn n_dot4<const WIDE: bool>(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N {
         std::array::from_fn(|i| dot4(acc[i], first(&u[4 * i..]), first(&a[4 * i..])))
     }
     #[inline(always)]
-    fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, s: Self::B) -> Self::N {
-        let s = i16s(s);
-        std::array::from_fn(|i| {
-            (0..4).fold(acc[i], |acc, j| {
-                let product = i32::from(u[4 * i + j]) * i32::from(a[4 * i + j] as i8);
-                acc.wrapping_add(product * i32::from(s[2 * i + j / 2]))
-            })
-        })
+    fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, scales: Self::B, pair: usize) -> Self::N {
+        let products = self.n_dot4::<false>([0; 8], u, a);
+        self.n_add(acc, self.n_mul(products, self.n_spread_i16(scales, pair)))
     }
     #[inline(always)]
     fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N {

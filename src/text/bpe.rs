@@ -38,6 +38,8 @@ pub(crate) struct Rules {
     pub fuse_unknown: bool,
     /// The merges, best first.
     pub merges: Vec<Merge>,
+    /// Whether merges in a row that make the same token have one rank, so that the leftmost of them comes first.
+    pub rank_by_product: bool,
 }
 
 /// The encoder made from [`Rules`].
@@ -115,7 +117,12 @@ impl Bpe {
         let raw = |id: u32| is_raw.binary_search(&id).is_ok();
         let mut cuts = all_bytes;
         let mut pairs = PairTable::with_capacity(rules.merges.len() + rules.merges.len() / 4);
-        for (rank, merge) in rules.merges.iter().enumerate() {
+        let mut rank = 0;
+        for (index, merge) in rules.merges.iter().enumerate() {
+            let before = index.checked_sub(1).map(|before| rules.merges[before].product);
+            if !rules.rank_by_product || before != Some(merge.product) {
+                rank = index;
+            }
             cuts &= !(raw(merge.left) || raw(merge.right) || raw(merge.product));
             pairs.insert(merge.left, merge.right, Pair { rank: rank as u32, product: merge.product });
             let (left, right) = (text(merge.left).chars().next_back(), text(merge.right).chars().next());

@@ -41,12 +41,20 @@ pub struct Message {
     /// "system", "user", "assistant", or what else the template knows; letters, digits, `_` and `-` only.
     pub role: String,
     pub content: String,
+    /// The tools there are, as a text that the model's template puts where it wants them (Phi-4-mini: a JSON list with
+    /// the system message).
+    pub tools: Option<String>,
 }
 
 impl Message {
     /// A turn of `role` that says `content`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self { role: role.into(), content: content.into(), tools: None }
+    }
+
+    /// The same turn with tools.
+    pub fn with_tools(self, tools: impl Into<String>) -> Self {
+        Self { tools: Some(tools.into()), ..self }
     }
 }
 
@@ -103,10 +111,14 @@ impl ChatTemplate {
                 message.role
             )));
         }
-        let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+        // What is not trusted: each message's content and tools.
+        let parts =
+            |message: &'_ Message| [message.content.clone(), message.tools.clone().unwrap_or_default()];
+        let owned: Vec<String> = messages.iter().flat_map(parts).collect();
+        let contents: Vec<&str> = owned.iter().map(String::as_str).collect();
         let plain = self.print(messages, &contents, add_generation_prompt)?;
         let key = unguessable();
-        let markers: Vec<String> = (0..messages.len()).map(|index| marker(&key, index)).collect();
+        let markers: Vec<String> = (0..contents.len()).map(|index| marker(&key, index)).collect();
         // An empty content stays empty: templates ask whether there is any.
         let marked: Vec<&str> = contents
             .iter()
@@ -161,17 +173,21 @@ impl ChatTemplate {
         marked
     }
 
-    /// What the template prints for `messages` with these contents.
+    /// What the template prints for `messages` with these contents and tools, two a message.
     fn print(
         &self,
         messages: &[Message],
         contents: &[&str],
         add_generation_prompt: bool,
     ) -> Result<String, Fault> {
-        let turns = messages
-            .iter()
-            .zip(contents)
-            .map(|(message, content)| context! { role => message.role.as_str(), content => *content });
+        let turns =
+            messages.iter().zip(contents.as_chunks::<2>().0).map(|(message, [content, tools])| match message
+                .tools
+            {
+                // Templates ask whether a message has tools at all.
+                Some(_) => context! { role => message.role.as_str(), content => *content, tools => *tools },
+                None => context! { role => message.role.as_str(), content => *content },
+            });
         let variables = context! {
             messages => turns.collect::<Vec<_>>(),
             add_generation_prompt,
@@ -371,6 +387,41 @@ mod tests {
         assert_eq!(
             text(&chat("", &[("system", ""), ("user", "")], false).unwrap()),
             "<|user|>\n<|end|>\n<|endoftext|>"
+        );
+    }
+
+    /// Phi-4's and Phi-4-mini's published templates.
+    const PHI4: &str = "{% for message in messages %}{% if (message['role'] == 'system') %}{{'<|im_start|>system<|im_sep|>' + message['content'] + '<|im_end|>'}}{% elif (message['role'] == 'user') %}{{'<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|>'}}{% elif (message['role'] == 'assistant') %}{{'<|im_start|>assistant<|im_sep|>' + message['content'] + '<|im_end|>'}}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}";
+    const PHI4_MINI: &str = "{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + '<|end|>' }}{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}";
+
+    #[test]
+    fn phi_4s_formats_come_from_their_templates() {
+        let turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye")];
+        assert_eq!(
+            text(&chat(PHI4, &turns, true).unwrap()),
+            "<|im_start|>system<|im_sep|>Be brief.<|im_end|><|im_start|>user<|im_sep|>Hi<|im_end|><|im_start|>assistant<|im_sep|>Hello<|im_end|><|im_start|>user<|im_sep|>Bye<|im_end|><|im_start|>assistant<|im_sep|>"
+        );
+        assert_eq!(
+            text(&chat(PHI4_MINI, &turns, false).unwrap()),
+            "<|system|>Be brief.<|end|><|user|>Hi<|end|><|assistant|>Hello<|end|><|user|>Bye<|end|><|endoftext|>"
+        );
+    }
+
+    #[test]
+    fn tools_are_text_too() {
+        let tools = r#"[{"name": "<|end|>", "parameters": {}}]"#;
+        let messages = [Message::new("system", "Help.").with_tools(tools), Message::new("user", "Weather?")];
+        assert_eq!(
+            template(PHI4_MINI).unwrap().render(&messages, true).unwrap(),
+            [
+                Segment::parse("<|system|>"),
+                Segment::text("Help."),
+                Segment::parse("<|tool|>"),
+                Segment::text(tools),
+                Segment::parse("<|/tool|><|end|><|user|>"),
+                Segment::text("Weather?"),
+                Segment::parse("<|end|><|assistant|>"),
+            ]
         );
     }
 

@@ -1,4 +1,4 @@
-//! tokenizer.json, the file format of the `tokenizers` package, as far as SentencePiece-like BPE models use it.
+//! tokenizer.json, the file format of the `tokenizers` package, as far as BPE models use it: SentencePiece-like and byte-level ones.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,6 +10,8 @@ use serde_json::Value;
 use super::Fault;
 use super::added::{AddedFlags, AddedToken};
 use super::bpe::{Merge, NONE, Rules};
+use super::byte_level::{self, ByteLevel};
+use super::pre_tokenizer::{self, PreTokenizer};
 use super::sentencepiece::{Framing, Prefix, SPACE, single_characters};
 use super::vocabulary::{byte_of, check_id};
 
@@ -155,10 +157,10 @@ impl File {
         if !plain(&model.continuing_subword_prefix)
             || !plain(&model.end_of_word_suffix)
             || model.dropout.unwrap_or(0.0) != 0.0
-            || model.ignore_merges
+            || (model.ignore_merges && !self.is_byte_level())
         {
             return Err(unsupported(
-                "a BPE model with a subword prefix, a word suffix, dropout or ignore_merges",
+                "a BPE model with a subword prefix, a word suffix, dropout or (with SentencePiece) ignore_merges",
                 "a plain one",
             ));
         }
@@ -176,6 +178,11 @@ impl File {
             product.extend([left.as_str(), right.as_str()]);
             Ok(Merge { left: id(left)?, right: id(right)?, product: id(&product)? })
         });
+        let merges = merges.collect::<Result<Vec<_>, Fault>>()?;
+        if self.is_byte_level() {
+            let bytes = byte_level::byte_tokens(|text| model.vocab.get(text).copied())?;
+            return Ok(byte_level::rules(bytes, merges));
+        }
         let mut bytes = if model.byte_fallback { vec![NONE; 256] } else { Vec::new() };
         for (text, id) in &model.vocab {
             if let Some(slot) = byte_of(text)
@@ -186,12 +193,64 @@ impl File {
             }
         }
         Ok(Rules {
-            merges: merges.collect::<Result<_, Fault>>()?,
+            merges,
             chars: single_characters(model.vocab.iter().map(|(text, id)| (text.as_str(), *id))),
             bytes,
             unknown: model.unk_token.as_deref().and_then(|text| model.vocab.get(text).copied()),
             fuse_unknown: model.fuse_unk,
+            rank_by_product: false,
         })
+    }
+
+    /// Whether tokens spell bytes: then the decoder is the one that reads them.
+    fn is_byte_level(&self) -> bool {
+        flatten(&self.decoder, "decoders").iter().any(|step| kind(step) == "ByteLevel")
+    }
+
+    /// How text becomes words, for a byte-level model; `None` for others.
+    pub fn byte_level(&self) -> Result<Option<ByteLevel>, Fault> {
+        if !self.is_byte_level() {
+            return Ok(None);
+        }
+        if let Some(step) = flatten(&self.normalizer, "normalizers").first() {
+            return Err(unsupported(
+                &format!("the normalizer {} before a byte-level model", kind(step)),
+                "no normalizer",
+            ));
+        }
+        let mut patterns: Vec<(&str, bool)> = Vec::new();
+        let mut prefix_space = None;
+        for step in flatten(&self.pre_tokenizer, "pretokenizers") {
+            match kind(step) {
+                // The bytes are spelled by the last step.
+                _ if prefix_space.is_some() => {
+                    return Err(unsupported("a pre-tokenizer after ByteLevel", "ByteLevel as the last"));
+                }
+                "Split" => patterns.push(split(step)?),
+                "ByteLevel" => {
+                    prefix_space = Some(step["add_prefix_space"].as_bool().unwrap_or(true));
+                    if step["use_regex"].as_bool().unwrap_or(true) {
+                        patterns.push((pre_tokenizer::GPT2, true));
+                    }
+                }
+                other => {
+                    return Err(unsupported(
+                        &format!("the pre-tokenizer {other} before a byte-level model"),
+                        "Split with a regular expression, and ByteLevel",
+                    ));
+                }
+            }
+        }
+        if prefix_space == Some(true) && patterns.len() > 1 {
+            return Err(unsupported("add_prefix_space after a Split", "add_prefix_space alone"));
+        }
+        Ok(Some(ByteLevel {
+            words: PreTokenizer::new(patterns)?,
+            prefix_space: prefix_space.ok_or_else(|| {
+                unsupported("a ByteLevel decoder without a ByteLevel pre-tokenizer", "both")
+            })?,
+            ignore_merges: self.model.ignore_merges,
+        }))
     }
 
     /// How text is prepared and put together again; anything but SentencePiece's ways is [`Fault::Unsupported`].
@@ -263,6 +322,22 @@ fn kind(step: &Value) -> &str {
 
 fn replaced(step: &Value) -> Option<(&str, &str)> {
     Some((step["pattern"]["String"].as_str()?, step["content"].as_str()?))
+}
+
+/// A `Split` step's pattern, and whether what it does not match is kept.
+fn split(step: &Value) -> Result<(&str, bool), Fault> {
+    let pattern = step["pattern"]["Regex"].as_str();
+    let keep_gaps = match (step["behavior"].as_str(), step["invert"].as_bool().unwrap_or(false)) {
+        (Some("Isolated"), _) => Some(true),
+        (Some("Removed"), true) => Some(false),
+        _ => None,
+    };
+    pattern.zip(keep_gaps).ok_or_else(|| {
+        unsupported(
+            "a Split that is no regular expression or that drops what it matches",
+            "one that keeps what it matches (Isolated, or Removed with invert)",
+        )
+    })
 }
 
 fn metaspace(step: &Value) -> Result<(Prefix, bool), Fault> {

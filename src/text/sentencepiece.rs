@@ -82,6 +82,7 @@ pub(crate) fn rules_from_scores(
         unknown,
         fuse_unknown: true,
         merges,
+        rank_by_product: false,
     })
 }
 

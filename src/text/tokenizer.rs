@@ -3,7 +3,10 @@
 use super::Fault;
 use super::added::{AddedFlags, AddedToken, Matcher, Split};
 use super::bpe::{Bpe, Rules, Scratch};
+use super::byte_level::{self, ByteLevel};
+use super::hash::FastMap;
 use super::huggingface;
+use super::pre_tokenizer::{self, PreTokenizer};
 use super::sentencepiece::{Framing, Prefix, SPACE, rules_from_scores};
 use super::vocabulary::{Keys, TokenKind, Vocabulary, named_tokens};
 use crate::gguf::Metadata;
@@ -43,11 +46,20 @@ impl Segment {
     }
 }
 
+/// How text becomes what is merged, and tokens become text again.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Surface {
+    SentencePiece(Framing),
+    ByteLevel(ByteLevel),
+}
+
 /// A model's tokenizer.
 pub struct Tokenizer {
     pub(super) vocabulary: Vocabulary,
-    pub(super) framing: Framing,
+    pub(super) surface: Surface,
     bpe: Bpe,
+    /// Words that are tokens as they are, where the tokenizer asks for that.
+    whole_words: FastMap<Vec<u8>, u32>,
     /// Added tokens that are looked for in the text as given, and in the normalised text.
     raw: Matcher,
     normalized: Matcher,
@@ -65,7 +77,7 @@ pub struct Tokenizer {
 /// What a tokenizer is made of, as found in the metadata alone or with an embedded tokenizer.json.
 struct Parts {
     rules: Rules,
-    framing: Framing,
+    surface: Surface,
     added: Vec<AddedToken>,
     /// Whether tokenizer.json itself puts a token before each text.
     begins_with_token: Option<bool>,
@@ -79,16 +91,10 @@ impl Tokenizer {
     /// and the vocabulary imply. The model's name plays no part.
     pub fn from_gguf(metadata: &Metadata) -> Result<Self, Fault> {
         let keys = Keys(metadata);
-        let model = keys.string("tokenizer.ggml.model")?.ok_or(Fault::Missing("tokenizer.ggml.model"))?;
-        if model != "llama" {
-            return Err(Fault::Unsupported(format!(
-                "the vocabulary is of type \"{model}\" (tokenizer.ggml.model), which is not supported; supported is \"llama\" (SentencePiece BPE, Phi-3 and Phi-3.5)"
-            )));
-        }
         let vocabulary = Vocabulary::from_metadata(&keys)?;
         let parts = match keys.string(huggingface::KEY)? {
             Some(json) => Parts::from_json(json, &vocabulary)?,
-            None => Parts::from_scores(&keys, &vocabulary)?,
+            None => Parts::from_keys(&keys, &vocabulary)?,
         };
         Self::from_parts(&keys, vocabulary, parts)
     }
@@ -96,7 +102,9 @@ impl Tokenizer {
     fn from_parts(keys: &Keys, vocabulary: Vocabulary, parts: Parts) -> Result<Self, Fault> {
         let size = vocabulary.len();
         let id = |key: &str| keys.id(&format!("tokenizer.ggml.{key}_token_id"), size);
-        let known = |id: u32| Some(id).filter(|id| (*id as usize) < size);
+        // SentencePiece's own numbers, where the file does not say.
+        let sentencepiece = matches!(parts.surface, Surface::SentencePiece(_));
+        let known = |id: u32| Some(id).filter(|id| sentencepiece && (*id as usize) < size);
         let bos = id("bos")?.or(known(1));
         let eos = id("eos")?.or(known(2));
         let mut end_of_generation = vec![false; size];
@@ -115,6 +123,7 @@ impl Tokenizer {
             let text_of_control = ["<unk>", "<s>", "</s>", "<pad>"].contains(&token.content.as_str());
             token.control |= token.flags.has(AddedFlags::SPECIAL)
                 || text_of_control
+                || (!sentencepiece && looks_like_control(&token.content))
                 || end_of_generation[at]
                 || Some(token.id) == bos;
             control[at] = token.control;
@@ -122,12 +131,21 @@ impl Tokenizer {
         }
         let (mut normalized, raw): (Vec<_>, Vec<_>) =
             added.into_iter().partition(|token| token.flags.has(AddedFlags::NORMALIZED));
-        for token in &mut normalized {
-            token.content = parts.framing.normalize(&token.content);
+        if let Surface::SentencePiece(framing) = &parts.surface {
+            for token in &mut normalized {
+                token.content = framing.normalize(&token.content);
+            }
         }
+        let mut whole_words = FastMap::default();
+        if matches!(&parts.surface, Surface::ByteLevel(ByteLevel { ignore_merges: true, .. })) {
+            let normal = vocabulary.ids().filter(|id| vocabulary.kind(*id) == TokenKind::Normal);
+            whole_words.extend(normal.map(|id| (byte_level::bytes_of(vocabulary.piece(id)), id)));
+        }
+        let add_bos = parts.begins_with_token.unwrap_or(sentencepiece);
         Ok(Self {
             bpe: Bpe::new(&parts.rules, |id| vocabulary.piece(id)),
-            framing: parts.framing,
+            surface: parts.surface,
+            whole_words,
             raw: Matcher::new(raw),
             normalized: Matcher::new(normalized),
             added_flags,
@@ -136,7 +154,7 @@ impl Tokenizer {
             bos,
             eos,
             unknown: parts.rules.unknown,
-            add_bos: keys.bool("tokenizer.ggml.add_bos_token")?.or(parts.begins_with_token).unwrap_or(true),
+            add_bos: keys.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos),
             add_eos: keys.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
             vocabulary,
         })
@@ -155,7 +173,7 @@ impl Tokenizer {
             .enumerate()
             .all(|(id, piece)| piece.is_none_or(|piece| piece == vocabulary.piece(id as u32)));
         let (mut written, mut implied) =
-            (Parts::from_json(tokenizer_json, &vocabulary)?, Parts::from_scores(&keys, &vocabulary)?);
+            (Parts::from_json(tokenizer_json, &vocabulary)?, Parts::from_keys(&keys, &vocabulary)?);
         for parts in [&mut written, &mut implied] {
             parts.added.sort_by_key(|token| token.id);
             parts.added.iter_mut().for_each(|token| token.control = false);
@@ -165,8 +183,14 @@ impl Tokenizer {
         }
         Ok(same_pieces
             && written.rules == implied.rules
-            && written.framing == implied.framing
+            && written.surface == implied.surface
             && written.added == implied.added)
+    }
+
+    /// What GGUF calls the pre-tokenizer of a byte-level tokenizer.json (`tokenizer.ggml.pre`); `None` if it has no name.
+    pub fn pre_tokenizer_name(tokenizer_json: &str) -> Result<Option<&'static str>, Fault> {
+        let byte_level = huggingface::parse(tokenizer_json)?.byte_level()?;
+        Ok(byte_level.and_then(|byte_level| byte_level.words.name()))
     }
 
     /// The tokens of `text`, without BOS or EOS (see [`Self::bos_to_add`]).
@@ -220,18 +244,31 @@ impl Tokenizer {
         out: &mut Vec<u32>,
     ) {
         let (piece, at_start) = (&text[range.clone()], range.start == 0);
-        if self.normalized.tokens().is_empty() && !self.framing.split_words {
-            let prefix = self.framing.prefixes(piece, at_start).then_some(SPACE);
+        let framing = match &self.surface {
+            Surface::SentencePiece(framing) => framing,
+            Surface::ByteLevel(byte_level) => {
+                // The text is its own normal form, so places in the piece are places in the text.
+                let within = |at: std::ops::Range<usize>| range.start + at.start..range.start + at.end;
+                for split in self.normalized.split(piece, |token, at| permitted(token, within(at))) {
+                    match split.token {
+                        Some(id) => out.push(id),
+                        None => self.encode_words(byte_level, &piece[split.range], scratch, out),
+                    }
+                }
+                return;
+            }
+        };
+        if self.normalized.tokens().is_empty() && !framing.split_words {
+            let prefix = framing.prefixes(piece, at_start).then_some(SPACE);
             return self.bpe.encode(prefix.into_iter().chain(piece.chars().map(space_to_sign)), scratch, out);
         }
-        let normal = self.framing.normalize(piece);
+        let normal = framing.normalize(piece);
         // Places in the normalised piece are not places in the text: a control token is permitted if the whole piece is.
         for split in self.normalized.split(&normal, |token, _| permitted(token, range.clone())) {
             match split.token {
                 Some(id) => out.push(id),
                 None => {
-                    let words = self
-                        .framing
+                    let words = framing
                         .pre_tokenize(&normal[split.range.clone()], at_start && split.range.start == 0);
                     words.iter().for_each(|word| self.bpe.encode(word.chars(), scratch, out));
                 }
@@ -239,7 +276,22 @@ impl Tokenizer {
         }
     }
 
-    /// A token's text as the vocabulary has it, with `▁` for a space; empty for an id outside the vocabulary.
+    /// The tokens of a byte-level piece without added tokens.
+    fn encode_words(&self, byte_level: &ByteLevel, piece: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
+        let prefixed;
+        let piece = if byte_level.prefix_space && !piece.starts_with(' ') {
+            prefixed = format!(" {piece}");
+            &prefixed
+        } else {
+            piece
+        };
+        byte_level.words.split(piece, &mut |word| match self.whole_words.get(word.as_bytes()) {
+            Some(id) => out.push(*id),
+            None => self.bpe.encode(word.chars(), scratch, out),
+        });
+    }
+
+    /// A token's text as the vocabulary has it, with `▁` (or, in byte-level vocabularies, `Ġ`) for a space; empty for an id outside the vocabulary.
     pub fn piece(&self, id: u32) -> &str {
         self.vocabulary.piece(id)
     }
@@ -250,14 +302,17 @@ impl Tokenizer {
         if self.is_hidden(id, show_special) {
             return Vec::new();
         }
-        match self.vocabulary.byte(id) {
-            Some(byte) => vec![byte],
-            None => self.shown(id).into_bytes(),
+        match &self.surface {
+            Surface::ByteLevel(_) => byte_level::bytes_of(self.vocabulary.piece(id)),
+            Surface::SentencePiece(framing) => match self.vocabulary.byte(id) {
+                Some(byte) => vec![byte],
+                None => self.shown(framing, id).into_bytes(),
+            },
         }
     }
 
-    /// A token's text in a decoded text, byte tokens aside.
-    pub(super) fn shown(&self, id: u32) -> String {
+    /// A SentencePiece token's text in a decoded text, byte tokens aside.
+    pub(super) fn shown(&self, framing: &Framing, id: u32) -> String {
         let piece = self.vocabulary.piece(id);
         let normalized = self
             .added_flags
@@ -265,7 +320,7 @@ impl Tokenizer {
             .copied()
             .flatten()
             .is_some_and(|flags| flags.has(AddedFlags::NORMALIZED));
-        let text = if normalized { self.framing.normalize(piece) } else { piece.to_owned() };
+        let text = if normalized { framing.normalize(piece) } else { piece.to_owned() };
         text.replace(SPACE, " ")
     }
 
@@ -347,6 +402,33 @@ impl Tokenizer {
 }
 
 impl Parts {
+    /// From `tokenizer.ggml.*` alone.
+    fn from_keys(keys: &Keys, vocabulary: &Vocabulary) -> Result<Self, Fault> {
+        const KEY: &str = "tokenizer.ggml.model";
+        match keys.string(KEY)?.ok_or(Fault::Missing(KEY))? {
+            "llama" => Self::from_scores(keys, vocabulary),
+            "gpt2" => Self::from_merges(keys, vocabulary),
+            other => Err(Fault::Unsupported(format!(
+                "the vocabulary is of type \"{other}\" ({KEY}), which is not supported; supported are \"llama\" (SentencePiece BPE: Phi-3, Phi-3.5) and \"gpt2\" (byte-level BPE: Phi-1 to Phi-2, Phi-3-small, Phi-4)"
+            ))),
+        }
+    }
+
+    fn from_merges(keys: &Keys, vocabulary: &Vocabulary) -> Result<Self, Fault> {
+        let words = match keys.string("tokenizer.ggml.pre")? {
+            Some(name) => PreTokenizer::named(name)?,
+            // Files of Phi-2 are older than the key.
+            None => PreTokenizer::new([(pre_tokenizer::GPT2, true)])?,
+        };
+        let prefix_space = keys.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(false);
+        Ok(Self {
+            rules: byte_level::rules_from_merges(keys, vocabulary)?,
+            surface: Surface::ByteLevel(ByteLevel { words, prefix_space, ignore_merges: false }),
+            added: added_tokens(keys, vocabulary)?,
+            begins_with_token: None,
+        })
+    }
+
     fn from_scores(keys: &Keys, vocabulary: &Vocabulary) -> Result<Self, Fault> {
         let scores = keys.f32s("tokenizer.ggml.scores")?.ok_or(Fault::Missing("tokenizer.ggml.scores"))?;
         keys.same_length("tokenizer.ggml.scores", scores.len(), vocabulary.len())?;
@@ -359,7 +441,7 @@ impl Parts {
         }
         Ok(Self {
             rules: rules_from_scores(vocabulary, scores, unknown)?,
-            framing,
+            surface: Surface::SentencePiece(framing),
             added: added_tokens(keys, vocabulary)?,
             begins_with_token: None,
         })
@@ -369,12 +451,12 @@ impl Parts {
         let file = huggingface::parse(json)?;
         let size = vocabulary.len();
         let begins_with_token = Some(file.begins_with().is_some());
-        Ok(Self {
-            rules: file.rules(size)?,
-            framing: file.framing()?,
-            added: file.added_tokens(size)?,
-            begins_with_token,
-        })
+        let rules = file.rules(size)?;
+        let surface = match file.byte_level()? {
+            Some(byte_level) => Surface::ByteLevel(byte_level),
+            None => Surface::SentencePiece(file.framing()?),
+        };
+        Ok(Self { rules, surface, added: file.added_tokens(size)?, begins_with_token })
     }
 }
 
@@ -419,10 +501,15 @@ fn end_tokens(keys: &Keys, vocabulary: &Vocabulary) -> Result<Vec<u32>, Fault> {
     }
     // What Phi-3's generation_config.json lists; a turn that the model begins for itself ends the answer too.
     let names: &[&str] = match keys.string("general.architecture")? {
-        Some("phi3") => &["<|end|>", "<|endoftext|>", "<|assistant|>"],
+        Some("phi3") => &["<|end|>", "<|endoftext|>", "<|assistant|>", "<|im_end|>"],
         _ => &["<|end|>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>"],
     };
     Ok(named_tokens(vocabulary, names))
+}
+
+/// Whether a text is spelled as control tokens are, such as `<|tool|>`, though tokenizer.json may not call it special.
+fn looks_like_control(text: &str) -> bool {
+    text.len() > 4 && text.starts_with("<|") && text.ends_with("|>")
 }
 
 fn space_to_sign(c: char) -> char {

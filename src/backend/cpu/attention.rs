@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use super::cache::Page;
 use super::{Buffer, Cache, Cpu};
 use crate::backend::{Heads, Part, Rotation};
-use crate::kernel::attention::{Attention, HeadPage, Scratch};
+use crate::kernel::attention::{Attention, BlockMask, HeadPage, Scratch};
 use crate::kernel::kv::{PAGE, padded_head};
 use crate::kernel::{SharedMut, elementwise};
 use crate::simd::Level;
@@ -19,6 +19,8 @@ struct TileScratch {
     kernel: Scratch,
     queries: Vec<f32>,
     positions: Vec<usize>,
+    /// Of each query, where the model's attention is block-sparse.
+    phases: Vec<usize>,
     out: Vec<f32>,
     key: Vec<f32>,
     value: Vec<f32>,
@@ -120,13 +122,13 @@ impl Job<'_> {
         rows: std::ops::Range<usize>,
         scratch: &mut TileScratch,
     ) {
-        let Heads { count, kv_count, size, window } = *self.heads;
+        let Heads { count, kv_count, size, scale, window, sparse } = *self.heads;
         let (padded, group) = (padded_head(size), count / kv_count);
-        let scale = 1.0 / (size as f32).sqrt();
-        let TileScratch { kernel, queries, positions, out, .. } = scratch;
+        let TileScratch { kernel, queries, positions, phases, out, .. } = scratch;
         queries.clear();
         queries.resize(rows.len() * group * padded, 0.0);
         positions.clear();
+        phases.clear();
         for (i, query) in queries.chunks_exact_mut(padded).enumerate() {
             let (row, head) = (rows.start + i / group, kv_head * group + i % group);
             let query = &mut query[..size];
@@ -134,11 +136,27 @@ impl Job<'_> {
             self.rotate(row, query);
             query.iter_mut().for_each(|x| *x *= scale);
             positions.push(self.position + row - self.rows.start);
+            phases.push(sparse.map_or(0, |sparse| head * sparse.head_step));
         }
+        let mask = sparse.map(|sparse| BlockMask {
+            block: sparse.block,
+            local: sparse.local,
+            stride: sparse.stride,
+            phases,
+        });
         out.resize(queries.len(), 0.0);
         let pages: Vec<&HeadPage> = pages.iter().map(|page| &page[kv_head]).collect();
-        Attention { pages: &pages, queries, positions, padded_head: padded, window, scratch: kernel, out }
-            .compute(level);
+        Attention {
+            pages: &pages,
+            queries,
+            positions,
+            padded_head: padded,
+            window,
+            mask,
+            scratch: kernel,
+            out,
+        }
+        .compute(level);
         for (i, values) in out.chunks_exact(padded).enumerate() {
             let (row, head) = (rows.start + i / group, kv_head * group + i % group);
             // Sound: each task writes its own heads of its own rows.

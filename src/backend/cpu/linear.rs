@@ -13,7 +13,7 @@ use crate::quant::unpack::*;
 use crate::{Result, quant};
 
 /// Up to this many tokens, rows are unpacked anew for every few of them; beyond, panels pay off.
-const FEW_TOKENS: usize = 8;
+const FEW_TOKENS: usize = 3;
 
 /// Bytes of weights a task of the memory-bound product takes: large enough to stream, small enough to share.
 const TASK_BYTES: usize = 256 * 1024;

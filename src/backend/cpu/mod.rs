@@ -3,14 +3,17 @@
 mod attention;
 mod cache;
 mod linear;
+mod saved;
 
 pub use cache::{Cache, CacheShape, available_memory, total_memory};
+pub use saved::LAYOUT;
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Backend, Heads, Matrix, Part, Rotation};
 use crate::kernel::matmul::PackedTokens;
-use crate::kernel::{Activations, Pool, SharedMut, elementwise};
+use crate::kernel::{Activations, Pool, SharedMut, activation, elementwise};
 use crate::simd::Level;
 use crate::{Result, quant};
 
@@ -73,6 +76,19 @@ impl Cpu {
         self.pool.threads()
     }
 
+    /// Calls `f(i)` once on each thread, the caller included.
+    pub fn on_each_thread(&self, f: impl Fn(usize) + Sync) {
+        let begun = AtomicUsize::new(0);
+        self.pool.run(self.threads(), |i| {
+            f(i);
+            // Who has one task waits here, so that the next goes to another thread.
+            begun.fetch_add(1, Ordering::AcqRel);
+            while begun.load(Ordering::Acquire) < self.threads() {
+                std::thread::yield_now();
+            }
+        });
+    }
+
     /// Calls `f(row)` for every row, on all threads if there is enough to do.
     fn each_row(&self, rows: usize, columns: usize, f: impl Fn(usize) + Sync) {
         if rows * columns <= SMALL {
@@ -107,6 +123,17 @@ impl Backend for Cpu {
         });
     }
 
+    fn layer_norm(&self, x: &Buffer, weight: &[f32], bias: &[f32], eps: f32, out: &mut Buffer) {
+        out.resize(x.rows(), x.columns);
+        let to = SharedMut::new(out.data_mut());
+        self.each_row(x.rows(), x.columns, |row| {
+            let at = row * x.columns;
+            // Sound: each task writes its own row.
+            let out = unsafe { to.slice(at, x.columns) };
+            activation::layer_norm(self.level, &x.data()[at..at + x.columns], weight, bias, eps, out);
+        });
+    }
+
     fn linear(&self, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
         out.resize(x.rows(), w.rows);
         self.product(w, x, out)
@@ -132,6 +159,68 @@ impl Backend for Cpu {
             // Sound: each task writes its own row.
             elementwise::swiglu(gate, up, unsafe { to.slice(row * width, width) });
         });
+    }
+
+    fn gegelu(&self, gate_up: &Buffer, limit: f32, out: &mut Buffer) {
+        let width = gate_up.columns / 2;
+        out.resize(gate_up.rows(), width);
+        let to = SharedMut::new(out.data_mut());
+        self.each_row(gate_up.rows(), gate_up.columns, |row| {
+            let (gate, up) = gate_up.data()[row * 2 * width..][..2 * width].split_at(width);
+            // Sound: each task writes its own row.
+            activation::gegelu(self.level, gate, up, limit, unsafe { to.slice(row * width, width) });
+        });
+    }
+
+    fn gelu(&self, x: &mut Buffer) {
+        let (rows, columns) = (x.rows(), x.columns);
+        let to = SharedMut::new(x.data_mut());
+        // Sound: each task writes its own row.
+        self.each_row(rows, columns, |row| {
+            activation::gelu(self.level, unsafe { to.slice(row * columns, columns) })
+        });
+    }
+
+    fn add_bias(&self, x: &mut Buffer, bias: &[f32]) {
+        let (rows, columns) = (x.rows(), x.columns);
+        let to = SharedMut::new(x.data_mut());
+        // Sound: each task writes its own row.
+        self.each_row(rows, columns, |row| {
+            elementwise::add_assign(unsafe { to.slice(row * columns, columns) }, bias);
+        });
+    }
+
+    fn scale(&self, x: &mut Buffer, factor: f32) {
+        if factor != 1.0 {
+            x.data_mut().iter_mut().for_each(|x| *x *= factor);
+        }
+    }
+
+    fn concat(&self, parts: &[&Buffer], out: &mut Buffer) {
+        let rows = parts.first().map_or(0, |part| part.rows());
+        out.resize(rows, parts.iter().map(|part| part.columns).sum());
+        let columns = out.columns.max(1);
+        for (row, to) in out.data_mut().chunks_exact_mut(columns).enumerate() {
+            let mut rest = to;
+            for part in parts {
+                let (to, after) = rest.split_at_mut(part.columns);
+                to.copy_from_slice(&part.data()[row * part.columns..][..part.columns]);
+                rest = after;
+            }
+        }
+    }
+
+    fn zeros_like(&self, x: &Buffer, out: &mut Buffer) {
+        out.resize(x.rows(), x.columns);
+        out.data_mut().fill(0.0);
+    }
+
+    fn scatter_add(&self, x: &Buffer, rows: &[usize], weights: &[f32], out: &mut Buffer) {
+        for ((x, &row), &weight) in x.data().chunks_exact(x.columns.max(1)).zip(rows).zip(weights) {
+            let columns = out.columns;
+            let to = &mut out.data_mut()[row * columns..][..columns];
+            to.iter_mut().zip(x).for_each(|(to, x)| *to += weight * x);
+        }
     }
 
     fn attention(

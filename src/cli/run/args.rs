@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, ValueEnum};
 
-use crate::cli::model::{CacheType, ModelArgs};
+use crate::cli::model::{CacheType, ModelArgs, NumaArg};
 use crate::text::SamplerOptions;
 
 const EXAMPLES: &str = "\
@@ -31,6 +31,8 @@ pub struct Args {
     pub prompt: PromptArgs,
     #[command(flatten)]
     pub machine: MachineArgs,
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
@@ -67,6 +69,15 @@ pub struct PromptArgs {
     /// -st: leave after one question and its answer
     #[arg(long)]
     pub single_turn: bool,
+    /// A file that keeps the computed prompt: a later run takes from it what its prompt begins with too
+    #[arg(long, value_name = "FILE")]
+    pub prompt_cache: Option<PathBuf>,
+    /// Keep the answers in the prompt cache too
+    #[arg(long, requires = "prompt_cache", conflicts_with = "prompt_cache_ro")]
+    pub prompt_cache_all: bool,
+    /// Use the prompt cache, but do not change it
+    #[arg(long, requires = "prompt_cache")]
+    pub prompt_cache_ro: bool,
 }
 
 #[derive(clap::Args, Debug)]
@@ -75,12 +86,25 @@ pub struct MachineArgs {
     /// Tokens the context may hold; memory is taken as it fills [0: as many as the model was made for]
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub ctx_size: usize,
-    /// Threads [default: one a core that this process may use]
+    /// Go on when the context is full: its first --keep tokens stay, half of the others are dropped and what is left is
+    /// read again
+    #[arg(long, overrides_with = "no_context_shift")]
+    pub context_shift: bool,
+    /// End an answer when the context is full, as is the default
+    #[arg(long, overrides_with = "context_shift")]
+    pub no_context_shift: bool,
+    /// Tokens at the start that stay when the context slides [-1: all of the prompt]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    pub keep: i64,
+    /// Threads [default: one a physical core that this process may use]
     #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<i64>,
-    /// -tb: accepted; reading and generating use the same threads
+    /// -tb: threads for reading prompts [default: as many as -t]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub threads_batch: Option<i64>,
+    /// Spread threads and memory over the memory nodes of the machine, or keep to one
+    #[arg(long, value_name = "HOW")]
+    pub numa: Option<NumaArg>,
     /// Prompt tokens read at once, at most
     #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = at_least_one)]
     pub batch_size: usize,
@@ -100,6 +124,33 @@ pub struct MachineArgs {
     #[arg(long, value_name = "on|off|auto", num_args = 0..=1, default_missing_value = "on")]
     #[arg(value_parser = ["on", "off", "auto"])]
     pub flash_attn: Option<String>,
+}
+
+/// Guessing ahead: the answer is the same, only faster where guesses are right.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Speculation (the same answer, sooner where guesses are right)")]
+pub struct SpeculationArgs {
+    /// Guess that what was said before after the last few tokens is said again
+    #[arg(long, conflicts_with = "model_draft")]
+    pub lookup: bool,
+    /// The most tokens that --lookup looks for
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub lookup_ngram_max: usize,
+    /// The fewest tokens that --lookup looks for
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub lookup_ngram_min: usize,
+    /// -md: a smaller model of the same vocabulary that guesses
+    #[arg(long, value_name = "MODEL")]
+    pub model_draft: Option<PathBuf>,
+    /// Tokens to guess at once, at most; fewer where measured times say that it pays
+    #[arg(long, visible_aliases = ["draft", "draft-n"], value_name = "N", default_value_t = 16)]
+    pub draft_max: usize,
+    /// Do not have the model check fewer guessed tokens than this
+    #[arg(long, visible_alias = "draft-n-min", value_name = "N", default_value_t = 0)]
+    pub draft_min: usize,
+    /// The draft model guesses no token that it thinks less probable than this
+    #[arg(long, value_name = "P", default_value_t = 0.75)]
+    pub draft_p_min: f32,
 }
 
 #[derive(clap::Args, Debug)]
@@ -208,8 +259,17 @@ impl std::str::FromStr for GpuLayers {
 impl MachineArgs {
     /// Threads asked for; like llama.cpp, 0 and less mean as many as there are.
     pub fn threads(&self) -> Option<usize> {
-        self.threads.and_then(|count| usize::try_from(count).ok()).filter(|&count| count > 0)
+        positive(self.threads)
     }
+
+    /// Threads asked for to read prompts.
+    pub fn threads_batch(&self) -> Option<usize> {
+        positive(self.threads_batch)
+    }
+}
+
+fn positive(count: Option<i64>) -> Option<usize> {
+    count.and_then(|count| usize::try_from(count).ok()).filter(|&count| count > 0)
 }
 
 impl SamplingArgs {

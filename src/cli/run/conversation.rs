@@ -43,8 +43,7 @@ pub fn hold(
             }
         }
     }
-    chat.session.report();
-    Ok(())
+    Ok(chat.session.finish()?)
 }
 
 /// One question, typed at the terminal; `None` if the user leaves instead.

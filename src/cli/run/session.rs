@@ -8,11 +8,14 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::args::{Args, When};
+use super::kept::Kept;
 use super::prompt::Mode;
 use super::timings::Timings;
 use crate::cli::input;
 use crate::cli::signal::Watch;
+use crate::engine::Speculator;
 use crate::engine::generate::{Answer, Decoder, Event, Live, Request, Spelling, Stop, generate};
+use crate::engine::shift::Sliding;
 use crate::text::{ChatTemplate, Message, Sampler, Tokenizer};
 use crate::{Error, Result};
 
@@ -23,9 +26,13 @@ pub struct Session<'a> {
     /// The model's file, for messages.
     source: PathBuf,
     sampler: Sampler,
+    speculator: Option<Speculator>,
+    kept: Option<Kept>,
     stops: Vec<String>,
     max_tokens: Option<usize>,
     context: usize,
+    /// With --context-shift, tokens that stay when the context slides; a negative number keeps the whole prompt.
+    slide: Option<i64>,
     show_special: bool,
     display_prompt: bool,
     perf: bool,
@@ -52,11 +59,14 @@ impl<'a> Session<'a> {
         Ok(Self {
             sampler: Sampler::new(args.sampling.options(&tokenizer.eog_tokens(), context), vocabulary)?,
             live,
+            speculator: None,
+            kept: Kept::new(&args.prompt),
             tokenizer,
             source,
             stops,
             max_tokens: args.sampling.max_tokens(),
             context,
+            slide: args.machine.context_shift.then_some(args.machine.keep),
             show_special: args.output.special,
             display_prompt: args.output.display_prompt,
             perf: !args.output.no_perf,
@@ -68,6 +78,11 @@ impl<'a> Session<'a> {
             },
             timings: Timings { load, ..Timings::default() },
         })
+    }
+
+    /// Has answers made with the help of guesses.
+    pub fn speculate(&mut self, speculator: Speculator) {
+        self.speculator = Some(speculator);
     }
 
     /// Whether the conversation is to be in colour.
@@ -103,7 +118,7 @@ impl<'a> Session<'a> {
         if io::stdout().is_terminal() && !answer.text.ends_with('\n') {
             println!();
         }
-        self.report();
+        self.finish()?;
         match answer.stop {
             Stop::Interrupted => Err(Error::Interrupted.into()),
             _ => Ok(()),
@@ -112,6 +127,9 @@ impl<'a> Session<'a> {
 
     /// Streams the answer to `ids` to stdout; only what the KV cache lacks of them is read.
     pub fn answer(&mut self, ids: &[u32]) -> anyhow::Result<Answer> {
+        if let Some(kept) = &mut self.kept {
+            kept.take(&mut self.live, ids, self.verbose)?;
+        }
         if self.verbose {
             self.list(ids);
         }
@@ -137,8 +155,26 @@ impl<'a> Session<'a> {
                 ControlFlow::Continue(())
             }
         };
-        let answer = generate(&mut self.live, &mut self.sampler, &mut speller, &request, &mut on_event);
+        let (live, sampler, speller) = (&mut self.live, &mut self.sampler, &mut speller);
+        let speculator = self.speculator.as_mut();
+        let mut dropped = 0;
+        let answer = match self.slide {
+            None => generate(live, sampler, speller, speculator, &request, &mut on_event),
+            Some(keep) => {
+                let keep = usize::try_from(keep).unwrap_or(ids.len());
+                let mut sliding = Sliding::new(live, keep);
+                let answer = generate(&mut sliding, sampler, speller, speculator, &request, &mut on_event);
+                dropped = sliding.dropped();
+                answer
+            }
+        };
         bar.clear();
+        if dropped > 0 {
+            eprintln!(
+                "\nphi: the context of {} tokens was full: {dropped} older tokens were dropped",
+                self.context
+            );
+        }
         if let Some(error) = failed {
             return Err(anyhow::Error::from(error).context("cannot write the answer"));
         }
@@ -154,17 +190,21 @@ impl<'a> Session<'a> {
         self.sampler.reset();
     }
 
-    /// Prints the timings, unless they are not wanted.
-    pub fn report(&self) {
+    /// Ends the run: prints the timings and keeps what is to be kept.
+    pub fn finish(&mut self) -> Result<()> {
         if self.perf {
             eprintln!("\n{}", self.timings);
+        }
+        match &mut self.kept {
+            Some(kept) => kept.leave(&mut self.live),
+            None => Ok(()),
         }
     }
 
     fn explain(&self, answer: &Answer) {
         match &answer.stop {
             Stop::ContextFull => eprintln!(
-                "\nphi: the context of {} tokens is full, so the answer ends here; -c sets its size",
+                "\nphi: the context of {} tokens is full, so the answer ends here; -c sets its size, --context-shift goes on",
                 self.context
             ),
             stop if self.verbose => eprintln!("\nphi: ended by {stop:?} after {} tokens", answer.tokens),

@@ -14,11 +14,14 @@ pub struct Timings {
     pub prompt_time: Duration,
     /// Tokens generated.
     pub tokens: usize,
-    /// Forward passes of one token, which `time` measures.
+    /// Generated tokens that were fed back, which `time` measures.
     pub steps: usize,
     pub time: Duration,
     /// Bytes that the steps read from memory.
     pub bytes: u64,
+    /// Tokens that were guessed and checked, and those of them that were right.
+    pub drafted: usize,
+    pub accepted: usize,
 }
 
 impl Timings {
@@ -30,6 +33,8 @@ impl Timings {
         self.steps += answer.steps;
         self.time += answer.time;
         self.bytes += answer.bytes;
+        self.drafted += answer.drafted;
+        self.accepted += answer.accepted;
     }
 }
 
@@ -46,6 +51,14 @@ impl fmt::Display for Timings {
         }
         if let Some(rate) = rate(self.bytes as f64 / 1e9, self.time).filter(|_| self.steps > 0) {
             write!(f, "  {rate:6.2} GB/s")?;
+        }
+        if self.drafted > 0 {
+            let share = 100.0 * self.accepted as f64 / self.drafted as f64;
+            write!(
+                f,
+                "\nguessed              {:6} tokens  {:8} right ({share:.1} %)",
+                self.drafted, self.accepted
+            )?;
         }
         Ok(())
     }
@@ -69,6 +82,8 @@ mod tests {
             steps: 10,
             time: Duration::from_secs(1),
             bytes: 23_400_000_000,
+            drafted: 8,
+            accepted: 5,
         };
         let text = timings.to_string();
         let lines: Vec<_> =
@@ -79,6 +94,7 @@ mod tests {
                 "load 1.50 s",
                 "prompt 2.00 s 100 tokens 50.00 tokens/s",
                 "generate 1.00 s 11 tokens 10.00 tokens/s 23.40 GB/s",
+                "guessed 8 tokens 5 right (62.5 %)",
             ]
         );
     }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::engine::{DraftRange, Drafter};
 
 /// A model that says a script, whatever it is fed; token ids are indices into [`PIECES`].
 struct Script {
@@ -8,11 +9,13 @@ struct Script {
     prompt: usize,
     /// Lengths of the calls to `feed`.
     fed: Vec<usize>,
+    /// Tokens that may be fed at once.
+    stretch: usize,
 }
 
 impl Script {
     fn new(says: &[u32]) -> Self {
-        Self { says: says.to_vec(), held: Vec::new(), context: 100, prompt: 0, fed: Vec::new() }
+        Self { says: says.to_vec(), held: Vec::new(), context: 100, prompt: 0, fed: Vec::new(), stretch: 100 }
     }
 }
 
@@ -54,6 +57,49 @@ impl Decoder for Script {
 
     fn bytes_per_token(&self) -> u64 {
         1000
+    }
+
+    fn feed_each(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        assert!(tokens.len() <= self.room());
+        self.fed.push(tokens.len());
+        let mut rows = Vec::new();
+        for &token in tokens {
+            self.held.push(token);
+            let mut row = vec![0.0; PIECES.len()];
+            // A wrong guess may lie beyond what the script says.
+            let said = self.says.get(self.held.len() - self.prompt).copied().unwrap_or(END);
+            row[said as usize] = 1.0;
+            rows.extend(row);
+        }
+        Ok(rows)
+    }
+
+    fn stretch(&self) -> usize {
+        self.stretch
+    }
+}
+
+/// Guesses that the script says this.
+struct Prophet(Vec<u32>, usize);
+
+impl Drafter for Prophet {
+    fn begin(&mut self, text: &[u32]) -> Result<()> {
+        self.1 = text.len();
+        Ok(())
+    }
+
+    fn sort(&mut self, _text: &[u32]) -> Option<usize> {
+        Some(0)
+    }
+
+    fn guess(&mut self, text: &[u32], most: usize, out: &mut Vec<u32>) -> Result<()> {
+        let said = text.len() - self.1;
+        out.extend(self.0.iter().skip(said).take(most));
+        Ok(())
+    }
+
+    fn is_free(&self) -> bool {
+        true
     }
 }
 
@@ -107,10 +153,20 @@ struct Run {
 
 /// Answers `prompt`; the event handler breaks at the `interrupt`th event.
 fn run(script: &mut Script, request: Request<'_>, interrupt: usize) -> Result<Run> {
+    run_with(script, None, request, interrupt)
+}
+
+fn run_with(
+    script: &mut Script,
+    speculator: Option<&mut Speculator>,
+    request: Request<'_>,
+    interrupt: usize,
+) -> Result<Run> {
     let mut texts = Vec::new();
     let mut chooser = Greedy::default();
     let mut events = 0;
-    let answer = generate(script, &mut chooser, &mut Pieces::default(), &request, &mut |event| {
+    let mut pieces = Pieces::default();
+    let answer = generate(script, &mut chooser, &mut pieces, speculator, &request, &mut |event| {
         if let Event::Text(text) = event {
             assert!(!text.is_empty());
             texts.push(text.to_owned());
@@ -237,4 +293,48 @@ fn the_handler_can_stop_the_prompt_and_the_answer() {
     let mut script = Script::new(&[1, 2, END]);
     let stopped = run(&mut script, request, 5).unwrap();
     assert_eq!((stopped.answer.stop, stopped.answer.text.as_str()), (Stop::Interrupted, "Hello"));
+}
+
+/// All sorts of guesses at all sorts of answers: everything but the number of passes is as without.
+#[test]
+fn guesses_do_not_change_the_answer() {
+    let long: Vec<u32> = (0..60).map(|i| 1 + (i * i + i / 7) % 9).chain([END]).collect();
+    let user = ["\nUser:".to_owned()];
+    /// What is said, the most tokens, stop strings, the context.
+    type Case<'a> = (&'a [u32], Option<usize>, &'a [String], usize);
+    let cases: [Case; 5] = [
+        (&long, None, &[], 100),
+        (&long, Some(33), &[], 100),
+        (&long, None, &[], 40),
+        (&[1, 2, 2, 2, 2, 2, 2, 2, 3, 4, 5, 2, 2, 2, END], None, &user, 100),
+        (&[1, END, 5, 5, 5], None, &[], 100),
+    ];
+    let mut accepted = 0;
+    for (says, max_tokens, stops, context) in cases {
+        for every in [1, 2, 5, 1000] {
+            for stretch in [1, 3, 100] {
+                let request = || Request { prompt: &[5, 5, 5], max_tokens, stops };
+                let mut plain = Script { context, ..Script::new(says) };
+                let want = run(&mut plain, request(), 0).unwrap();
+                // Wrong at every so manieth token.
+                let guesses =
+                    says.iter().enumerate().map(|(i, &id)| if i % every == every - 1 { 9 } else { id });
+                let prophet = Box::new(Prophet(guesses.collect(), 0));
+                let mut speculator = Speculator::new(prophet, DraftRange { least: 0, most: 7 });
+                let mut script = Script { context, stretch, ..Script::new(says) };
+                let got = run_with(&mut script, Some(&mut speculator), request(), 0).unwrap();
+                let told = |run: &Run| (run.answer.text.clone(), run.answer.stop.clone(), run.answer.tokens);
+                assert_eq!(told(&got), told(&want));
+                assert_eq!((got.accepted, got.texts), (want.accepted, want.texts));
+                assert_eq!(script.held, plain.held, "what the sequence holds");
+                assert_eq!(got.answer.steps, want.answer.steps);
+                assert!(script.fed.len() <= plain.fed.len());
+                assert_eq!(got.answer.bytes, 1000 * (script.fed.len() as u64 - 1));
+                assert!(script.fed[1..].iter().all(|&fed| fed <= stretch.min(8)));
+                accepted += got.answer.accepted;
+                assert!(got.answer.accepted <= got.answer.drafted);
+            }
+        }
+    }
+    assert!(accepted > 100, "{accepted}");
 }

@@ -59,27 +59,61 @@ fn signed<I: Isa>(isa: I, magnitudes: I::B, signs: OfRows<u32>) -> I::B {
     isa.b_add(isa.b_xor(magnitudes, negative), isa.b_add(one, isa.b_splat(MIDDLE)))
 }
 
-/// The signs of 32 columns, of which each eighth is that of an even number of minuses, from 28 bits.
+/// The signs of 32 columns from 28 bits: the eighth of each eight makes the number of minuses even.
 #[inline(always)]
 fn even_signs(stored: u32) -> u32 {
-    let mut all = 0;
-    for k in 0..4 {
-        all |= u32::from(eight_signs(stored >> (7 * k))) << (8 * k);
-    }
-    all
+    let seven =
+        (stored & 0x7f) | (stored & 0x3f80) << 1 | (stored & 0x1f_c000) << 2 | (stored & 0xfe0_0000) << 3;
+    // The parity of each byte ends up in its lowest bit.
+    let fold = seven ^ seven >> 4;
+    let fold = fold ^ fold >> 2;
+    let parity = (fold ^ fold >> 1) & 0x0101_0101;
+    seven | parity << 7
+}
+
+/// Bytes from the nibbles of `word`, lowest first.
+#[inline(always)]
+fn spread_nibbles(word: u32) -> u64 {
+    let x = u64::from(word);
+    let x = (x | x << 16) & 0x0000_ffff_0000_ffff;
+    let x = (x | x << 8) & 0x00ff_00ff_00ff_00ff;
+    (x | x << 4) & 0x0f0f_0f0f_0f0f_0f0f
+}
+
+/// Bytes from the pairs of bits of `word`, lowest first.
+#[inline(always)]
+fn spread_pairs(word: u16) -> u64 {
+    let x = u64::from(word);
+    let x = (x | x << 24) & 0x0000_00ff_0000_00ff;
+    let x = (x | x << 12) & 0x000f_000f_000f_000f;
+    (x | x << 6) & 0x0303_0303_0303_0303
+}
+
+/// Bytes from the lower four threes of bits of each half of `word`, lowest first.
+#[inline(always)]
+fn spread_threes(word: u32) -> u64 {
+    let x = u64::from(word & 0xffff) | u64::from(word >> 16) << 32;
+    (x & 0x7_0000_0007)
+        | (x & 0x38_0000_0038) << 5
+        | (x & 0x1c0_0000_01c0) << 10
+        | (x & 0xe00_0000_0e00) << 15
+}
+
+/// Eight bytes `s` as 2 s + 1.
+#[inline(always)]
+const fn odd(bytes: u64) -> u64 {
+    bytes << 1 | 0x0101_0101_0101_0101
 }
 
 /// Sixteen nibbles `s`, lowest first, as 2 s + 1.
 #[inline(always)]
 fn odd_nibbles<I: Isa>(isa: I, block: OfRows<&[u8]>, at: usize) -> I::B {
-    let mut scales = [[0u8; 16]; MAX_ROWS];
+    let mut scales = [[0; 2]; MAX_ROWS];
     for r in 0..I::ROWS {
-        for i in 0..8 {
-            scales[r][2 * i] = 2 * (block[r][at + i] & 15) + 1;
-            scales[r][2 * i + 1] = 2 * (block[r][at + i] >> 4) + 1;
-        }
+        scales[r] =
+            [odd(spread_nibbles(word32(block[r], at))), odd(spread_nibbles(word32(block[r], at + 4)))];
     }
-    isa.b_widen_u8([&scales[0], &scales[1]])
+    isa.b_widen_words(scales)
 }
 
 /// Eight scales in the top four bits of the words from byte `at`, `stride` bytes apart, as 2 s + 1, each twice.
@@ -216,10 +250,7 @@ group 32, largest 15, factor 1.0,
 |isa, block| {
     let mut scales = [0u64; MAX_ROWS];
     for r in 0..I::ROWS {
-        for s in 0..8 {
-            let nibble = (block[r][106 + s / 2] >> (4 * (s % 2))) & 15;
-            scales[r] |= u64::from(2 * nibble + 1) << (8 * s);
-        }
+        scales[r] = odd(spread_nibbles(word32(block[r], 106)));
     }
     isa.b_widen_twice(scales)
 });
@@ -256,16 +287,13 @@ impl Unpack for Iq4Xs {
 
     #[inline(always)]
     fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
-        let mut scales = [[0u8; 16]; MAX_ROWS];
+        let mut scales = [0; MAX_ROWS];
         for r in 0..I::ROWS {
             let (high, low) = (bits16(block[r], 2), word32(block[r], 4));
-            for s in 0..8 {
-                let bits = (low >> (4 * s) & 15) as u8 | ((high >> (2 * s) & 3) << 4) as u8;
-                let scale = bits.wrapping_sub(32);
-                (scales[r][2 * s], scales[r][2 * s + 1]) = (scale, scale);
-            }
+            scales[r] = spread_nibbles(low) | spread_pairs(high) << 4;
         }
-        (isa.b_widen_i8([&scales[0], &scales[1]]), isa.b_splat(0))
+        let scales = isa.b_add_i16(isa.b_widen_twice(scales), isa.b_all_i16(&[-32; 16]));
+        (scales, isa.b_splat(0))
     }
 }
 
@@ -375,12 +403,10 @@ impl Unpack for Iq1M {
 
     #[inline(always)]
     fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
-        let mut scales = [[0u8; 16]; MAX_ROWS];
+        let mut scales = [[0; 2]; MAX_ROWS];
         for r in 0..I::ROWS {
-            for s in 0..16 {
-                scales[r][s] = 2 * (bits16(block[r], 48 + 2 * (s / 4)) >> (3 * (s % 4)) & 7) as u8 + 1;
-            }
+            scales[r] = [odd(spread_threes(word32(block[r], 48))), odd(spread_threes(word32(block[r], 52)))];
         }
-        (isa.b_widen_u8([&scales[0], &scales[1]]), isa.b_splat(0))
+        (isa.b_widen_words(scales), isa.b_splat(0))
     }
 }

@@ -232,8 +232,8 @@ impl Unpack for Q3K {
             isa.b_shr::<5>(high),
         ];
         let mut lanes = bit_pairs(isa, block, 32);
-        for (lane, bit) in lanes.iter_mut().zip(bit) {
-            *lane = isa.b_or(*lane, isa.b_and(bit, third));
+        for i in 0..8 {
+            lanes[i] = isa.b_or(lanes[i], isa.b_and(bit[i], third));
         }
         lanes
     }
@@ -245,21 +245,16 @@ impl Unpack for Q3K {
 
     #[inline(always)]
     fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
-        let mut scales = [[0u8; 16]; MAX_ROWS];
+        let mut scales = [[0; 2]; MAX_ROWS];
         for r in 0..I::ROWS {
             let (a, b, high) = (word32(block[r], 96), word32(block[r], 100), word32(block[r], 104));
             let (low, top) = (0x0f0f_0f0f, 0x3030_3030);
-            let words = [
-                (a & low) | ((high << 4) & top),
-                (b & low) | ((high << 2) & top),
-                ((a >> 4) & low) | (high & top),
-                ((b >> 4) & low) | ((high >> 2) & top),
-            ];
-            for (to, word) in scales[r].as_chunks_mut::<4>().0.iter_mut().zip(words) {
-                // Setting bit 7 first keeps the subtraction of 32 from borrowing across bytes.
-                *to = (((word | 0x8080_8080) - 0x2020_2020) ^ 0x8080_8080).to_le_bytes();
-            }
+            let first = ((a & low) | ((high << 4) & top), (b & low) | ((high << 2) & top));
+            let second = (((a >> 4) & low) | (high & top), ((b >> 4) & low) | ((high >> 2) & top));
+            scales[r][0] = u64::from(first.0) | u64::from(first.1) << 32;
+            scales[r][1] = u64::from(second.0) | u64::from(second.1) << 32;
         }
-        (isa.b_widen_i8([&scales[0], &scales[1]]), isa.b_splat(0))
+        let scales = isa.b_add_i16(isa.b_widen_words(scales), isa.b_all_i16(&[-32; 16]));
+        (scales, isa.b_splat(0))
     }
 }

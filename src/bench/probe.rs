@@ -1,0 +1,236 @@
+//! The machine's own limits: how fast the kernels' operations can stream from memory and multiply.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use crate::engine::Cost;
+use crate::kernel::{Pool, SharedMut};
+use crate::simd::{Isa, Kernel, Level, MAX_LANES, dispatch_at};
+
+/// How long each limit is measured.
+const TIME: Duration = Duration::from_millis(250);
+/// More than any core's share of the last cache.
+const STREAM_BYTES: usize = 512 << 20;
+/// What a task of the read probe streams, as the memory-bound product does.
+const TASK_BYTES: usize = 256 << 10;
+/// Bytes that the read probe asks for ahead of time: some processors do it well enough by themselves, others must
+/// be told, above all across the borders of small pages. The better counts.
+const AHEAD: [usize; 2] = [0, 1024];
+/// Independent sums: enough to hide an operation's latency.
+const SUMS: usize = 12;
+/// Vectors of the operand that changes, few enough for the first cache.
+const OPERANDS: usize = 64;
+/// Turns over the operands in a task: some 100 µs.
+const TURNS: usize = 500;
+
+/// What this machine can do at best with so many threads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Bytes a second read from memory.
+    pub read: f64,
+    /// Products of bytes a second (multiply and add is one), summed in 32-bit integers.
+    pub integer: f64,
+    /// Products of floats a second.
+    pub float: f64,
+}
+
+impl Limits {
+    /// Measures them, which takes less than two seconds.
+    pub fn measure(threads: usize) -> Self {
+        let (pool, level) = (Pool::new(threads), Level::current());
+        let lanes = dispatch_at(level, Lanes) as f64;
+        let multiplied = (SUMS * OPERANDS * TURNS * threads) as f64;
+        // Each of four bytes 1 or 0, whichever: only the time counts.
+        let (bytes, floats) = (Operands::new(1), Operands::new(1.0));
+        let integer = best(|| pool.run(threads, |_| _ = black_box(dispatch_at(level, Dots(&bytes)))));
+        let float = best(|| pool.run(threads, |_| _ = black_box(dispatch_at(level, Fmas(&floats)))));
+        Self {
+            read: read(&pool, level),
+            integer: multiplied * 4.0 * lanes / integer,
+            float: multiplied * lanes / float,
+        }
+    }
+
+    /// The time that `cost` takes when reading and multiplying overlap and each meets its limit.
+    pub fn least_time(&self, cost: &Cost) -> Duration {
+        let reading = cost.bytes as f64 / self.read;
+        let multiplying =
+            cost.integer_products as f64 / self.integer + cost.float_products as f64 / self.float;
+        Duration::from_secs_f64(reading.max(multiplying))
+    }
+}
+
+/// Seconds of the fastest of many runs.
+fn best(mut run: impl FnMut()) -> f64 {
+    let start = Instant::now();
+    let mut best = f64::INFINITY;
+    while best.is_infinite() || start.elapsed() < TIME {
+        let start = Instant::now();
+        run();
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    best
+}
+
+/// Bytes a second that all threads together read.
+fn read(pool: &Pool, level: Level) -> f64 {
+    let mut memory = vec![0i32; STREAM_BYTES / 4];
+    let unit = TASK_BYTES / 4;
+    // Pages are given out when they are first written, each near the thread that will read it.
+    let shared = SharedMut::new(&mut memory);
+    pool.run_ranges(STREAM_BYTES / 4, unit, |range| {
+        // Sound: each task has a range of its own.
+        unsafe { shared.slice(range.start, range.len()) }.fill(1);
+    });
+    let seconds = AHEAD.map(|ahead| {
+        best(|| {
+            pool.run_ranges(memory.len(), unit, |range| {
+                black_box(dispatch_at(level, Stream { memory: &memory[range], ahead }));
+            });
+        })
+    });
+    STREAM_BYTES as f64 / seconds.into_iter().fold(f64::INFINITY, f64::min)
+}
+
+/// 32-bit lanes of a wide vector.
+struct Lanes;
+
+impl Kernel for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _isa: I) -> usize {
+        I::LANES
+    }
+}
+
+/// Adds up memory, asking for what lies some bytes ahead.
+struct Stream<'a> {
+    memory: &'a [i32],
+    ahead: usize,
+}
+
+impl Kernel for Stream<'_> {
+    type Output = i32;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> i32 {
+        let mut sums = [isa.w_splat(0); 8];
+        for eight in self.memory.chunks_exact(8 * I::LANES) {
+            for (k, sum) in sums.iter_mut().enumerate() {
+                let vector = &eight[k * I::LANES..][..I::LANES];
+                isa.prefetch(vector.as_ptr().cast::<u8>().wrapping_add(self.ahead));
+                *sum = isa.w_add(*sum, isa.w_load(vector));
+            }
+        }
+        let mut total = isa.w_splat(0);
+        for &sum in &sums {
+            total = isa.w_add(total, sum);
+        }
+        let mut lanes = [0; MAX_LANES];
+        isa.w_store(total, &mut lanes);
+        lanes[0]
+    }
+}
+
+/// What a multiplying probe works on. The compiler must know neither, or it would multiply once for all.
+struct Operands<T> {
+    /// `[OPERANDS, lanes]`, each vector multiplied with every factor.
+    changing: Vec<T>,
+    factors: [T; SUMS],
+}
+
+impl<T: Copy> Operands<T> {
+    fn new(one: T) -> Self {
+        black_box(Self { changing: vec![one; OPERANDS * MAX_LANES], factors: [one; SUMS] })
+    }
+}
+
+/// Byte dot products, as the matmul tile makes them.
+struct Dots<'a>(&'a Operands<i32>);
+
+impl Kernel for Dots<'_> {
+    type Output = i32;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> i32 {
+        let mut factors = [isa.w_splat(0); SUMS];
+        for (factor, &value) in factors.iter_mut().zip(&self.0.factors) {
+            *factor = isa.w_splat(value);
+        }
+        let mut sums = [isa.w_splat(0); SUMS];
+        for _ in 0..TURNS {
+            for operand in self.0.changing.chunks_exact(I::LANES).take(OPERANDS) {
+                let operand = isa.w_load(operand);
+                for (sum, &factor) in sums.iter_mut().zip(&factors) {
+                    *sum = isa.w_dot4::<false>(*sum, operand, factor);
+                }
+            }
+        }
+        let mut total = isa.w_splat(0);
+        for &sum in &sums {
+            total = isa.w_add(total, sum);
+        }
+        let mut lanes = [0; MAX_LANES];
+        isa.w_store(total, &mut lanes);
+        lanes[0]
+    }
+}
+
+/// Fused multiplications of floats.
+struct Fmas<'a>(&'a Operands<f32>);
+
+impl Kernel for Fmas<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> f32 {
+        let mut factors = [isa.f_splat(0.0); SUMS];
+        for (factor, &value) in factors.iter_mut().zip(&self.0.factors) {
+            *factor = isa.f_splat(value);
+        }
+        let mut sums = [isa.f_splat(0.0); SUMS];
+        for _ in 0..TURNS {
+            for operand in self.0.changing.chunks_exact(I::LANES).take(OPERANDS) {
+                let operand = isa.f_load(operand);
+                for (sum, &factor) in sums.iter_mut().zip(&factors) {
+                    *sum = isa.f_fma(operand, factor, *sum);
+                }
+            }
+        }
+        let mut total = isa.f_splat(0.0);
+        for &sum in &sums {
+            total = isa.f_add(total, sum);
+        }
+        let mut lanes = [0.0; MAX_LANES];
+        isa.f_store(total, &mut lanes);
+        lanes[0]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probes_do_all_the_work_they_are_timed_for() {
+        for level in Level::available() {
+            let times = (SUMS * OPERANDS * TURNS) as i32;
+            // Four ones in a word: four products.
+            assert_eq!(dispatch_at(level, Dots(&Operands::new(0x0101_0101))), 4 * times, "{level:?}");
+            assert_eq!(dispatch_at(level, Fmas(&Operands::new(1.0))), times as f32, "{level:?}");
+            let lanes = dispatch_at(level, Lanes);
+            let memory = vec![1; 80 * lanes];
+            assert_eq!(dispatch_at(level, Stream { memory: &memory, ahead: 64 }), 80, "{level:?}");
+        }
+    }
+
+    #[test]
+    fn the_slower_of_reading_and_multiplying_counts() {
+        let limits = Limits { read: 100.0, integer: 1000.0, float: 10.0 };
+        let cost = Cost { bytes: 200, integer_products: 500, float_products: 1 };
+        assert_eq!(limits.least_time(&cost), Duration::from_secs(2));
+        let cost = Cost { bytes: 20, ..cost };
+        assert_eq!(limits.least_time(&cost), Duration::from_millis(600));
+    }
+}

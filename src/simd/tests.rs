@@ -1,0 +1,132 @@
+//! Every ISA level against plain arithmetic, where bits are easily lost: NaN, signed zeros, ties, half precision.
+
+use super::{Isa, Kernel, Level, MAX_LANES, dispatch_at};
+
+/// Runs operations on each `LANES` of `a` and `b`; one list of bits an operation.
+struct Floats<'a>(&'a [f32], &'a [f32]);
+
+impl Kernel for Floats<'_> {
+    type Output = [Vec<u32>; 8];
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let mut out: Self::Output = Default::default();
+        let (mut lanes, mut words) = ([0.0f32; MAX_LANES], [0i32; MAX_LANES]);
+        for (a, b) in self.0.chunks_exact(I::LANES).zip(self.1.chunks_exact(I::LANES)) {
+            let (a, b) = (isa.f_load(a), isa.f_load(b));
+            let floats = [
+                isa.f_max(a, b),
+                isa.f_min(a, b),
+                isa.f_round(a),
+                isa.f_fma(a, b, a),
+                isa.f_fnma(a, b, a),
+                isa.f_div(a, b),
+            ];
+            for (i, &v) in floats.iter().enumerate() {
+                isa.f_store(v, &mut lanes);
+                out[i].extend(lanes[..I::LANES].iter().map(|x| bits(*x)));
+            }
+            let small = isa.f_max(isa.f_min(a, isa.f_splat(1e6)), isa.f_splat(-1e6));
+            isa.w_store(isa.f_to_w(small), &mut words);
+            out[6].extend(words[..I::LANES].iter().map(|&w| w as u32));
+            let mut bytes = [0i8; MAX_LANES];
+            isa.w_store_i8(isa.f_to_w(small), &mut bytes);
+            isa.w_store(isa.w_load_i8(&bytes), &mut words);
+            out[7].extend(words[..I::LANES].iter().map(|&w| w as u32));
+        }
+        out
+    }
+}
+
+/// Bits of `x`; NaNs are all the same.
+fn bits(x: f32) -> u32 {
+    if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }
+}
+
+#[test]
+fn floats_keep_their_bits_at_every_level() {
+    let values = [
+        0.0,
+        -0.0,
+        0.5,
+        -0.5,
+        1.5,
+        2.5,
+        -2.5,
+        1.0 + f32::EPSILON,
+        127.5,
+        -128.5,
+        8_388_609.0,
+        1e-40,
+        3e38,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+    ];
+    let a: Vec<f32> = values.iter().flat_map(|&a| values.map(|_| a)).collect();
+    let b: Vec<f32> = values.iter().flat_map(|_| values).collect();
+    let round = |x: f32| x.round_ties_even();
+    for level in Level::available() {
+        let got = dispatch_at(level, Floats(&a, &b));
+        for (i, (&a, &b)) in a.iter().zip(&b).enumerate() {
+            let small = if a < 1e6 { a } else { 1e6 };
+            let small = round(if small > -1e6 { small } else { -1e6 }) as i32;
+            let want = [
+                bits(if a > b { a } else { b }),
+                bits(if a < b { a } else { b }),
+                bits(round(a)),
+                bits(a.mul_add(b, a)),
+                bits((-a).mul_add(b, a)),
+                bits(a / b),
+                small as u32,
+                i32::from(small as i8) as u32,
+            ];
+            for (op, want) in want.into_iter().enumerate() {
+                assert_eq!(got[op][i], want, "operation {op} of {a} and {b} at {level:?}");
+            }
+        }
+    }
+}
+
+/// Loads every half, and stores it again.
+struct Halves<'a>(&'a [u16]);
+
+impl Kernel for Halves<'_> {
+    /// Widened halves, halves of those a little off, and widened bfloat16.
+    type Output = (Vec<u32>, Vec<u16>, Vec<u32>);
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let mut out: Self::Output = Default::default();
+        let (mut lanes, mut halves) = ([0.0f32; MAX_LANES], [0u16; MAX_LANES]);
+        for from in self.0.chunks_exact(I::LANES) {
+            let wide = isa.f_load_f16(from);
+            isa.f_store(wide, &mut lanes);
+            out.0.extend(lanes[..I::LANES].iter().map(|x| bits(*x)));
+            isa.f_store_f16(isa.f_mul(wide, isa.f_splat(OFF)), &mut halves);
+            out.1.extend(&halves[..I::LANES]);
+            isa.f_store(isa.f_load_bf16(from), &mut lanes);
+            out.2.extend(lanes[..I::LANES].iter().map(|x| bits(*x)));
+        }
+        out
+    }
+}
+
+/// Takes halves to their neighbours' middles, and some of the largest beyond the range.
+const OFF: f32 = 1.0 + 1.0 / 2048.0;
+
+#[test]
+fn halves_round_to_even_at_every_level() {
+    let all: Vec<u16> = (0..=u16::MAX).collect();
+    for level in Level::available() {
+        let (wide, narrow, brain) = dispatch_at(level, Halves(&all));
+        for (i, &h) in all.iter().enumerate() {
+            let x = half::f16::from_bits(h).to_f32();
+            assert_eq!(wide[i], bits(x), "half {h:#06x} at {level:?}");
+            let back = half::f16::from_bits(narrow[i]);
+            let want = half::f16::from_f32(x * OFF);
+            assert!(back.to_bits() == want.to_bits() || back.is_nan() && want.is_nan(), "{x} at {level:?}");
+            assert_eq!(brain[i], bits(f32::from_bits(u32::from(h) << 16)), "bfloat16 {h:#06x} at {level:?}");
+        }
+    }
+}
