@@ -63,8 +63,8 @@ struct TextArgs {
     /// A file of the base model's distributions: written, or with --kl-divergence read
     #[arg(long, visible_alias = "save-all-logits", value_name = "FILE")]
     kl_divergence_base: Option<PathBuf>,
-    /// Compare with the base; its file has the text, too
-    #[arg(long, requires = "kl_divergence_base", conflicts_with = "file")]
+    /// Compare with the base, whose file holds the text, too: -f is not read then
+    #[arg(long, requires = "kl_divergence_base")]
     kl_divergence: bool,
     /// Print the result as JSON
     #[arg(long)]
