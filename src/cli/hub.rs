@@ -50,8 +50,8 @@ impl FromStr for Spec {
 
     fn from_str(text: &str) -> Result<Self, hub::Fault> {
         let (repo, kind) = match text.split_once(':') {
-            Some((repo, kind)) if !kind.is_empty() => (repo, Some(kind.to_owned())),
-            _ => (text, None),
+            Some((repo, kind)) => (repo, Some(kind.to_owned()).filter(|kind| !kind.is_empty())),
+            None => (text, None),
         };
         let repo = repo.parse().map_err(|_| hub::Fault::RepoName(text.to_owned()))?;
         Ok(Self { repo, kind })
