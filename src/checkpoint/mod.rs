@@ -42,6 +42,7 @@ pub fn is_text_file(name: &str) -> bool {
         "tokenizer.json",
         "tokenizer.model",
         "tokenizer_config.json",
+        tiktoken::NAME,
         weights::INDEX,
     ];
     let template = || name.strip_prefix(TEMPLATES)?.strip_prefix('/')?.strip_suffix(".jinja");

@@ -6,7 +6,7 @@ use super::{Fault, read_text_if_there};
 use crate::{Error, Result};
 
 /// The file that Phi-3-small comes with.
-const NAME: &str = "cl100k_base.tiktoken";
+pub(super) const NAME: &str = "cl100k_base.tiktoken";
 /// More tokens than this are no vocabulary.
 const LIMIT: usize = 1 << 24;
 
