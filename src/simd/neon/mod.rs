@@ -248,7 +248,7 @@ impl<P: Products> Isa for On<P> {
         unsafe {
             let v = vreinterpretq_s16_u8(if pair < 4 { v[0] } else { v[1] });
             let v = opaque(if pair % 4 < 2 { vmovl_s16(vget_low_s16(v)) } else { vmovl_high_s16(v) });
-            if pair % 2 == 0 {
+            if pair.is_multiple_of(2) {
                 [vdupq_laneq_s32::<0>(v), vdupq_laneq_s32::<1>(v)]
             } else {
                 [vdupq_laneq_s32::<2>(v), vdupq_laneq_s32::<3>(v)]
