@@ -11,6 +11,10 @@ const GROUP: usize = 4;
 /// Rows of such a sweep, at most.
 const MAX_GROUP_ROWS: usize = GROUP * MAX_ROWS;
 
+/// Bytes that are asked for ahead in each row of a sweep, and where a sweep has few rows.
+const AHEAD: usize = 768;
+const FAR_AHEAD: usize = 4096;
+
 /// `out[token][row] = rows[row] · tokens[token]` for quantized `rows`.
 pub struct RowProducts<'a, F> {
     pub format: F,
@@ -56,13 +60,14 @@ impl<F: Unpack> RowProducts<'_, F> {
         let rows = self.rows.len() / self.row_bytes;
         let tokens: [Token; T] = std::array::from_fn(|t| Token::of(self.tokens, token + t));
         let step = if F::BLOCK == 256 { GROUP * I::ROWS } else { I::ROWS };
-        let mut row = 0;
-        while row < rows {
-            let count = step.min(rows - row);
-            // A short last group repeats its last row: the order of operations stays the same.
-            let mut at = [&self.rows[..0]; MAX_GROUP_ROWS];
+        // The rows of a sweep lie far apart: memory delivers more to several streams than to one.
+        let apart = rows.div_ceil(step);
+        for first in 0..apart {
+            // Where there are too few rows, the last one is there more than once.
+            let (mut row, mut at) = ([0; MAX_GROUP_ROWS], [&self.rows[..0]; MAX_GROUP_ROWS]);
             for r in 0..step {
-                at[r] = &self.rows[(row + r.min(count - 1)) * self.row_bytes..][..self.row_bytes];
+                row[r] = (first + r * apart).min(rows - 1);
+                at[r] = &self.rows[row[r] * self.row_bytes..][..self.row_bytes];
             }
             let mut products = [[0.0; MAX_GROUP_ROWS]; T];
             if F::BLOCK == 256 {
@@ -70,10 +75,11 @@ impl<F: Unpack> RowProducts<'_, F> {
             } else {
                 small_block_rows::<F, I, T>(isa, [at[0], at[I::ROWS - 1]], &tokens, &mut products);
             }
-            for (t, products) in products.iter().enumerate() {
-                self.out[token + t][row..row + count].copy_from_slice(&products[..count]);
+            for t in 0..T {
+                for r in 0..step {
+                    self.out[token + t][row[r]] = products[t][r];
+                }
             }
-            row += count;
         }
     }
 }
@@ -122,7 +128,7 @@ fn step<F: Unpack, I: Isa, const T: usize>(
     let zero = [isa.n_zero(); T];
     let mut step = Step { low: zero, high: zero, offset: zero, min: zero };
     for r in 0..I::ROWS {
-        prefetch_ahead(isa, block[r], GROUP * I::ROWS * rows[0].len());
+        prefetch_ahead(isa, block[r], AHEAD);
     }
     let lanes = F::lanes(isa, block);
     let lanes = lanes.as_ref();
@@ -229,7 +235,7 @@ fn small_block_rows<F: Unpack, I: Isa, const T: usize>(
     for b in 0..whole {
         let blocks = [&rows[0][b * eight..][..eight], &rows[1][b * eight..][..eight]];
         for r in 0..I::ROWS {
-            prefetch_ahead(isa, blocks[r], 4096);
+            prefetch_ahead(isa, blocks[r], FAR_AHEAD);
         }
         eight_blocks::<F, I, T>(isa, blocks, b, tokens, &mut total);
     }
