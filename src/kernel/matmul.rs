@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::activations::Activations;
 use super::{Pool, SharedMut, partial_sums, prefetch_ahead};
 use crate::quant::unpack::{Scale, Unpack};
-use crate::simd::{Isa, Kernel, Level, MAX_LANES, MAX_ROWS, TileKernel, dispatch_at};
+use crate::simd::{Isa, Kernel, Level, MAX_LANES, MAX_ROWS, SpanTile, TileKernel, dispatch_at};
 
 /// The most rows a panel has on any ISA.
 pub const MAX_PANEL_ROWS: usize = 2 * MAX_LANES;
@@ -171,6 +171,8 @@ struct Lanes {
     lanes: Vec<i32>,
     /// `[columns / group, panel rows]`.
     scales: Vec<i32>,
+    /// The same, where [`float_scales`].
+    float_scales: Vec<f32>,
     /// `[columns / 2 / min columns, panel rows]`: two i16 a word.
     mins: Vec<i32>,
     /// `[columns / block, panel rows]`.
@@ -258,7 +260,9 @@ fn unpack_panel<F: Unpack, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, column
     // Squares are written whole, beyond the end of a short last block.
     panel.lanes.resize((columns / 4 + MAX_LANES) * wide, 0);
     panel.d.resize(columns / F::BLOCK * wide, 0.0);
-    if F::SCALED {
+    if float_scales::<F, I>() {
+        panel.float_scales.resize(columns / F::GROUP * wide, 0.0);
+    } else if F::SCALED {
         panel.scales.resize(columns / F::GROUP * wide, 0);
     }
     if F::MINS {
@@ -411,11 +415,11 @@ fn store_groups<F: Unpack, I: Isa>(
         let mins = isa.w_load(&turned[(8 + j) * I::LANES..]);
         if F::SCALED && F::GROUP == 32 {
             let at = (b * F::BLOCK / 32 + j) * wide + first;
-            isa.w_store(isa.w_dot2_i16(zero, scales, low), &mut panel.scales[at..]);
+            store_scale::<F, I>(isa, isa.w_dot2_i16(zero, scales, low), at, panel);
         } else if F::SCALED {
             let at = (b * F::BLOCK / 16 + 2 * j) * wide + first;
-            isa.w_store(isa.w_dot2_i16(zero, scales, low), &mut panel.scales[at..]);
-            isa.w_store(isa.w_dot2_i16(zero, scales, high), &mut panel.scales[at + wide..]);
+            store_scale::<F, I>(isa, isa.w_dot2_i16(zero, scales, low), at, panel);
+            store_scale::<F, I>(isa, isa.w_dot2_i16(zero, scales, high), at + wide, panel);
         }
         if F::MINS && min_columns::<F>() == 16 {
             isa.w_store(mins, &mut panel.mins[(b * F::BLOCK / 32 + j) * wide + first..]);
@@ -427,6 +431,29 @@ fn store_groups<F: Unpack, I: Isa>(
             isa.w_store(both, &mut panel.mins[(b * F::BLOCK / 64 + j / 2) * wide + first..]);
         }
     }
+}
+
+#[inline(always)]
+fn store_scale<F: Unpack, I: Isa>(isa: I, scale: I::W, at: usize, panel: &mut Lanes) {
+    if float_scales::<F, I>() {
+        isa.f_store(isa.f_from_w(scale), &mut panel.float_scales[at..]);
+    } else {
+        isa.w_store(scale, &mut panel.scales[at..]);
+    }
+}
+
+/// Groups of columns whose scaled sum fits a float whatever the operands.
+const fn exact_groups<F: Unpack>() -> usize {
+    let above = F::LARGEST as i32 - F::OFFSET;
+    let largest = if above > F::OFFSET { above } else { F::OFFSET };
+    let group = F::GROUP as i32 * largest * 127 * F::LARGEST_SCALE;
+    (1 << f32::MANTISSA_DIGITS) / group as usize
+}
+
+/// Whether a panel of `F` for `I` has its scales as floats: that is exact over a span's groups, or halves of them.
+#[inline(always)]
+const fn float_scales<F: Unpack, I: Isa>() -> bool {
+    I::FLOAT_SCALES && F::SCALED && 2 * exact_groups::<F>() >= F::SPAN / F::GROUP
 }
 
 impl<F: Unpack> PanelProducts<'_, F> {
@@ -475,7 +502,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
     }
 }
 
-/// The integer sums of span `s`: dot products times their groups' scales.
+/// The integer sums of span `s`, rounded to floats: dot products times their groups' scales.
 #[inline(always)]
 fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
     isa: I,
@@ -483,19 +510,25 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
     tokens: &PackedTokens,
     tile: usize,
     s: usize,
-) -> [[I::W; R]; T] {
+) -> [[I::F; R]; T] {
     let wide = I::LANES * R;
-    let quads = F::GROUP / 4;
+    let quads = F::SPAN / 4;
     let groups = F::SPAN / F::GROUP;
-    let mut sum = [[isa.w_splat(0); R]; T];
-    for g in s * groups..(s + 1) * groups {
-        let at = (tile * tokens.padded / F::GROUP + g) * T;
-        let starts = if F::OFFSET == 0 { None } else { Some(&tokens.starts[at..at + T]) };
-        let scales = if F::SCALED { Some(&panel.scales[g * wide..(g + 1) * wide]) } else { None };
-        let lanes = &panel.lanes[g * quads * wide..][..quads * wide];
-        let activations = &tokens.quads[(tile * tokens.padded / 4 + g * quads) * T..][..quads * T];
-        isa.w_group_tile::<R, T>(&mut sum, lanes, activations, starts, scales, F::LARGEST);
-    }
+    let mut sum = [[isa.f_splat(0.0); R]; T];
+    let at = (tile * tokens.padded / F::GROUP + s * groups) * T;
+    let scales = s * groups * wide..(s + 1) * groups * wide;
+    let floats = float_scales::<F, I>();
+    let span = SpanTile {
+        groups,
+        rows: &panel.lanes[s * quads * wide..][..quads * wide],
+        tokens: &tokens.quads[(tile * tokens.padded / 4 + s * quads) * T..][..quads * T],
+        starts: if F::OFFSET == 0 { None } else { Some(&tokens.starts[at..at + groups * T]) },
+        scales: if F::SCALED && !floats { Some(&panel.scales[scales.clone()]) } else { None },
+        float_scales: if floats { Some(&panel.float_scales[scales]) } else { None },
+        exact: if exact_groups::<F>() >= groups { groups } else { groups / 2 },
+        largest: F::LARGEST,
+    };
+    isa.f_span_tile::<R, T>(&mut sum, &span);
     sum
 }
 
@@ -508,7 +541,7 @@ fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize, const FIRST: bool
     tokens: &PackedTokens,
     tile: usize,
     s: usize,
-    sum: &[[I::W; R]; T],
+    sum: &[[I::F; R]; T],
     total: &mut [[f32; MAX_LANES]],
 ) {
     let wide = I::LANES * R;
@@ -535,7 +568,7 @@ fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize, const FIRST: bool
             }
         }
         for t in 0..T {
-            let mut value = isa.f_mul(d, isa.f_from_w(sum[t][r]));
+            let mut value = isa.f_mul(d, sum[t][r]);
             if F::MINS {
                 let mut min = isa.w_splat(0);
                 for p in 0..pairs {

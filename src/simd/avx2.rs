@@ -1,20 +1,28 @@
-//! AVX2 with FMA and F16C: 256-bit vectors, int8 products through `vpmaddubsw`.
+//! AVX2 with FMA and F16C: 256-bit vectors, int8 products through `vpmaddubsw`, or `vpdpbusd` where AVX-VNNI has it.
 //!
-//! Safety, for every `unsafe` in this file: an [`Avx2`] exists only if `new()` found the features that
+//! Safety, for every `unsafe` in this file: an [`Avx2With`] exists only if `new()` found the features that
 //! the intrinsics need, and loads and stores go through references or bounds-checked slices.
 
 use std::arch::x86_64::*;
 
-use super::{Isa, Kernel, MAX_ROWS, OfRows, TileKernel, checked, checked_mut};
+use super::pairs::{Pairs, group_of_pairs};
+use super::{
+    Isa, Kernel, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut, group_of_words,
+    span_of_floats, span_of_words,
+};
 
-/// Proof that the machine has AVX2, FMA and F16C.
+/// Proof that the machine has AVX2, FMA and F16C, and AVX-VNNI if `VNNI`.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx2(());
+pub struct Avx2With<const VNNI: bool>(());
 
-impl Avx2 {
+pub type Avx2 = Avx2With<false>;
+pub type AvxVnni = Avx2With<true>;
+
+impl<const VNNI: bool> Avx2With<VNNI> {
     /// The token, if the machine has the features.
     pub fn new() -> Option<Self> {
-        (is_x86_feature_detected!("avx2")
+        ((!VNNI || is_x86_feature_detected!("avxvnni"))
+            && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c"))
         .then_some(Self(()))
@@ -31,11 +39,12 @@ fn opaque(mut v: __m256i) -> __m256i {
     v
 }
 
-impl Isa for Avx2 {
-    const NAME: &'static str = "avx2";
+impl<const VNNI: bool> Isa for Avx2With<VNNI> {
+    const NAME: &'static str = if VNNI { "avxvnni" } else { "avx2" };
     const LANES: usize = 8;
     const ROWS: usize = 1;
     const TILE: (usize, usize) = (2, 4);
+    const FLOAT_SCALES: bool = VNNI;
     type B = __m256i;
     type N = __m256i;
     type G = __m256;
@@ -45,11 +54,15 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
-        fn inner<K: Kernel>(isa: Avx2, kernel: K) -> K::Output {
+        fn plain<I: Isa, K: Kernel>(isa: I, kernel: K) -> K::Output {
             kernel.run(isa)
         }
-        // Sound: the token proves AVX2, FMA and F16C, and every CPU with AVX2 has the bit instructions.
-        unsafe { inner(self, kernel) }
+        #[target_feature(enable = "avxvnni,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
+        fn vnni<I: Isa, K: Kernel>(isa: I, kernel: K) -> K::Output {
+            kernel.run(isa)
+        }
+        // Sound: the token proves AVX2, FMA, F16C and, if so, AVX-VNNI, and every CPU with AVX2 has the bit instructions.
+        unsafe { if VNNI { vnni(self, kernel) } else { plain(self, kernel) } }
     }
 
     #[inline(always)]
@@ -274,7 +287,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N {
-        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
+        self.w_dot2_i16(acc, a, b)
     }
 
     #[inline(always)]
@@ -318,6 +331,9 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn w_dot4<const WIDE: bool>(self, acc: Self::W, u: Self::W, a: Self::W) -> Self::W {
         unsafe {
+            if VNNI {
+                return _mm256_dpbusd_avx_epi32(acc, u, a);
+            }
             if !WIDE {
                 let pairs = _mm256_maddubs_epi16(u, a);
                 return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -341,70 +357,28 @@ impl Isa for Avx2 {
         scales: Option<&[i32]>,
         largest: u8,
     ) {
-        const { assert!(R == 2 && T == 4) };
-        let (rows, tokens) = (rows.as_chunks::<16>().0, tokens.as_chunks::<4>().0);
-        let quads = rows.len().min(tokens.len());
-        let mut scale = [self.w_splat(0x0001_0001); 2];
-        if let Some(scales) = scales {
-            for r in 0..2 {
-                scale[r] = self.twice_i16(self.w_load(&scales[8 * r..]));
-            }
+        if VNNI {
+            group_of_words(self, sum, rows, tokens, starts, scales, largest);
+        } else {
+            group_of_pairs(self, sum, rows, tokens, starts, scales, largest);
         }
-        if let Some(starts) = starts {
-            for t in 0..4 {
-                let start = self.w_splat(starts[t]);
-                for r in 0..2 {
-                    let scaled = match scales {
-                        Some(scales) => self.w_mul(self.w_load(&scales[8 * r..]), start),
-                        None => start,
-                    };
-                    sum[t][r] = self.w_add(sum[t][r], scaled);
-                }
-            }
-        }
-        if largest > 127 {
-            let mut dot = [[self.n_zero(); 2]; 4];
-            for q in 0..quads {
-                self.wide_quad(&mut dot, &rows[q], &tokens[q]);
-            }
-            for r in 0..2 {
-                for t in 0..4 {
-                    let scaled = match scales {
-                        Some(scales) => self.w_mul(self.w_load(&scales[8 * r..]), dot[t][r]),
-                        None => dot[t][r],
-                    };
-                    sum[t][r] = self.w_add(sum[t][r], scaled);
-                }
-            }
-            return;
-        }
-        // So many products of pairs add up in 16 bits, and one multiplication then scales and widens the sum.
-        let run = (32767 / (2 * 127 * usize::from(largest))).min(quads);
-        let mut q = 0;
-        while q < quads {
-            let mut pairs = [[self.n_zero(); 2]; 4];
-            for q in q..(q + run).min(quads) {
-                let (a, b) = (self.w_load(&rows[q][..8]), self.w_load(&rows[q][8..]));
-                for t in 0..4 {
-                    let token = self.w_splat(tokens[q][t]);
-                    // Sound: the token proves AVX2.
-                    unsafe {
-                        pairs[t][0] = _mm256_add_epi16(pairs[t][0], _mm256_maddubs_epi16(a, token));
-                        pairs[t][1] = _mm256_add_epi16(pairs[t][1], _mm256_maddubs_epi16(b, token));
-                    }
-                }
-            }
-            for t in 0..4 {
-                for r in 0..2 {
-                    sum[t][r] = self.w_dot2_i16(sum[t][r], pairs[t][r], scale[r]);
-                }
-            }
-            q += run;
+    }
+    #[inline(always)]
+    fn f_span_tile<const R: usize, const T: usize>(self, sum: &mut [[Self::F; R]; T], span: &SpanTile) {
+        match span.float_scales {
+            Some(scales) => span_of_floats(self, sum, span, scales),
+            None => span_of_words(self, sum, span),
         }
     }
     #[inline(always)]
     fn w_dot2_i16(self, acc: Self::W, a: Self::W, b: Self::W) -> Self::W {
-        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
+        unsafe {
+            if VNNI {
+                _mm256_dpwssd_avx_epi32(acc, a, b)
+            } else {
+                _mm256_add_epi32(acc, _mm256_madd_epi16(a, b))
+            }
+        }
     }
     #[inline(always)]
     fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
@@ -525,7 +499,30 @@ impl Isa for Avx2 {
     }
 }
 
-impl Avx2 {
+impl<const VNNI: bool> Pairs for Avx2With<VNNI> {
+    #[inline(always)]
+    fn w_pairs(self, u: Self::W, a: Self::W) -> Self::W {
+        unsafe { _mm256_maddubs_epi16(u, a) }
+    }
+    #[inline(always)]
+    fn w_add_i16(self, a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm256_add_epi16(a, b) }
+    }
+    #[inline(always)]
+    fn w_twice_i16(self, v: Self::W) -> Self::W {
+        unsafe { _mm256_blend_epi16::<0xaa>(v, _mm256_slli_epi32::<16>(v)) }
+    }
+    #[inline(always)]
+    fn w_distance(self, u: Self::W) -> Self::W {
+        unsafe { _mm256_abs_epi8(_mm256_xor_si256(u, _mm256_set1_epi8(-128))) }
+    }
+    #[inline(always)]
+    fn w_signed(self, u: Self::W, a: Self::W) -> Self::W {
+        unsafe { _mm256_sign_epi8(a, _mm256_xor_si256(u, _mm256_set1_epi8(-128))) }
+    }
+}
+
+impl<const VNNI: bool> Avx2With<VNNI> {
     /// i16 lanes 0..8 all hold lane `2 * pair` of `v`, lanes 8..16 lane `2 * pair + 1`.
     #[inline(always)]
     fn spread_i16(self, v: __m256i, pair: usize) -> __m256i {
@@ -538,36 +535,6 @@ impl Avx2 {
             let low = (4 * (pair % 4)) as i16;
             let (a, b) = (low | (low + 1) << 8, (low + 2) | (low + 3) << 8);
             _mm256_shuffle_epi8(half, _mm256_setr_epi16(a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b))
-        }
-    }
-
-    /// Each i32, which fits i16, twice as i16.
-    #[inline(always)]
-    fn twice_i16(self, v: __m256i) -> __m256i {
-        unsafe { _mm256_blend_epi16::<0xaa>(v, _mm256_slli_epi32::<16>(v)) }
-    }
-
-    /// Four columns of a tile of two row vectors whose bytes exceed 127, by four tokens. Bytes are seen as 128 + q:
-    /// products of |q| with the tokens under q's sign fit 16 bits in pairs.
-    #[inline(always)]
-    fn wide_quad(self, sum: &mut [[__m256i; 2]; 4], rows: &[i32; 16], tokens: &[i32; 4]) {
-        unsafe {
-            let (one, one_byte) = (_mm256_set1_epi16(1), _mm256_set1_epi8(1));
-            let middle = _mm256_set1_epi8(-128);
-            let q = [
-                _mm256_xor_si256(self.w_load(&rows[..8]), middle),
-                _mm256_xor_si256(self.w_load(&rows[8..]), middle),
-            ];
-            let size = [_mm256_abs_epi8(q[0]), _mm256_abs_epi8(q[1])];
-            for t in 0..4 {
-                let token = self.w_splat(tokens[t]);
-                let all = _mm256_madd_epi16(_mm256_maddubs_epi16(one_byte, token), _mm256_set1_epi16(128));
-                for r in 0..2 {
-                    let pairs = _mm256_maddubs_epi16(size[r], _mm256_sign_epi8(token, q[r]));
-                    let quad = _mm256_add_epi32(_mm256_madd_epi16(pairs, one), all);
-                    sum[t][r] = _mm256_add_epi32(sum[t][r], quad);
-                }
-            }
         }
     }
 }

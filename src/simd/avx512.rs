@@ -1,35 +1,43 @@
-//! AVX-512 with VNNI: 512-bit wide vectors, `vpdpbusd` dot products.
+//! AVX-512: 512-bit wide vectors, dot products by `vpdpbusd` where there is VNNI.
 //!
-//! Safety, for every `unsafe` in this file: an [`Avx512`] exists only if `new()` found the features that
+//! Safety, for every `unsafe` in this file: an [`Avx512With`] exists only if `new()` found the features that
 //! the intrinsics need, and loads and stores go through references or bounds-checked slices.
 
 use std::arch::x86_64::*;
 
-use super::{Isa, Kernel, MAX_ROWS, OfRows, TileKernel, checked, checked_mut};
+use super::pairs::{Pairs, group_of_pairs};
+use super::{
+    Isa, Kernel, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut, group_of_words,
+    span_of_floats, span_of_words,
+};
 
-/// Proof that the machine has AVX-512 F, BW, VL, DQ and VNNI.
+/// Proof that the machine has AVX-512 F, BW, VL and DQ, and VNNI if `VNNI`.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512(());
+pub struct Avx512With<const VNNI: bool>(());
 
-impl Avx512 {
+pub type Avx512 = Avx512With<true>;
+pub type Avx512Plain = Avx512With<false>;
+
+impl<const VNNI: bool> Avx512With<VNNI> {
     /// The token, if the machine has the features.
     pub fn new() -> Option<Self> {
         (is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vnni")
+            && (!VNNI || is_x86_feature_detected!("avx512vnni"))
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c"))
         .then_some(Self(()))
     }
 }
 
-impl Isa for Avx512 {
-    const NAME: &'static str = "avx512";
+impl<const VNNI: bool> Isa for Avx512With<VNNI> {
+    const NAME: &'static str = if VNNI { "avx512" } else { "avx512-plain" };
     const LANES: usize = 16;
     const ROWS: usize = 2;
     const TILE: (usize, usize) = (2, 8);
+    const FLOAT_SCALES: bool = VNNI;
     type B = __m512i;
     type N = __m512i;
     type G = __m512;
@@ -38,14 +46,18 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
+        fn plain<I: Isa, K: Kernel>(isa: I, kernel: K) -> K::Output {
+            kernel.run(isa)
+        }
         #[target_feature(
             enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt"
         )]
-        fn inner<K: Kernel>(isa: Avx512, kernel: K) -> K::Output {
+        fn vnni<I: Isa, K: Kernel>(isa: I, kernel: K) -> K::Output {
             kernel.run(isa)
         }
         // Sound: the token proves the AVX-512 parts, FMA and F16C, and every such CPU has the others.
-        unsafe { inner(self, kernel) }
+        unsafe { if VNNI { vnni(self, kernel) } else { plain(self, kernel) } }
     }
 
     #[inline(always)]
@@ -153,6 +165,28 @@ impl Isa for Avx512 {
         unsafe { _mm512_movm_epi8(u64::from(bits[0]) | u64::from(bits[1]) << 32) }
     }
     #[inline(always)]
+    fn b_entries8<const N: usize>(self, table: &[u64; N], at: OfRows<u64>) -> Self::B {
+        const { assert!(N.is_power_of_two()) };
+        unsafe {
+            let at = _mm512_cvtepu16_epi64(_mm_set_epi64x(at[1] as i64, at[0] as i64));
+            // Sound: what is left of a number is below the table's length.
+            let at = _mm512_and_si512(at, _mm512_set1_epi64(N as i64 - 1));
+            _mm512_i64gather_epi64::<8>(at, table.as_ptr().cast())
+        }
+    }
+    #[inline(always)]
+    fn b_entries4<const N: usize>(self, table: &[u32; N], low: OfRows<u64>, high: OfRows<u32>) -> Self::B {
+        const { assert!(N.is_power_of_two()) };
+        unsafe {
+            let low = _mm512_cvtepu8_epi32(_mm_set_epi64x(low[1] as i64, low[0] as i64));
+            let high = (high[0] & 0xff | high[1] << 8) as u16;
+            let at = _mm512_mask_add_epi32(low, high, low, _mm512_set1_epi32(256));
+            // Sound: what is left of a number is below the table's length.
+            let at = _mm512_and_si512(at, _mm512_set1_epi32(N as i32 - 1));
+            _mm512_i32gather_epi32::<4>(at, table.as_ptr().cast())
+        }
+    }
+    #[inline(always)]
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B {
         unsafe { opaque(_mm512_cvtepu8_epi16(self.sixteen_each(from))) }
     }
@@ -211,7 +245,7 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     fn n_dot4<const WIDE: bool>(self, acc: Self::N, u: Self::B, a: Self::B) -> Self::N {
-        unsafe { _mm512_dpbusd_epi32(acc, u, a) }
+        self.w_dot4::<WIDE>(acc, u, a)
     }
     #[inline(always)]
     fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, scales: Self::B, pair: usize) -> Self::N {
@@ -219,7 +253,7 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N {
-        unsafe { _mm512_dpwssd_epi32(acc, a, b) }
+        self.w_dot2_i16(acc, a, b)
     }
     #[inline(always)]
     fn n_sums8(self, v: [Self::N; 8]) -> Self::N {
@@ -327,7 +361,21 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     fn w_dot4<const WIDE: bool>(self, acc: Self::W, u: Self::W, a: Self::W) -> Self::W {
-        unsafe { _mm512_dpbusd_epi32(acc, u, a) }
+        unsafe {
+            if VNNI {
+                return _mm512_dpbusd_epi32(acc, u, a);
+            }
+            if !WIDE {
+                let pairs = _mm512_maddubs_epi16(u, a);
+                return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+            }
+            // As in `avx2`: bit 7 is weighed afterwards.
+            let low = _mm512_maddubs_epi16(_mm512_and_si512(u, _mm512_set1_epi8(0x7f)), a);
+            let top = _mm512_and_si512(_mm512_srli_epi16::<7>(u), _mm512_set1_epi8(1));
+            let high = _mm512_madd_epi16(_mm512_maddubs_epi16(top, a), _mm512_set1_epi16(128));
+            let low = _mm512_madd_epi16(low, _mm512_set1_epi16(1));
+            _mm512_add_epi32(acc, _mm512_add_epi32(low, high))
+        }
     }
     #[inline(always)]
     fn w_group_tile<const R: usize, const T: usize>(
@@ -337,35 +385,54 @@ impl Isa for Avx512 {
         tokens: &[i32],
         starts: Option<&[i32]>,
         scales: Option<&[i32]>,
+        largest: u8,
+    ) {
+        if VNNI {
+            group_of_words(self, sum, rows, tokens, starts, scales, largest);
+        } else {
+            group_of_pairs(self, sum, rows, tokens, starts, scales, largest);
+        }
+    }
+    #[inline(always)]
+    fn w_dots<const R: usize, const T: usize>(
+        self,
+        dot: &mut [[Self::W; R]; T],
+        rows: &[i32],
+        tokens: &[i32],
+        starts: Option<&[i32]>,
         _largest: u8,
     ) {
         const { assert!(R == 2 && T == 8) };
-        let mut dot = [[self.w_splat(0); 2]; 8];
+        assert!(VNNI);
+        let mut acc = [[self.w_splat(0); 2]; 8];
         if let Some(starts) = starts {
             for t in 0..8 {
-                dot[t] = [self.w_splat(starts[t]); 2];
+                acc[t] = [self.w_splat(starts[t]); 2];
             }
         }
         let (rows, tokens) = (rows.as_chunks::<32>().0, tokens.as_chunks::<8>().0);
-        let quads = rows.len().min(tokens.len());
-        for q in 0..quads {
+        for q in 0..rows.len().min(tokens.len()) {
             // Sound: the token proves AVX-512 with VNNI.
-            unsafe { dot_tile(&mut dot, &rows[q], &tokens[q]) };
+            unsafe { dot_tile(&mut acc, &rows[q], &tokens[q]) };
         }
-        for r in 0..2 {
-            let scale = scales.map(|scales| self.w_load(&scales[16 * r..]));
-            for t in 0..8 {
-                let scaled = match scale {
-                    Some(scale) => self.w_mul(scale, dot[t][r]),
-                    None => dot[t][r],
-                };
-                sum[t][r] = self.w_add(sum[t][r], scaled);
+        for t in 0..8 {
+            for r in 0..2 {
+                dot[t][r] = acc[t][r];
             }
         }
     }
     #[inline(always)]
+    fn f_span_tile<const R: usize, const T: usize>(self, sum: &mut [[Self::F; R]; T], span: &SpanTile) {
+        match span.float_scales {
+            Some(scales) => span_of_floats(self, sum, span, scales),
+            None => span_of_words(self, sum, span),
+        }
+    }
+    #[inline(always)]
     fn w_dot2_i16(self, acc: Self::W, a: Self::W, b: Self::W) -> Self::W {
-        unsafe { _mm512_dpwssd_epi32(acc, a, b) }
+        unsafe {
+            if VNNI { _mm512_dpwssd_epi32(acc, a, b) } else { _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)) }
+        }
     }
     #[inline(always)]
     fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
@@ -496,7 +563,31 @@ impl Isa for Avx512 {
     }
 }
 
-impl Avx512 {
+impl<const VNNI: bool> Pairs for Avx512With<VNNI> {
+    #[inline(always)]
+    fn w_pairs(self, u: Self::W, a: Self::W) -> Self::W {
+        unsafe { _mm512_maddubs_epi16(u, a) }
+    }
+    #[inline(always)]
+    fn w_add_i16(self, a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm512_add_epi16(a, b) }
+    }
+    #[inline(always)]
+    fn w_twice_i16(self, v: Self::W) -> Self::W {
+        unsafe { _mm512_mask_blend_epi16(0xaaaa_aaaa, v, _mm512_slli_epi32::<16>(v)) }
+    }
+    #[inline(always)]
+    fn w_distance(self, u: Self::W) -> Self::W {
+        unsafe { _mm512_abs_epi8(_mm512_xor_si512(u, _mm512_set1_epi8(-128))) }
+    }
+    #[inline(always)]
+    fn w_signed(self, u: Self::W, a: Self::W) -> Self::W {
+        // A byte below 128 has no top bit.
+        unsafe { _mm512_mask_sub_epi8(a, !_mm512_movepi8_mask(u), _mm512_setzero_si512(), a) }
+    }
+}
+
+impl<const VNNI: bool> Avx512With<VNNI> {
     /// In every row, i16 lanes 0..8 all hold lane `2 * pair` of `v`, lanes 8..16 lane `2 * pair + 1`.
     #[inline(always)]
     fn spread_i16(self, v: __m512i, pair: usize) -> __m512i {

@@ -16,12 +16,14 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
-pub use avx2::Avx2;
+pub use avx2::{Avx2, AvxVnni};
 #[cfg(target_arch = "x86_64")]
-pub use avx512::Avx512;
+pub use avx512::{Avx512, Avx512Plain};
 #[cfg(target_arch = "aarch64")]
 pub use neon::{Neon, NeonDot, NeonI8mm};
 pub use scalar::Scalar;
@@ -60,6 +62,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const ROWS: usize;
     /// Row vectors and tokens of a matmul tile that the registers hold.
     const TILE: (usize, usize);
+    /// Whether [`Isa::f_span_tile`] wants the scales as floats where these are exact.
+    const FLOAT_SCALES: bool = false;
     /// Words (of four columns each) of a row or token that lie side by side in a matmul tile's operands: 1 or 2.
     const WORDS: usize = 1;
 
@@ -110,6 +114,32 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn b_lookup(self, table: &[u8; 16], v: Self::B) -> Self::B;
     /// Byte `i` is 0xff where bit `i` of a row's `bits` is set, else 0.
     fn b_from_bits(self, bits: OfRows<u32>) -> Self::B;
+    /// Four entries of `table` a row, whose numbers are the u16 of the row's word, lowest first; they are below `N`, a power of two.
+    #[inline(always)]
+    fn b_entries8<const N: usize>(self, table: &[u64; N], at: OfRows<u64>) -> Self::B {
+        let mut words = [[0; 4]; MAX_ROWS];
+        for r in 0..Self::ROWS {
+            for k in 0..4 {
+                words[r][k] = table[(at[r] >> (16 * k)) as usize & (N - 1)];
+            }
+        }
+        self.b_words(words)
+    }
+    /// Eight entries of `table` a row, whose numbers are the bytes of the row's word in `low`, lowest first, each with a ninth bit
+    /// from `high`; they are below `N`, a power of two.
+    #[inline(always)]
+    fn b_entries4<const N: usize>(self, table: &[u32; N], low: OfRows<u64>, high: OfRows<u32>) -> Self::B {
+        let mut words = [[0; 4]; MAX_ROWS];
+        for r in 0..Self::ROWS {
+            let (low, high) = (low[r], u64::from(high[r]) << 8);
+            for k in 0..4 {
+                let first = (low >> (16 * k) & 0xff | high >> (2 * k) & 0x100) as usize & (N - 1);
+                let second = (low >> (16 * k + 8) & 0xff | high >> (2 * k + 1) & 0x100) as usize & (N - 1);
+                words[r][k] = u64::from(table[first]) | u64::from(table[second]) << 32;
+            }
+        }
+        self.b_words(words)
+    }
     /// Sixteen u8, widened to i16.
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B;
     /// Sixteen i8, widened to i16.
@@ -192,12 +222,26 @@ pub trait Isa: Copy + Send + Sync + 'static {
         scales: Option<&[i32]>,
         largest: u8,
     ) {
+        group_of_words(self, sum, rows, tokens, starts, scales, largest);
+    }
+
+    /// The dot products of [`Isa::w_group_tile`], from `starts` on.
+    #[inline(always)]
+    fn w_dots<const R: usize, const T: usize>(
+        self,
+        dot: &mut [[Self::W; R]; T],
+        rows: &[i32],
+        tokens: &[i32],
+        starts: Option<&[i32]>,
+        largest: u8,
+    ) {
         const { assert!(Self::WORDS == 1) };
-        let mut dot = [[self.w_splat(0); R]; T];
         for t in 0..T {
-            for r in 0..R {
-                dot[t][r] = self.w_splat(starts.map_or(0, |starts| starts[t]));
-            }
+            let start = match starts {
+                Some(starts) => starts[t],
+                None => 0,
+            };
+            dot[t] = [self.w_splat(start); R];
         }
         for q in 0..tokens.len() / T {
             for r in 0..R {
@@ -212,15 +256,13 @@ pub trait Isa: Copy + Send + Sync + 'static {
                 }
             }
         }
-        for r in 0..R {
-            for t in 0..T {
-                let scaled = match scales {
-                    Some(scales) => self.w_mul(self.w_load(&scales[r * Self::LANES..]), dot[t][r]),
-                    None => dot[t][r],
-                };
-                sum[t][r] = self.w_add(sum[t][r], scaled);
-            }
-        }
+    }
+
+    /// The sums of a span for a register tile, as floats that are rounded once: `sum[t][r]` is what [`Isa::w_group_tile`] adds up
+    /// over the span's groups, which lie one after the other in each operand.
+    #[inline(always)]
+    fn f_span_tile<const R: usize, const T: usize>(self, sum: &mut [[Self::F; R]; T], span: &SpanTile) {
+        span_of_words(self, sum, span);
     }
 
     /// As [`Isa::n_dot2_i16`].
@@ -269,6 +311,105 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn f_scale2(self, a: Self::F, n: Self::F) -> Self::F;
 }
 
+/// The operands of [`Isa::f_span_tile`], laid out as [`Isa::w_group_tile`] wants each group's.
+pub struct SpanTile<'a> {
+    /// Groups of columns.
+    pub groups: usize,
+    pub rows: &'a [i32],
+    pub tokens: &'a [i32],
+    pub starts: Option<&'a [i32]>,
+    pub scales: Option<&'a [i32]>,
+    /// Instead of `scales`, where [`Isa::FLOAT_SCALES`] and sums over `exact` groups fit a float.
+    pub float_scales: Option<&'a [f32]>,
+    /// All groups, or half of them.
+    pub exact: usize,
+    pub largest: u8,
+}
+
+/// [`Isa::w_group_tile`] by [`Isa::w_dot4`].
+#[inline(always)]
+fn group_of_words<I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    sum: &mut [[I::W; R]; T],
+    rows: &[i32],
+    tokens: &[i32],
+    starts: Option<&[i32]>,
+    scales: Option<&[i32]>,
+    largest: u8,
+) {
+    let mut dot = [[isa.w_splat(0); R]; T];
+    isa.w_dots(&mut dot, rows, tokens, starts, largest);
+    for r in 0..R {
+        for t in 0..T {
+            let scaled = match scales {
+                Some(scales) => isa.w_mul(isa.w_load(&scales[r * I::LANES..]), dot[t][r]),
+                None => dot[t][r],
+            };
+            sum[t][r] = isa.w_add(sum[t][r], scaled);
+        }
+    }
+}
+
+/// [`Isa::f_span_tile`] with scales as floats: a multiplication of words takes two turns of the pipes, a conversion and an FMA
+/// one each.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn span_of_floats<I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    sum: &mut [[I::F; R]; T],
+    span: &SpanTile,
+    scales: &[f32],
+) {
+    let wide = R * I::LANES;
+    let (rows, tokens) = (span.rows.len() / span.groups, span.tokens.len() / span.groups);
+    for part in 0..span.groups / span.exact {
+        let mut exact = [[isa.f_splat(0.0); R]; T];
+        for g in part * span.exact..(part + 1) * span.exact {
+            let mut dot = [[isa.w_splat(0); R]; T];
+            let starts = match span.starts {
+                Some(starts) => Some(&starts[g * T..(g + 1) * T]),
+                None => None,
+            };
+            let rows = &span.rows[g * rows..(g + 1) * rows];
+            let tokens = &span.tokens[g * tokens..(g + 1) * tokens];
+            isa.w_dots(&mut dot, rows, tokens, starts, span.largest);
+            for r in 0..R {
+                let scale = isa.f_load(&scales[g * wide + r * I::LANES..]);
+                for t in 0..T {
+                    exact[t][r] = isa.f_fma(scale, isa.f_from_w(dot[t][r]), exact[t][r]);
+                }
+            }
+        }
+        for t in 0..T {
+            for r in 0..R {
+                sum[t][r] = if part == 0 { exact[t][r] } else { isa.f_add(sum[t][r], exact[t][r]) };
+            }
+        }
+    }
+}
+
+/// [`Isa::f_span_tile`] by integers.
+#[inline(always)]
+fn span_of_words<I: Isa, const R: usize, const T: usize>(isa: I, sum: &mut [[I::F; R]; T], span: &SpanTile) {
+    let mut words = [[isa.w_splat(0); R]; T];
+    let (rows, tokens) = (span.rows.len() / span.groups, span.tokens.len() / span.groups);
+    for g in 0..span.groups {
+        isa.w_group_tile::<R, T>(
+            &mut words,
+            &span.rows[g * rows..(g + 1) * rows],
+            &span.tokens[g * tokens..(g + 1) * tokens],
+            span.starts.map(|starts| &starts[g * T..(g + 1) * T]),
+            span.scales.map(|scales| &scales[g * R * I::LANES..(g + 1) * R * I::LANES]),
+            span.largest,
+        );
+    }
+    for t in 0..T {
+        for r in 0..R {
+            sum[t][r] = isa.f_from_w(words[t][r]);
+        }
+    }
+}
+
 /// A pointer to `N` values of `from`, checked to be there.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline(always)]
@@ -305,7 +446,14 @@ pub trait IsaExt: Isa {
     fn f_largest(self, v: Self::F) -> f32 {
         let mut lanes = [f32::NEG_INFINITY; MAX_LANES];
         self.f_store(v, &mut lanes);
-        lanes[..Self::LANES].iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
+        let mut half = Self::LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                lanes[i] = lanes[i].max(lanes[i + half]);
+            }
+            half /= 2;
+        }
+        lanes[0]
     }
 
     /// `e^x`, within 2 units in the last place. Arguments are held to -87.3 … 88, where the result is still a
@@ -337,6 +485,10 @@ impl<I: Isa> IsaExt for I {}
 pub enum Level {
     Scalar,
     Avx2,
+    /// AVX2 with the dot products of AVX-VNNI.
+    AvxVnni,
+    /// AVX-512 without VNNI.
+    Avx512Plain,
     Avx512,
     Neon,
     NeonDot,
@@ -349,6 +501,8 @@ impl Level {
         match self {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
+            Level::AvxVnni => "avxvnni",
+            Level::Avx512Plain => "avx512-plain",
             Level::Avx512 => "avx512",
             Level::Neon => "neon",
             Level::NeonDot => "neon-dot",
@@ -362,6 +516,8 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         {
             levels.extend(Avx512::new().map(|_| Level::Avx512));
+            levels.extend(Avx512Plain::new().map(|_| Level::Avx512Plain));
+            levels.extend(AvxVnni::new().map(|_| Level::AvxVnni));
             levels.extend(Avx2::new().map(|_| Level::Avx2));
         }
         #[cfg(target_arch = "aarch64")]
@@ -398,6 +554,18 @@ pub fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => {
             if let Some(isa) = Avx512::new() {
+                return isa.vectorize(kernel);
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Plain => {
+            if let Some(isa) = Avx512Plain::new() {
+                return isa.vectorize(kernel);
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::AvxVnni => {
+            if let Some(isa) = AvxVnni::new() {
                 return isa.vectorize(kernel);
             }
         }

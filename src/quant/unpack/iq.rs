@@ -1,9 +1,8 @@
 //! The IQ formats: magnitudes from a codebook and signs beside them, or a non-linear 4-bit code.
 
 use super::legacy::NON_LINEAR_4BIT;
-use super::{Scale, Unpack, bits16, bytes, word32};
+use super::{Scale, Unpack, bits16, bytes, word32, word64};
 use crate::quant::grids;
-use crate::quant::iq2::eight_signs;
 use crate::simd::{Isa, MAX_ROWS, OfRows};
 
 /// As for the K formats.
@@ -59,16 +58,45 @@ fn signed<I: Isa>(isa: I, magnitudes: I::B, signs: OfRows<u32>) -> I::B {
     isa.b_add(isa.b_xor(magnitudes, negative), isa.b_add(one, isa.b_splat(MIDDLE)))
 }
 
-/// The signs of 32 columns from 28 bits: the eighth of each eight makes the number of minuses even.
+/// The signs of 32 columns of each row from 28 bits: the eighth of each eight makes the number of minuses even.
 #[inline(always)]
-fn even_signs(stored: u32) -> u32 {
-    let seven =
-        (stored & 0x7f) | (stored & 0x3f80) << 1 | (stored & 0x1f_c000) << 2 | (stored & 0xfe0_0000) << 3;
-    // The parity of each byte ends up in its lowest bit.
-    let fold = seven ^ seven >> 4;
+fn even_signs(stored: OfRows<u32>) -> OfRows<u32> {
+    let both = u64::from(stored[0]) | u64::from(stored[1]) << 32;
+    let part = |mask: u64| both & (mask | mask << 32);
+    let seven = part(0x7f) | part(0x3f80) << 1 | part(0x1f_c000) << 2 | part(0xfe0_0000) << 3;
+    let all = seven | parities(seven) << 7;
+    [all as u32, (all >> 32) as u32]
+}
+
+/// 1 in each byte of `x`, whose bits are not more than seven, that has an odd number of them, else 0.
+#[inline(always)]
+fn parities(x: u64) -> u64 {
+    // Each byte's parity ends up in its lowest bit.
+    let fold = x ^ x >> 4;
     let fold = fold ^ fold >> 2;
-    let parity = (fold ^ fold >> 1) & 0x0101_0101;
-    seven | parity << 7
+    (fold ^ fold >> 1) & 0x0101_0101_0101_0101
+}
+
+/// Four bytes as u16.
+#[inline(always)]
+fn spread_bytes(word: u32) -> u64 {
+    let x = u64::from(word);
+    let x = (x | x << 16) & 0x0000_ffff_0000_ffff;
+    (x | x << 8) & 0x00ff_00ff_00ff_00ff
+}
+
+/// The low bytes of four u16, whose high ones are 0.
+#[inline(always)]
+fn low_bytes(words: u64) -> u32 {
+    let x = (words | words >> 8) & 0x0000_ffff_0000_ffff;
+    (x | x >> 16) as u32
+}
+
+/// Four numbers of `N` bits (2 to 4), lowest first, as u16.
+#[inline(always)]
+fn spread_bits<const N: u32>(word: u16) -> u64 {
+    let (x, mask) = (u64::from(word), (1u64 << N) - 1);
+    (x & mask) | (x >> N & mask) << 16 | (x >> (2 * N) & mask) << 32 | (x >> (3 * N) & mask) << 48
 }
 
 /// Bytes from the nibbles of `word`, lowest first.
@@ -146,6 +174,7 @@ macro_rules! codebook {
             const OFFSET: i32 = MIDDLE as i32;
             const LARGEST: u8 = MIDDLE + $largest;
             const SCALED: bool = true;
+            const LARGEST_SCALE: i32 = 31;
             const MINS: bool = false;
             const FACTOR: f32 = $factor;
             type Lanes<B: Copy> = [B; 8];
@@ -175,77 +204,64 @@ macro_rules! codebook {
 codebook!(Iq2Xxs, "`d` f16, then for 32 columns four indices, four 7-bit signs and a 4-bit scale: d/8·(2 s + 1)·q.", 66,
     group 32, largest 43, factor 0.125,
     |isa, block, s| {
-        let (mut words, mut signs) = ([[0; 4]; MAX_ROWS], [0; MAX_ROWS]);
+        let (mut at, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS]);
         for r in 0..I::ROWS {
-            for k in 0..4 {
-                words[r][k] = IQ2_XXS[usize::from(block[r][2 + 8 * s + k])];
-            }
-            signs[r] = even_signs(word32(block[r], 6 + 8 * s));
+            at[r] = spread_bytes(word32(block[r], 2 + 8 * s));
+            signs[r] = word32(block[r], 6 + 8 * s);
         }
-        signed(isa, isa.b_words(words), signs)
+        signed(isa, isa.b_entries8(&IQ2_XXS, at), even_signs(signs))
     },
     |isa, block| odd_tops(isa, block, 6, 8));
 
 codebook!(Iq2Xs, "`d` f16, 32 words of a 9-bit index and a 7-bit sign, 16 scales of 4 bits: d/8·(2 s + 1)·q.", 74,
     group 16, largest 43, factor 0.125,
     |isa, block, s| {
-        let (mut words, mut signs) = ([[0; 4]; MAX_ROWS], [0; MAX_ROWS]);
+        let (mut at, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS]);
         for r in 0..I::ROWS {
-            for k in 0..4 {
-                let word = bits16(block[r], 2 + 8 * s + 2 * k);
-                words[r][k] = IQ2_XS[usize::from(word & 511)];
-                signs[r] |= u32::from(eight_signs(u32::from(word >> 9))) << (8 * k);
-            }
+            let words = word64(block[r], 2 + 8 * s);
+            at[r] = words & 0x01ff_01ff_01ff_01ff;
+            let seven = words >> 9 & 0x007f_007f_007f_007f;
+            signs[r] = low_bytes(seven | parities(seven) << 7);
         }
-        signed(isa, isa.b_words(words), signs)
+        signed(isa, isa.b_entries8(&IQ2_XS, at), signs)
     },
     |isa, block| odd_nibbles(isa, block, 66));
 
 codebook!(Iq2S, "`d` f16, 32 low bytes of indices, 32 bytes of signs, 8 bytes of high index bits, 16 scales: d/8·(2 s + 1)·q.", 82,
     group 16, largest 43, factor 0.125,
     |isa, block, s| {
-        let (mut words, mut signs) = ([[0; 4]; MAX_ROWS], [0; MAX_ROWS]);
+        let (mut at, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS]);
         for r in 0..I::ROWS {
-            for k in 0..4 {
-                let high = usize::from(block[r][66 + s] >> (2 * k)) & 3;
-                words[r][k] = IQ2_S[usize::from(block[r][2 + 4 * s + k]) | high << 8];
-            }
+            let high = spread_bits::<2>(block[r][66 + s].into());
+            at[r] = spread_bytes(word32(block[r], 2 + 4 * s)) | high << 8;
             signs[r] = word32(block[r], 34 + 4 * s);
         }
-        signed(isa, isa.b_words(words), signs)
+        signed(isa, isa.b_entries8(&IQ2_S, at), signs)
     },
     |isa, block| odd_nibbles(isa, block, 74));
 
 codebook!(Iq3Xxs, "`d` f16, 64 indices, then for 32 columns four 7-bit signs and a 4-bit scale: d/4·(2 s + 1)·q.", 98,
     group 32, largest 62, factor 0.25,
     |isa, block, s| {
-        let (mut words, mut signs) = ([[0; 4]; MAX_ROWS], [0; MAX_ROWS]);
+        let (mut at, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS]);
         for r in 0..I::ROWS {
-            for k in 0..4 {
-                let index = |i: usize| IQ3_XXS[usize::from(block[r][2 + 8 * s + 2 * k + i])];
-                words[r][k] = u64::from(index(0)) | u64::from(index(1)) << 32;
-            }
-            signs[r] = even_signs(word32(block[r], 66 + 4 * s));
+            at[r] = word64(block[r], 2 + 8 * s);
+            signs[r] = word32(block[r], 66 + 4 * s);
         }
-        signed(isa, isa.b_words(words), signs)
+        signed(isa, isa.b_entries4(&IQ3_XXS, at, [0; MAX_ROWS]), even_signs(signs))
     },
     |isa, block| odd_tops(isa, block, 66, 4));
 
 codebook!(Iq3S, "`d` f16, 64 low bytes of indices, 8 of their ninth bits, 32 of signs, 8 scales of 4 bits: d·(2 s + 1)·q.", 110,
 group 32, largest 15, factor 1.0,
 |isa, block, s| {
-    let (mut words, mut signs) = ([[0; 4]; MAX_ROWS], [0; MAX_ROWS]);
+    let (mut at, mut high, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS], [0; MAX_ROWS]);
     for r in 0..I::ROWS {
-        let high = usize::from(block[r][66 + s]);
-        for k in 0..4 {
-            let index = |i: usize| {
-                IQ3_S[usize::from(block[r][2 + 8 * s + i]) | (high >> i & 1) << 8]
-            };
-            words[r][k] = u64::from(index(2 * k)) | u64::from(index(2 * k + 1)) << 32;
-        }
+        at[r] = word64(block[r], 2 + 8 * s);
+        high[r] = block[r][66 + s].into();
         signs[r] = word32(block[r], 74 + 4 * s);
     }
-    signed(isa, isa.b_words(words), signs)
+    signed(isa, isa.b_entries4(&IQ3_S, at, high), signs)
 },
 |isa, block| {
     let mut scales = [0u64; MAX_ROWS];
@@ -268,6 +284,7 @@ impl Unpack for Iq4Xs {
     const OFFSET: i32 = 128;
     const LARGEST: u8 = 241;
     const SCALED: bool = true;
+    const LARGEST_SCALE: i32 = 32;
     const MINS: bool = false;
     type Lanes<B: Copy> = [B; 8];
 
@@ -313,6 +330,7 @@ impl Unpack for Iq1S {
     const OFFSET: i32 = IQ1_MIDDLE;
     const LARGEST: u8 = 25;
     const SCALED: bool = true;
+    const LARGEST_SCALE: i32 = 15;
     const MINS: bool = false;
     const FACTOR: f32 = 0.125;
     type Lanes<B: Copy> = [B; 8];
@@ -321,16 +339,13 @@ impl Unpack for Iq1S {
     fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
         let mut lanes = [isa.b_splat(0); 8];
         for s in 0..8 {
-            let (mut words, mut down) = ([[0; 4]; MAX_ROWS], [0; MAX_ROWS]);
+            let (mut at, mut down) = ([0; MAX_ROWS], [0; MAX_ROWS]);
             for r in 0..I::ROWS {
                 let word = bits16(block[r], 34 + 2 * s);
-                for k in 0..4 {
-                    let high = usize::from(word >> (3 * k)) & 7;
-                    words[r][k] = IQ1[usize::from(block[r][2 + 4 * s + k]) | high << 8];
-                }
-                down[r] = if word & 0x8000 != 0 { u32::MAX } else { 0 };
+                at[r] = spread_bytes(word32(block[r], 2 + 4 * s)) | spread_bits::<3>(word & 0xfff) << 8;
+                down[r] = 0u32.wrapping_sub(u32::from(word >> 15));
             }
-            lanes[s] = shifted(isa, isa.b_words(words), down);
+            lanes[s] = shifted(isa, isa.b_entries8(&IQ1, at), down);
         }
         lanes
     }
@@ -373,6 +388,7 @@ impl Unpack for Iq1M {
     const OFFSET: i32 = IQ1_MIDDLE;
     const LARGEST: u8 = 25;
     const SCALED: bool = true;
+    const LARGEST_SCALE: i32 = 15;
     const MINS: bool = false;
     const FACTOR: f32 = 0.125;
     type Lanes<B: Copy> = [B; 8];
@@ -381,16 +397,15 @@ impl Unpack for Iq1M {
     fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
         let mut lanes = [isa.b_splat(0); 8];
         for s in 0..8 {
-            let (mut words, mut down) = ([[0; 4]; MAX_ROWS], [0; MAX_ROWS]);
+            let (mut at, mut down) = ([0; MAX_ROWS], [0; MAX_ROWS]);
             for r in 0..I::ROWS {
-                let nibbles = bits16(block[r], 32 + 2 * s);
-                for k in 0..4 {
-                    let nibble = usize::from(nibbles >> (4 * k)) & 15;
-                    words[r][k] = IQ1[usize::from(block[r][4 * s + k]) | (nibble & 7) << 8];
-                    down[r] |= if nibble & 8 != 0 { 0xff << (8 * k) } else { 0 };
-                }
+                let nibbles = spread_bits::<4>(bits16(block[r], 32 + 2 * s));
+                at[r] = spread_bytes(word32(block[r], 4 * s)) | (nibbles & 0x0007_0007_0007_0007) << 8;
+                // The top bit of each nibble, spread over a byte.
+                let top = nibbles >> 3 & 0x0001_0001_0001_0001;
+                down[r] = low_bytes(top).wrapping_mul(0xff);
             }
-            lanes[s] = shifted(isa, isa.b_words(words), down);
+            lanes[s] = shifted(isa, isa.b_entries8(&IQ1, at), down);
         }
         lanes
     }

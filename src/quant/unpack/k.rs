@@ -35,6 +35,7 @@ impl Unpack for Q4K {
     const OFFSET: i32 = 0;
     const LARGEST: u8 = 15;
     const SCALED: bool = true;
+    const LARGEST_SCALE: i32 = 63;
     const MINS: bool = true;
     type Lanes<B: Copy> = [B; 8];
 
@@ -73,6 +74,7 @@ impl Unpack for Q5K {
     const OFFSET: i32 = 0;
     const LARGEST: u8 = 31;
     const SCALED: bool = true;
+    const LARGEST_SCALE: i32 = 63;
     const MINS: bool = true;
     type Lanes<B: Copy> = [B; 8];
 
@@ -122,6 +124,7 @@ impl Unpack for Q6K {
     const OFFSET: i32 = 32;
     const LARGEST: u8 = 63;
     const SCALED: bool = true;
+    const LARGEST_SCALE: i32 = 128;
     const MINS: bool = false;
     type Lanes<B: Copy> = [B; 8];
 
@@ -181,6 +184,7 @@ impl Unpack for Q2K {
     const OFFSET: i32 = 0;
     const LARGEST: u8 = 3;
     const SCALED: bool = true;
+    const LARGEST_SCALE: i32 = 15;
     const MINS: bool = true;
     type Lanes<B: Copy> = [B; 8];
 
@@ -214,6 +218,7 @@ impl Unpack for Q3K {
     const OFFSET: i32 = 4;
     const LARGEST: u8 = 7;
     const SCALED: bool = true;
+    const LARGEST_SCALE: i32 = 32;
     const MINS: bool = false;
     type Lanes<B: Copy> = [B; 8];
 

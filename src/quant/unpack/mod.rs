@@ -41,6 +41,8 @@ pub trait Unpack: Copy + Send + Sync + 'static {
     const LARGEST: u8;
     /// Whether there are integer scales (otherwise all are 1).
     const SCALED: bool;
+    /// The largest size of an integer scale.
+    const LARGEST_SCALE: i32 = 1;
     /// Whether there are mins.
     const MINS: bool;
     /// Multiplies `d`: a power of two that keeps scales and lanes integers.
@@ -96,4 +98,10 @@ fn array<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
 #[inline(always)]
 fn word32(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(*array(block, at))
+}
+
+/// A little-endian word from byte `at`.
+#[inline(always)]
+fn word64(block: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(*array(block, at))
 }

@@ -213,8 +213,14 @@ impl Path {
     pub fn best() -> Path {
         static BEST: OnceLock<Path> = OnceLock::new();
         *BEST.get_or_init(|| {
-            let wanted = std::env::var("PHI_ISA").unwrap_or_default();
-            let asked = Path::available().find(|path| path.name().eq_ignore_ascii_case(&wanted));
+            let wanted = std::env::var("PHI_ISA").unwrap_or_default().to_ascii_lowercase();
+            // Encoders have no use for dot products.
+            let wanted = match wanted.as_str() {
+                "avxvnni" => "avx2",
+                "avx512-plain" => "avx512",
+                other => other,
+            };
+            let asked = Path::available().find(|path| path.name() == wanted);
             asked.or(Path::available().last()).unwrap_or(Path::Scalar)
         })
     }
