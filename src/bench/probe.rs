@@ -104,6 +104,9 @@ impl Kernel for Lanes {
     }
 }
 
+/// Places that a task reads at once: memory delivers more to several streams than to one.
+const STREAMS: usize = 4;
+
 /// Adds up memory, asking for what lies some bytes ahead.
 struct Stream<'a> {
     memory: &'a [i32],
@@ -115,17 +118,19 @@ impl Kernel for Stream<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> i32 {
-        let mut sums = [isa.w_splat(0); 8];
-        for eight in self.memory.chunks_exact(8 * I::LANES) {
-            for (k, sum) in sums.iter_mut().enumerate() {
-                let vector = &eight[k * I::LANES..][..I::LANES];
+        // Plain loops: what is not inlined here is not compiled for the ISA.
+        let mut sums = [isa.w_splat(0); 2 * STREAMS];
+        let part = self.memory.len() / STREAMS;
+        for at in (0..part).step_by(2 * I::LANES) {
+            for k in 0..2 * STREAMS {
+                let vector = &self.memory[k / 2 * part + at + k % 2 * I::LANES..][..I::LANES];
                 isa.prefetch(vector.as_ptr().cast::<u8>().wrapping_add(self.ahead));
-                *sum = isa.w_add(*sum, isa.w_load(vector));
+                sums[k] = isa.w_add(sums[k], isa.w_load(vector));
             }
         }
         let mut total = isa.w_splat(0);
-        for &sum in &sums {
-            total = isa.w_add(total, sum);
+        for k in 0..sums.len() {
+            total = isa.w_add(total, sums[k]);
         }
         let mut lanes = [0; MAX_LANES];
         isa.w_store(total, &mut lanes);
@@ -155,21 +160,21 @@ impl Kernel for Dots<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> i32 {
         let mut factors = [isa.w_splat(0); SUMS];
-        for (factor, &value) in factors.iter_mut().zip(&self.0.factors) {
-            *factor = isa.w_splat(value);
+        for k in 0..SUMS {
+            factors[k] = isa.w_splat(self.0.factors[k]);
         }
         let mut sums = [isa.w_splat(0); SUMS];
         for _ in 0..TURNS {
-            for operand in self.0.changing.chunks_exact(I::LANES).take(OPERANDS) {
-                let operand = isa.w_load(operand);
-                for (sum, &factor) in sums.iter_mut().zip(&factors) {
-                    *sum = isa.w_dot4::<false>(*sum, operand, factor);
+            for o in 0..OPERANDS {
+                let operand = isa.w_load(&self.0.changing[o * I::LANES..]);
+                for k in 0..SUMS {
+                    sums[k] = isa.w_dot4::<false>(sums[k], operand, factors[k]);
                 }
             }
         }
         let mut total = isa.w_splat(0);
-        for &sum in &sums {
-            total = isa.w_add(total, sum);
+        for k in 0..sums.len() {
+            total = isa.w_add(total, sums[k]);
         }
         let mut lanes = [0; MAX_LANES];
         isa.w_store(total, &mut lanes);
@@ -186,21 +191,21 @@ impl Kernel for Fmas<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> f32 {
         let mut factors = [isa.f_splat(0.0); SUMS];
-        for (factor, &value) in factors.iter_mut().zip(&self.0.factors) {
-            *factor = isa.f_splat(value);
+        for k in 0..SUMS {
+            factors[k] = isa.f_splat(self.0.factors[k]);
         }
         let mut sums = [isa.f_splat(0.0); SUMS];
         for _ in 0..TURNS {
-            for operand in self.0.changing.chunks_exact(I::LANES).take(OPERANDS) {
-                let operand = isa.f_load(operand);
-                for (sum, &factor) in sums.iter_mut().zip(&factors) {
-                    *sum = isa.f_fma(operand, factor, *sum);
+            for o in 0..OPERANDS {
+                let operand = isa.f_load(&self.0.changing[o * I::LANES..]);
+                for k in 0..SUMS {
+                    sums[k] = isa.f_fma(operand, factors[k], sums[k]);
                 }
             }
         }
         let mut total = isa.f_splat(0.0);
-        for &sum in &sums {
-            total = isa.f_add(total, sum);
+        for k in 0..sums.len() {
+            total = isa.f_add(total, sums[k]);
         }
         let mut lanes = [0.0; MAX_LANES];
         isa.f_store(total, &mut lanes);

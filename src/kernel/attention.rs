@@ -4,6 +4,7 @@
 //! Blocks of [`BLOCK`] keys start at fixed positions; a block is loaded as f32 once for all queries of a tile, and
 //! each query walks the blocks in order with one order of operations, whatever other queries share its tile.
 
+use super::Lines;
 use super::kv::{KEYS, KvData, PAGE, padded_head};
 use crate::simd::{Isa, IsaExt, Kernel, Level, MAX_LANES, TileKernel, dispatch_at};
 
@@ -80,9 +81,9 @@ impl BlockMask<'_> {
 #[derive(Default)]
 pub struct Scratch {
     /// `[BLOCK / KEYS, padded_head, KEYS]` keys, then `[BLOCK, padded_head]` values.
-    loaded: Vec<f32>,
+    loaded: Lines<f32>,
     /// `[rows, BLOCK]`.
-    scores: Vec<f32>,
+    scores: Lines<f32>,
     largest: Vec<f32>,
     sum: Vec<f32>,
 }
@@ -131,8 +132,8 @@ impl TileKernel for Attention<'_> {
         let (rows, padded) = (self.positions.len(), self.padded_head);
         assert!(self.queries.len() == rows * padded && self.out.len() == rows * padded);
         let mut scratch = std::mem::take(self.scratch);
-        scratch.loaded.resize(BLOCK * padded, 0.0);
-        scratch.scores.resize(rows * BLOCK, 0.0);
+        scratch.loaded.resize(BLOCK * padded);
+        scratch.scores.resize(rows * BLOCK);
         scratch.largest.clear();
         scratch.largest.resize(rows, f32::NEG_INFINITY);
         scratch.sum.clear();
@@ -301,8 +302,12 @@ impl Attention<'_> {
         for (row, &position) in self.positions.iter().enumerate() {
             let (low, high) = self.visible(row, position, start);
             let scores = &mut scratch.scores[row * BLOCK..][..BLOCK];
-            scores[..low].fill(f32::NEG_INFINITY);
-            scores[high..].fill(f32::NEG_INFINITY);
+            // Nearly all blocks are seen whole.
+            let whole = high - low == BLOCK;
+            if !whole {
+                scores[..low].fill(f32::NEG_INFINITY);
+                scores[high..].fill(f32::NEG_INFINITY);
+            }
             if low == high {
                 scores.fill(0.0);
                 continue;
@@ -318,8 +323,10 @@ impl Attention<'_> {
                 isa.f_store(isa.f_exp(isa.f_sub(isa.f_load(s), isa.f_splat(largest))), s);
             }
             // e^x is tiny but not 0 for masked keys; they must weigh nothing at all.
-            scores[..low].fill(0.0);
-            scores[high..].fill(0.0);
+            if !whole {
+                scores[..low].fill(0.0);
+                scores[high..].fill(0.0);
+            }
             for s in scores.chunks_exact(I::LANES) {
                 sum = isa.f_add(sum, isa.f_load(s));
             }

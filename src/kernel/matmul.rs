@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::activations::Activations;
-use super::{Pool, SharedMut, partial_sums, prefetch_ahead};
+use super::{Lines, Pool, SharedMut, partial_sums, prefetch_ahead};
 use crate::quant::unpack::{Scale, Unpack};
 use crate::simd::{Isa, Kernel, Level, MAX_LANES, MAX_ROWS, SpanTile, TileKernel, dispatch_at};
 
@@ -160,24 +160,24 @@ fn pair(low: i32, high: i32) -> i32 {
 #[derive(Default)]
 pub struct Panel {
     lanes: Lanes,
-    /// `[partial sums, tile tokens, row vectors]`.
-    totals: Vec<[f32; MAX_LANES]>,
+    /// `[partial sums, tile tokens, row vectors, MAX_LANES]`.
+    totals: Lines<f32>,
 }
 
 /// Unpacked rows.
 #[derive(Default)]
 struct Lanes {
     /// `[columns / 4 / WORDS, panel rows, WORDS]`: four lanes a word.
-    lanes: Vec<i32>,
+    lanes: Lines<i32>,
     /// `[columns / group, panel rows]`.
-    scales: Vec<i32>,
+    scales: Lines<i32>,
     /// The same, where [`float_scales`].
-    float_scales: Vec<f32>,
+    float_scales: Lines<f32>,
     /// `[columns / 2 / min columns, panel rows]`: two i16 a word.
-    mins: Vec<i32>,
+    mins: Lines<i32>,
     /// `[columns / block, panel rows]`.
-    d: Vec<f32>,
-    dmin: Vec<f32>,
+    d: Lines<f32>,
+    dmin: Lines<f32>,
 }
 
 /// `out[token * out_stride + first + row] = rows[row] · tokens[token]` for one panel of rows.
@@ -258,16 +258,16 @@ fn unpack_panel<F: Unpack, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, column
     let count = rows.len() / row_bytes;
     assert!(count > 0 && count <= wide);
     // Squares are written whole, beyond the end of a short last block.
-    panel.lanes.resize((columns / 4 + MAX_LANES) * wide, 0);
-    panel.d.resize(columns / F::BLOCK * wide, 0.0);
+    panel.lanes.resize((columns / 4 + MAX_LANES) * wide);
+    panel.d.resize(columns / F::BLOCK * wide);
     if float_scales::<F, I>() {
-        panel.float_scales.resize(columns / F::GROUP * wide, 0.0);
+        panel.float_scales.resize(columns / F::GROUP * wide);
     } else if F::SCALED {
-        panel.scales.resize(columns / F::GROUP * wide, 0);
+        panel.scales.resize(columns / F::GROUP * wide);
     }
     if F::MINS {
-        panel.dmin.resize(columns / F::BLOCK * wide, 0.0);
-        panel.mins.resize(columns / 2 / min_columns::<F>() * wide, 0);
+        panel.dmin.resize(columns / F::BLOCK * wide);
+        panel.mins.resize(columns / 2 / min_columns::<F>() * wide);
     }
     // What the first units would otherwise have to wait for.
     let start = (2 * UNIT / F::BLOCK * F::BYTES).min(row_bytes);
@@ -287,6 +287,7 @@ fn unpack_panel<F: Unpack, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, column
 const UNIT: usize = 256;
 
 /// Unpacked blocks row by row, to be turned into columns.
+#[repr(C, align(64))]
 struct Square {
     /// `[LANES, UNIT]`.
     lanes: [u8; MAX_LANES * UNIT],
@@ -462,8 +463,8 @@ impl<F: Unpack> PanelProducts<'_, F> {
     fn tile<I: Isa, const R: usize, const T: usize>(&mut self, isa: I, tile: usize, rows: usize) {
         let (panel, tokens) = (&self.panel.lanes, self.tokens);
         let partials = partial_sums(F::SPAN);
-        self.panel.totals.resize(8 * T * R, [0.0; MAX_LANES]);
-        let totals = &mut self.panel.totals[..partials * T * R];
+        self.panel.totals.resize(8 * T * R * MAX_LANES);
+        let totals = &mut self.panel.totals.as_chunks_mut().0[..partials * T * R];
         // Partial sums that no span of a narrow matrix goes to.
         for total in totals.iter_mut().skip(self.columns / F::SPAN * T * R) {
             *total = [0.0; MAX_LANES];

@@ -39,6 +39,43 @@ fn prefetch_ahead<I: Isa>(isa: I, block: &[u8], distance: usize) {
     }
 }
 
+/// Words of 32 bits in whole cache lines: vectors that lie across two lines cost twice as much.
+#[derive(Clone, Debug, Default)]
+pub struct Lines<T>(Vec<Line<T>>);
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line<T>([T; 16]);
+
+impl<T: Word> Lines<T> {
+    /// At least `length` words; new ones are 0.
+    pub fn resize(&mut self, length: usize) {
+        self.0.resize(length.div_ceil(16), Line([T::default(); 16]));
+    }
+}
+
+/// What [`Lines`] are made of: four bytes.
+pub trait Word: Copy + Default {}
+impl Word for i32 {}
+impl Word for f32 {}
+
+impl<T: Word> std::ops::Deref for Lines<T> {
+    type Target = [T];
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        // Sound: a line is sixteen words of four bytes and nothing else.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * 16) }
+    }
+}
+
+impl<T: Word> std::ops::DerefMut for Lines<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [T] {
+        // Sound: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * 16) }
+    }
+}
+
 /// A slice that threads may share, each writing its own part.
 pub struct SharedMut<'a, T>(*mut T, usize, PhantomData<&'a mut [T]>);
 

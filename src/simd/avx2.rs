@@ -7,8 +7,8 @@ use std::arch::x86_64::*;
 
 use super::pairs::{Pairs, group_of_pairs};
 use super::{
-    Isa, Kernel, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut, group_of_words,
-    span_of_floats, span_of_words,
+    Isa, Kernel, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut, group_of_words, span_of_dots,
+    span_of_words,
 };
 
 /// Proof that the machine has AVX2, FMA and F16C, and AVX-VNNI if `VNNI`.
@@ -365,9 +365,10 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
     }
     #[inline(always)]
     fn f_span_tile<const R: usize, const T: usize>(self, sum: &mut [[Self::F; R]; T], span: &SpanTile) {
-        match span.float_scales {
-            Some(scales) => span_of_floats(self, sum, span, scales),
-            None => span_of_words(self, sum, span),
+        if VNNI {
+            span_of_dots(self, sum, span);
+        } else {
+            span_of_words(self, sum, span);
         }
     }
     #[inline(always)]

@@ -7,8 +7,8 @@ use std::arch::x86_64::*;
 
 use super::pairs::{Pairs, group_of_pairs};
 use super::{
-    Isa, Kernel, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut, group_of_words,
-    span_of_floats, span_of_words,
+    Isa, Kernel, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut, group_of_words, span_of_dots,
+    span_of_words,
 };
 
 /// Proof that the machine has AVX-512 F, BW, VL and DQ, and VNNI if `VNNI`.
@@ -173,6 +173,27 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
             let at = _mm512_and_si512(at, _mm512_set1_epi64(N as i64 - 1));
             _mm512_i64gather_epi64::<8>(at, table.as_ptr().cast())
         }
+    }
+    #[inline(always)]
+    fn b_entries8_split<const N: usize>(
+        self,
+        table: &[u64; N],
+        low: OfRows<u32>,
+        high: OfRows<u32>,
+    ) -> Self::B {
+        const { assert!(N.is_power_of_two()) };
+        let both = |words: OfRows<u32>| i64::from(words[0]) | i64::from(words[1]) << 32;
+        unsafe {
+            let at = _mm_unpacklo_epi8(_mm_cvtsi64_si128(both(low)), _mm_cvtsi64_si128(both(high)));
+            // Sound: what is left of a number is below the table's length.
+            let at = _mm512_and_si512(_mm512_cvtepu16_epi64(at), _mm512_set1_epi64(N as i64 - 1));
+            _mm512_i64gather_epi64::<8>(at, table.as_ptr().cast())
+        }
+    }
+    #[inline(always)]
+    fn b_negate(self, v: Self::B, bits: OfRows<u32>) -> Self::B {
+        let bits = u64::from(bits[0]) | u64::from(bits[1]) << 32;
+        unsafe { _mm512_mask_sub_epi8(v, bits, _mm512_setzero_si512(), v) }
     }
     #[inline(always)]
     fn b_entries4<const N: usize>(self, table: &[u32; N], low: OfRows<u64>, high: OfRows<u32>) -> Self::B {
@@ -423,16 +444,19 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     }
     #[inline(always)]
     fn f_span_tile<const R: usize, const T: usize>(self, sum: &mut [[Self::F; R]; T], span: &SpanTile) {
-        match span.float_scales {
-            Some(scales) => span_of_floats(self, sum, span, scales),
-            None => span_of_words(self, sum, span),
+        if VNNI {
+            span_of_dots(self, sum, span);
+        } else {
+            span_of_words(self, sum, span);
         }
     }
     #[inline(always)]
     fn w_dot2_i16(self, acc: Self::W, a: Self::W, b: Self::W) -> Self::W {
-        unsafe {
-            if VNNI { _mm512_dpwssd_epi32(acc, a, b) } else { _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)) }
+        if !VNNI {
+            return unsafe { _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)) };
         }
+        // Sound: the token proves AVX-512 with VNNI.
+        unsafe { add_pairs(acc, a, b) }
     }
     #[inline(always)]
     fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
@@ -616,6 +640,21 @@ fn opaque(mut v: __m512i) -> __m512i {
     // Sound: no instruction at all.
     unsafe { std::arch::asm!("/* {0} */", inout(zmm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
     v
+}
+
+/// `vpdpwssd`. Of several sums in a row the compiler would take one apart, into a multiplication and an addition.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn add_pairs(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+    // Sound: works on registers only.
+    unsafe {
+        std::arch::asm!(
+            "vpdpwssd {sum}, {a}, {b}",
+            sum = inout(zmm_reg) sum, a = in(zmm_reg) a, b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
 }
 
 /// Four columns of a tile: `acc[t][r] += rows[r] · tokens[t]`. Left to itself the compiler fetches all eight tokens first

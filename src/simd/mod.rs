@@ -125,6 +125,23 @@ pub trait Isa: Copy + Send + Sync + 'static {
         }
         self.b_words(words)
     }
+    /// As [`Isa::b_entries8`], numbers being a byte of `low` plus 256 times the same byte of `high`.
+    #[inline(always)]
+    fn b_entries8_split<const N: usize>(
+        self,
+        table: &[u64; N],
+        low: OfRows<u32>,
+        high: OfRows<u32>,
+    ) -> Self::B {
+        let mut words = [[0; 4]; MAX_ROWS];
+        for r in 0..Self::ROWS {
+            for k in 0..4 {
+                let at = low[r] >> (8 * k) & 0xff | (high[r] >> (8 * k) & 0xff) << 8;
+                words[r][k] = table[at as usize & (N - 1)];
+            }
+        }
+        self.b_words(words)
+    }
     /// Eight entries of `table` a row, whose numbers are the bytes of the row's word in `low`, lowest first, each with a ninth bit
     /// from `high`; they are below `N`, a power of two.
     #[inline(always)]
@@ -139,6 +156,13 @@ pub trait Isa: Copy + Send + Sync + 'static {
             }
         }
         self.b_words(words)
+    }
+    /// Bytes negated where their bit of a row's `bits` is set.
+    #[inline(always)]
+    fn b_negate(self, v: Self::B, bits: OfRows<u32>) -> Self::B {
+        // -x is the complement of x plus one.
+        let negative = self.b_from_bits(bits);
+        self.b_add(self.b_xor(v, negative), self.b_and(negative, self.b_splat(1)))
     }
     /// Sixteen u8, widened to i16.
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B;
@@ -346,6 +370,25 @@ fn group_of_words<I: Isa, const R: usize, const T: usize>(
                 None => dot[t][r],
             };
             sum[t][r] = isa.w_add(sum[t][r], scaled);
+        }
+    }
+}
+
+/// [`Isa::f_span_tile`] where there are dot products: for them scales are best floats, or none at all.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn span_of_dots<I: Isa, const R: usize, const T: usize>(isa: I, sum: &mut [[I::F; R]; T], span: &SpanTile) {
+    if let Some(scales) = span.float_scales {
+        return span_of_floats(isa, sum, span, scales);
+    }
+    if span.groups > 1 || span.scales.is_some() {
+        return span_of_words(isa, sum, span);
+    }
+    let mut dot = [[isa.w_splat(0); R]; T];
+    isa.w_dots(&mut dot, span.rows, span.tokens, span.starts, span.largest);
+    for t in 0..T {
+        for r in 0..R {
+            sum[t][r] = isa.f_from_w(dot[t][r]);
         }
     }
 }

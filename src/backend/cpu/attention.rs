@@ -7,21 +7,21 @@ use super::{Buffer, Cache, Cpu};
 use crate::backend::{Heads, Part, Rotation};
 use crate::kernel::attention::{Attention, BlockMask, HeadPage, Scratch};
 use crate::kernel::kv::{PAGE, padded_head};
-use crate::kernel::{SharedMut, elementwise};
+use crate::kernel::{Lines, SharedMut, elementwise};
 use crate::simd::Level;
 
-/// Queries of a tile: enough to share the conversion of keys, few enough to stay in the first cache.
-const TILE: usize = 32;
+/// Queries of a tile: enough to share the conversion of keys, few enough to stay in the caches.
+const TILE: usize = 64;
 
 /// Reused between the tasks of a thread.
 #[derive(Default)]
 struct TileScratch {
     kernel: Scratch,
-    queries: Vec<f32>,
+    queries: Lines<f32>,
     positions: Vec<usize>,
     /// Of each query, where the model's attention is block-sparse.
     phases: Vec<usize>,
-    out: Vec<f32>,
+    out: Lines<f32>,
     key: Vec<f32>,
     value: Vec<f32>,
 }
@@ -125,8 +125,8 @@ impl Job<'_> {
         let Heads { count, kv_count, size, scale, window, sparse } = *self.heads;
         let (padded, group) = (padded_head(size), count / kv_count);
         let TileScratch { kernel, queries, positions, phases, out, .. } = scratch;
-        queries.clear();
-        queries.resize(rows.len() * group * padded, 0.0);
+        queries.resize(rows.len() * group * padded);
+        queries.fill(0.0);
         positions.clear();
         phases.clear();
         for (i, query) in queries.chunks_exact_mut(padded).enumerate() {
@@ -144,7 +144,7 @@ impl Job<'_> {
             stride: sparse.stride,
             phases,
         });
-        out.resize(queries.len(), 0.0);
+        out.resize(queries.len());
         let pages: Vec<&HeadPage> = pages.iter().map(|page| &page[kv_head]).collect();
         Attention {
             pages: &pages,

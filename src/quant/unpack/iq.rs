@@ -8,9 +8,6 @@ use crate::simd::{Isa, MAX_ROWS, OfRows};
 /// As for the K formats.
 const SPAN: usize = 128;
 
-/// What is added to signed values to make lanes of them: IQ3_XXS reaches 62.
-const MIDDLE: u8 = 64;
-
 /// The points of an IQ2 codebook, a byte a coordinate.
 const fn eight_bytes<const N: usize>(points: &[u16; N], levels: [u8; 4]) -> [u64; N] {
     let mut all = [0; N];
@@ -49,13 +46,10 @@ static IQ3_S: [u32; 512] = four_bytes(&grids::IQ3_S, grids::LEVELS_IQ3_S);
 /// Eight times the levels -1, 0, 1, plus 16.
 static IQ1: [u64; 2048] = eight_bytes(&grids::IQ1, [8, 16, 24, 16]);
 
-/// Magnitudes under their signs (a bit a column, 1 negative), plus [`MIDDLE`].
+/// Magnitudes under their signs (a bit a column, 1 negative), plus `middle`.
 #[inline(always)]
-fn signed<I: Isa>(isa: I, magnitudes: I::B, signs: OfRows<u32>) -> I::B {
-    let negative = isa.b_from_bits(signs);
-    // -x is the complement of x plus one.
-    let one = isa.b_and(negative, isa.b_splat(1));
-    isa.b_add(isa.b_xor(magnitudes, negative), isa.b_add(one, isa.b_splat(MIDDLE)))
+fn signed<I: Isa>(isa: I, (magnitudes, signs): (I::B, OfRows<u32>), middle: u8) -> I::B {
+    isa.b_add(isa.b_negate(magnitudes, signs), isa.b_splat(middle))
 }
 
 /// The signs of 32 columns of each row from 28 bits: the eighth of each eight makes the number of minuses even.
@@ -77,14 +71,6 @@ fn parities(x: u64) -> u64 {
     (fold ^ fold >> 1) & 0x0101_0101_0101_0101
 }
 
-/// Four bytes as u16.
-#[inline(always)]
-fn spread_bytes(word: u32) -> u64 {
-    let x = u64::from(word);
-    let x = (x | x << 16) & 0x0000_ffff_0000_ffff;
-    (x | x << 8) & 0x00ff_00ff_00ff_00ff
-}
-
 /// The low bytes of four u16, whose high ones are 0.
 #[inline(always)]
 fn low_bytes(words: u64) -> u32 {
@@ -92,11 +78,15 @@ fn low_bytes(words: u64) -> u32 {
     (x | x >> 16) as u32
 }
 
-/// Four numbers of `N` bits (2 to 4), lowest first, as u16.
+/// Four numbers of `N` bits (2 to 4) of each row, lowest first, as bytes.
 #[inline(always)]
-fn spread_bits<const N: u32>(word: u16) -> u64 {
-    let (x, mask) = (u64::from(word), (1u64 << N) - 1);
-    (x & mask) | (x >> N & mask) << 16 | (x >> (2 * N) & mask) << 32 | (x >> (3 * N) & mask) << 48
+fn spread_bits<const N: u32>(words: OfRows<u32>) -> OfRows<u32> {
+    let x = u64::from(words[0]) | u64::from(words[1]) << 32;
+    // Two halves, then two numbers of each.
+    let (half, number) = ((1u64 << (2 * N)) - 1, (1u64 << N) - 1);
+    let x = (x | x << (16 - 2 * N)) & (half * 0x0001_0001_0001_0001);
+    let x = (x | x << (8 - N)) & (number * 0x0101_0101_0101_0101);
+    [x as u32, (x >> 32) as u32]
 }
 
 /// Bytes from the nibbles of `word`, lowest first.
@@ -171,8 +161,8 @@ macro_rules! codebook {
             const BYTES: usize = $bytes;
             const SPAN: usize = SPAN;
             const GROUP: usize = $group;
-            const OFFSET: i32 = MIDDLE as i32;
-            const LARGEST: u8 = MIDDLE + $largest;
+            const OFFSET: i32 = $largest;
+            const LARGEST: u8 = 2 * $largest;
             const SCALED: bool = true;
             const LARGEST_SCALE: i32 = 31;
             const MINS: bool = false;
@@ -183,7 +173,7 @@ macro_rules! codebook {
             fn lanes<I: Isa>($isa: I, $block: OfRows<&[u8]>) -> [I::B; 8] {
                 let mut lanes = [$isa.b_splat(0); 8];
                 for $s in 0..8 {
-                    lanes[$s] = $lanes;
+                    lanes[$s] = signed($isa, $lanes, $largest);
                 }
                 lanes
             }
@@ -206,10 +196,10 @@ codebook!(Iq2Xxs, "`d` f16, then for 32 columns four indices, four 7-bit signs a
     |isa, block, s| {
         let (mut at, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS]);
         for r in 0..I::ROWS {
-            at[r] = spread_bytes(word32(block[r], 2 + 8 * s));
+            at[r] = word32(block[r], 2 + 8 * s);
             signs[r] = word32(block[r], 6 + 8 * s);
         }
-        signed(isa, isa.b_entries8(&IQ2_XXS, at), even_signs(signs))
+        (isa.b_entries8_split(&IQ2_XXS, at, [0; MAX_ROWS]), even_signs(signs))
     },
     |isa, block| odd_tops(isa, block, 6, 8));
 
@@ -223,20 +213,20 @@ codebook!(Iq2Xs, "`d` f16, 32 words of a 9-bit index and a 7-bit sign, 16 scales
             let seven = words >> 9 & 0x007f_007f_007f_007f;
             signs[r] = low_bytes(seven | parities(seven) << 7);
         }
-        signed(isa, isa.b_entries8(&IQ2_XS, at), signs)
+        (isa.b_entries8(&IQ2_XS, at), signs)
     },
     |isa, block| odd_nibbles(isa, block, 66));
 
 codebook!(Iq2S, "`d` f16, 32 low bytes of indices, 32 bytes of signs, 8 bytes of high index bits, 16 scales: d/8·(2 s + 1)·q.", 82,
     group 16, largest 43, factor 0.125,
     |isa, block, s| {
-        let (mut at, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS]);
+        let (mut at, mut high, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS], [0; MAX_ROWS]);
         for r in 0..I::ROWS {
-            let high = spread_bits::<2>(block[r][66 + s].into());
-            at[r] = spread_bytes(word32(block[r], 2 + 4 * s)) | high << 8;
+            at[r] = word32(block[r], 2 + 4 * s);
+            high[r] = block[r][66 + s].into();
             signs[r] = word32(block[r], 34 + 4 * s);
         }
-        signed(isa, isa.b_entries8(&IQ2_S, at), signs)
+        (isa.b_entries8_split(&IQ2_S, at, spread_bits::<2>(high)), signs)
     },
     |isa, block| odd_nibbles(isa, block, 74));
 
@@ -248,7 +238,7 @@ codebook!(Iq3Xxs, "`d` f16, 64 indices, then for 32 columns four 7-bit signs and
             at[r] = word64(block[r], 2 + 8 * s);
             signs[r] = word32(block[r], 66 + 4 * s);
         }
-        signed(isa, isa.b_entries4(&IQ3_XXS, at, [0; MAX_ROWS]), even_signs(signs))
+        (isa.b_entries4(&IQ3_XXS, at, [0; MAX_ROWS]), even_signs(signs))
     },
     |isa, block| odd_tops(isa, block, 66, 4));
 
@@ -261,7 +251,7 @@ group 32, largest 15, factor 1.0,
         high[r] = block[r][66 + s].into();
         signs[r] = word32(block[r], 74 + 4 * s);
     }
-    signed(isa, isa.b_entries4(&IQ3_S, at, high), signs)
+    (isa.b_entries4(&IQ3_S, at, high), signs)
 },
 |isa, block| {
     let mut scales = [0u64; MAX_ROWS];
@@ -339,13 +329,14 @@ impl Unpack for Iq1S {
     fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
         let mut lanes = [isa.b_splat(0); 8];
         for s in 0..8 {
-            let (mut at, mut down) = ([0; MAX_ROWS], [0; MAX_ROWS]);
+            let (mut at, mut high, mut down) = ([0; MAX_ROWS], [0; MAX_ROWS], [0; MAX_ROWS]);
             for r in 0..I::ROWS {
-                let word = bits16(block[r], 34 + 2 * s);
-                at[r] = spread_bytes(word32(block[r], 2 + 4 * s)) | spread_bits::<3>(word & 0xfff) << 8;
-                down[r] = 0u32.wrapping_sub(u32::from(word >> 15));
+                let word = u32::from(bits16(block[r], 34 + 2 * s));
+                at[r] = word32(block[r], 2 + 4 * s);
+                high[r] = word & 0xfff;
+                down[r] = 0u32.wrapping_sub(word >> 15);
             }
-            lanes[s] = shifted(isa, isa.b_entries8(&IQ1, at), down);
+            lanes[s] = shifted(isa, isa.b_entries8_split(&IQ1, at, spread_bits::<3>(high)), down);
         }
         lanes
     }
@@ -397,15 +388,18 @@ impl Unpack for Iq1M {
     fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
         let mut lanes = [isa.b_splat(0); 8];
         for s in 0..8 {
-            let (mut at, mut down) = ([0; MAX_ROWS], [0; MAX_ROWS]);
+            let (mut at, mut nibbles) = ([0; MAX_ROWS], [0; MAX_ROWS]);
             for r in 0..I::ROWS {
-                let nibbles = spread_bits::<4>(bits16(block[r], 32 + 2 * s));
-                at[r] = spread_bytes(word32(block[r], 4 * s)) | (nibbles & 0x0007_0007_0007_0007) << 8;
-                // The top bit of each nibble, spread over a byte.
-                let top = nibbles >> 3 & 0x0001_0001_0001_0001;
-                down[r] = low_bytes(top).wrapping_mul(0xff);
+                at[r] = word32(block[r], 4 * s);
+                nibbles[r] = bits16(block[r], 32 + 2 * s).into();
             }
-            lanes[s] = shifted(isa, isa.b_entries8(&IQ1, at), down);
+            let nibbles = spread_bits::<4>(nibbles);
+            let (mut high, mut down) = ([0; MAX_ROWS], [0; MAX_ROWS]);
+            for r in 0..I::ROWS {
+                high[r] = nibbles[r] & 0x0707_0707;
+                down[r] = (nibbles[r] >> 3 & 0x0101_0101).wrapping_mul(0xff);
+            }
+            lanes[s] = shifted(isa, isa.b_entries8_split(&IQ1, at, high), down);
         }
         lanes
     }
