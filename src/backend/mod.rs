@@ -5,6 +5,7 @@
 pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+pub mod hybrid;
 
 use std::ops::Deref;
 use std::sync::Arc;

@@ -21,6 +21,7 @@ mod input;
 mod inspect;
 mod logits;
 mod model;
+mod offload;
 mod perplexity;
 mod progress;
 mod quantize;

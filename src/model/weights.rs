@@ -159,23 +159,37 @@ impl Model {
 
     /// The matrices of all layers that a token is multiplied with; of experts, as many as it uses.
     pub fn layer_matrices(&self) -> Vec<&Matrix> {
+        self.layers.iter().flat_map(Layer::used_matrices).collect()
+    }
+}
+
+impl Layer {
+    /// All its matrices.
+    pub fn matrices(&self) -> Vec<&Matrix> {
+        self.some_matrices(usize::MAX)
+    }
+
+    /// Those that a token is multiplied with; of experts, as many as it uses.
+    pub fn used_matrices(&self) -> Vec<&Matrix> {
+        self.some_matrices(EXPERTS_USED)
+    }
+
+    /// All of its matrices but experts beyond the first `most`.
+    fn some_matrices(&self, most: usize) -> Vec<&Matrix> {
         let mut all = Vec::new();
-        for layer in &self.layers {
-            match &layer.qkv {
-                Qkv::Fused(linear) => all.push(&linear.weight),
-                Qkv::Split(parts) => all.extend(parts.iter().map(|part| &part.weight)),
+        match &self.qkv {
+            Qkv::Fused(linear) => all.push(&linear.weight),
+            Qkv::Split(parts) => all.extend(parts.iter().map(|part| &part.weight)),
+        }
+        all.push(&self.attention_output.weight);
+        match &self.feed_forward {
+            FeedForward::Gelu { up: wide, down } | FeedForward::Gated { gate_up: wide, down, .. } => {
+                all.extend([&wide.weight, &down.weight]);
             }
-            all.push(&layer.attention_output.weight);
-            match &layer.feed_forward {
-                FeedForward::Gelu { up: wide, down }
-                | FeedForward::Gated { gate_up: wide, down, .. } => {
-                    all.extend([&wide.weight, &down.weight]);
-                }
-                FeedForward::Experts(experts) => {
-                    all.push(&experts.router);
-                    let parts = [&experts.gate, &experts.up, &experts.down];
-                    all.extend(parts.iter().flat_map(|part| part.iter().take(EXPERTS_USED)));
-                }
+            FeedForward::Experts(experts) => {
+                all.push(&experts.router);
+                let parts = [&experts.gate, &experts.up, &experts.down];
+                all.extend(parts.iter().flat_map(|part| part.iter().take(most)));
             }
         }
         all

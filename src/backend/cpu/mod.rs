@@ -41,9 +41,20 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// `data` in rows of `columns`.
-    pub(super) fn from_rows(data: Vec<f32>, columns: usize) -> Self {
-        Self { rows: data.len() / columns.max(1), columns, storage: data }
+    /// Becomes `data` in rows of `columns`.
+    pub fn fill(&mut self, data: &[f32], columns: usize) {
+        self.resize(data.len() / columns.max(1), columns);
+        self.data_mut().copy_from_slice(data);
+    }
+
+    /// Rows and columns.
+    pub(super) fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// All rows.
+    pub(super) fn contents(&self) -> &[f32] {
+        self.data()
     }
 
     /// Makes it `[rows, columns]`; contents are then unspecified.

@@ -47,6 +47,11 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
     pub(super) fn elements(&self) -> usize {
         self.rows * self.columns
     }

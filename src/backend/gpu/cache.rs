@@ -1,5 +1,7 @@
 //! Keys and values on a device: each layer's in segments that a kernel sees whole, the first of which grows.
 
+use std::ops::Range;
+
 use super::Gpu;
 use super::buffer::Storage;
 use crate::Result;
@@ -14,7 +16,7 @@ const MOST: usize = 32 * 1024;
 #[derive(Clone, Debug)]
 pub struct CacheShape {
     /// Which of the model's layers are kept here.
-    pub layers: std::ops::Range<usize>,
+    pub layers: Range<usize>,
     pub kv_heads: usize,
     /// Elements of a head.
     pub head: usize,
@@ -36,6 +38,12 @@ impl CacheShape {
     /// Bytes of a position's keys, or values, in one layer.
     fn position_bytes(&self, kind: KvType) -> u64 {
         (self.kv_heads * padded_head(self.head) / 32 * group_words(kind) * 4) as u64
+    }
+
+    /// Bytes of `positions` in a file.
+    pub fn saved_bytes(&self, positions: usize) -> usize {
+        let position = self.position_bytes(self.keys) + self.position_bytes(self.values);
+        position as usize * self.layers.len() * positions
     }
 
     /// Bytes that `positions` take.
@@ -62,6 +70,15 @@ pub(super) struct Segment {
     pub first: usize,
     /// Positions it has room for.
     pub positions: usize,
+}
+
+impl Segment {
+    /// Where in this segment those of `positions` begin that are in it, and how many they are.
+    fn part(&self, positions: &Range<usize>) -> Option<(u64, u64)> {
+        let begin = positions.start.max(self.first);
+        let end = positions.end.min(self.first + self.positions);
+        (begin < end).then(|| ((begin - self.first) as u64, (end - begin) as u64))
+    }
 }
 
 impl Cache {
@@ -96,6 +113,33 @@ impl Cache {
                 segments.push(grown);
             }
             self.room = first + new;
+        }
+        Ok(())
+    }
+
+    /// Appends keys and values of `positions`, layer by layer, to `out`: [`CacheShape::saved_bytes`].
+    pub fn save(&self, gpu: &Gpu, positions: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
+        for segment in self.layers.iter().flatten() {
+            let Some((at, count)) = segment.part(&positions) else { continue };
+            for (kind, storage) in [(self.shape.keys, &segment.keys), (self.shape.values, &segment.values)] {
+                let position = self.shape.position_bytes(kind);
+                out.extend(gpu.fetch(storage, at * position, count * position)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back what [`Self::save`] wrote for the same positions from the beginning of `bytes`; the cache has room
+    /// for them.
+    pub fn restore(&self, gpu: &Gpu, positions: Range<usize>, bytes: &mut &[u8]) -> Result<()> {
+        for segment in self.layers.iter().flatten() {
+            let Some((at, count)) = segment.part(&positions) else { continue };
+            for (kind, storage) in [(self.shape.keys, &segment.keys), (self.shape.values, &segment.values)] {
+                let position = self.shape.position_bytes(kind);
+                let (mine, rest) = bytes.split_at((count * position) as usize);
+                gpu.store(storage, at * position, mine)?;
+                *bytes = rest;
+            }
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ pub(super) const PARAMETER_BYTES: u32 = 128;
 const WORKGROUP_BYTES: u32 = 32 * 1024;
 
 /// A graphics processor that was found.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Adapter {
     pub(super) raw: wgpu::Adapter,
     info: wgpu::AdapterInfo,

@@ -102,6 +102,11 @@ impl Gpu {
         &self.adapter
     }
 
+    /// Notes an error of an operation that returns nothing: the next result that is read says it.
+    pub fn note(&self, error: &Error) {
+        self.device.fault.note(&error.to_string());
+    }
+
     fn storage(&self, bytes: u64) -> Result<Storage> {
         Storage::new(&self.device, &self.graveyard, bytes)
     }
@@ -114,6 +119,16 @@ impl Gpu {
 
     fn copy(&self, from: &Storage, to: &Storage, bytes: u64) {
         lock(&self.recorder).copy(&self.device, from, to, bytes);
+    }
+
+    /// Reads bytes of a storage after everything recorded.
+    fn fetch(&self, storage: &Storage, at: u64, bytes: u64) -> Result<Vec<u8>> {
+        lock(&self.recorder).read(&self.device, storage, at, bytes)
+    }
+
+    /// Writes bytes to a storage after everything recorded.
+    fn store(&self, storage: &Storage, at: u64, bytes: &[u8]) -> Result<()> {
+        lock(&self.recorder).upload(&self.device, &self.graveyard, bytes, storage, at)
     }
 
     /// Waits until everything recorded is done.
@@ -142,7 +157,7 @@ impl Gpu {
         match self.storage(bytes) {
             Ok(new) => *storage = Some(new),
             Err(error) => {
-                self.device.fault.note(&error.to_string());
+                self.note(&error);
                 // Something valid: what is computed with it is not looked at.
                 *storage = storage.take().or_else(|| self.storage(16).ok());
             }
@@ -158,7 +173,7 @@ impl Gpu {
     /// Writes words to the beginning of `to`, in their turn.
     fn send(&self, words: impl Iterator<Item = u32>, to: &Storage) -> Result<()> {
         let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
-        lock(&self.recorder).upload(&self.device, &self.graveyard, &bytes, to)
+        self.store(to, 0, &bytes)
     }
 
     /// Runs an element-wise operation over `items`.
@@ -179,7 +194,7 @@ impl Gpu {
                 let parameters = [x.columns as u32, eps.to_bits()];
                 self.run(kernel, &storages, &parameters, [x.rows as u32, 1, 1], x.elements() as u64);
             }
-            (Err(error), _) | (_, Err(error)) => self.device.fault.note(&error.to_string()),
+            (Err(error), _) | (_, Err(error)) => self.note(&error),
         }
     }
 
@@ -188,7 +203,7 @@ impl Gpu {
         let storage = self.storage(x.rows as u64 * 4)?;
         let parameters = [x.columns as u32];
         self.run(Kernel::Largest, &[x.storage(), &storage], &parameters, [x.rows as u32, 1, 1], 0);
-        let bytes = lock(&self.recorder).read(&self.device, &storage, x.rows as u64 * 4)?;
+        let bytes = self.fetch(&storage, 0, x.rows as u64 * 4)?;
         Ok(bytes.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect())
     }
 }
@@ -284,7 +299,7 @@ impl Backend for Gpu {
                 let storages = [&*bias, &self.nothing, x.storage()];
                 self.each(Element::AddBias, x.elements(), storages, [x.columns as u32, 0, 0, 0]);
             }
-            Err(error) => self.device.fault.note(&error.to_string()),
+            Err(error) => self.note(&error),
         }
     }
 
@@ -319,7 +334,7 @@ impl Backend for Gpu {
         self.ensure(&mut scratch.rows, 2 * rows.len());
         let Some(numbers) = &scratch.rows else { return };
         if let Err(error) = self.send(words, numbers) {
-            self.device.fault.note(&error.to_string());
+            self.note(&error);
         }
         let storages = [x.storage(), numbers, out.storage()];
         self.each(Element::ScatterAdd, x.elements(), storages, [x.columns as u32, 0, 0, 0]);
@@ -352,14 +367,14 @@ impl Backend for Gpu {
         self.ensure(&mut scratch.rows, rows.len());
         let Some(numbers) = &scratch.rows else { return };
         if let Err(error) = self.send(rows.iter().map(|&row| row as u32), numbers) {
-            self.device.fault.note(&error.to_string());
+            self.note(&error);
         }
         let storages = [x.storage(), numbers, out.storage()];
         self.each(Element::Gather, out.elements(), storages, [x.columns as u32, 0, 0, 0]);
     }
 
     fn read(&self, x: &Buffer) -> Result<Vec<f32>> {
-        let bytes = lock(&self.recorder).read(&self.device, x.storage(), x.elements() as u64 * 4)?;
+        let bytes = self.fetch(x.storage(), 0, x.elements() as u64 * 4)?;
         Ok(bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
     }
 }

@@ -82,8 +82,15 @@ impl Recorder {
         self.encoder(device).clear_buffer(&storage.raw, 0, Some(bytes));
     }
 
-    /// Writes `data` to the beginning of `to`, in its turn among the recorded operations.
-    pub fn upload(&mut self, device: &Device, graveyard: &Graveyard, data: &[u8], to: &Storage) -> Result<()> {
+    /// Writes `data` to `to` from byte `offset` on, in its turn among the recorded operations.
+    pub fn upload(
+        &mut self,
+        device: &Device,
+        graveyard: &Graveyard,
+        data: &[u8],
+        to: &Storage,
+        offset: u64,
+    ) -> Result<()> {
         let bytes = (data.len() as u64).next_multiple_of(4);
         let room = self.uploads.as_ref().map_or(0, |(storage, used)| storage.size() - used);
         if room < bytes {
@@ -102,12 +109,12 @@ impl Recorder {
             device.queue.write_buffer(&storage.raw, at, &padded);
         }
         let raw = storage.raw.clone();
-        self.encoder(device).copy_buffer_to_buffer(&raw, at, &to.raw, 0, bytes);
+        self.encoder(device).copy_buffer_to_buffer(&raw, at, &to.raw, offset, bytes);
         Ok(())
     }
 
-    /// Waits for everything recorded and reads the beginning of a storage.
-    pub fn read(&mut self, device: &Device, storage: &Storage, bytes: u64) -> Result<Vec<u8>> {
+    /// Waits for everything recorded and reads a storage from byte `at` on.
+    pub fn read(&mut self, device: &Device, storage: &Storage, at: u64, bytes: u64) -> Result<Vec<u8>> {
         if bytes == 0 {
             self.submit(device);
             return device.fault.check().map(|()| Vec::new());
@@ -121,7 +128,7 @@ impl Recorder {
             }));
         }
         let Some(download) = self.download.clone() else { return Ok(Vec::new()) };
-        self.encoder(device).copy_buffer_to_buffer(&storage.raw, 0, &download, 0, bytes);
+        self.encoder(device).copy_buffer_to_buffer(&storage.raw, at, &download, 0, bytes);
         self.submit(device);
         device.fault.check()?;
         let slice = download.slice(..bytes);

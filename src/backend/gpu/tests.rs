@@ -78,7 +78,9 @@ fn matrix(kind: TensorType, rows: usize, columns: usize, bytes: &[u8]) -> Matrix
 fn both(gpu: &Gpu, data: &[f32], columns: usize) -> (super::Buffer, cpu::Buffer) {
     let mut device = super::Buffer::default();
     gpu.write(data, data.len() / columns, columns, &mut device).unwrap();
-    (device, cpu::Buffer::from_rows(data.to_vec(), columns))
+    let mut host = cpu::Buffer::default();
+    host.fill(data, columns);
+    (device, host)
 }
 
 fn all_types() -> impl Iterator<Item = TensorType> {

@@ -6,7 +6,7 @@ use super::Gpu;
 use super::blocks;
 use super::buffer::Storage;
 use super::device::lock;
-use crate::backend::{Matrix, Vector};
+use crate::backend::{Matrix, MatrixId, Vector};
 use crate::gguf::TensorType;
 use crate::{Error, Result};
 
@@ -70,9 +70,9 @@ impl Gpu {
         Ok(())
     }
 
-    /// Whether `matrix` is on the device.
-    pub fn has(&self, matrix: &Matrix) -> bool {
-        self.matrices.read().unwrap_or_else(PoisonError::into_inner).contains_key(&matrix.id())
+    /// Takes a matrix off the device.
+    pub fn remove(&self, matrix: MatrixId) {
+        self.matrices.write().unwrap_or_else(PoisonError::into_inner).remove(&matrix);
     }
 
     pub(super) fn resident(&self, matrix: &Matrix) -> Result<Arc<Resident>> {
