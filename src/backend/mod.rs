@@ -3,6 +3,8 @@
 //! A forward pass is written against [`Backend`] and does not know where its buffers are.
 
 pub mod cpu;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 
 use std::sync::Arc;
 

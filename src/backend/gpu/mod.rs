@@ -1,0 +1,3 @@
+//! The GPU backend: WGSL kernels through wgpu.
+
+pub mod blocks;
