@@ -3,6 +3,8 @@
 //! A kernel's source is [`PRELUDE`], then [`source`] of the weight's type, then the kernel. The prelude says what functions
 //! a type's source has.
 
+#[cfg(test)]
+mod tests;
 
 use crate::gguf::TensorType;
 use crate::quant::grids;
