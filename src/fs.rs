@@ -335,7 +335,6 @@ pub fn cache_folder() -> Option<PathBuf> {
     variable("XDG_CACHE_HOME").or_else(|| variable("LOCALAPPDATA")).or_else(home)
 }
 
-
 /// `bytes` in decimal units, three digits: "7.64 GB", "512 bytes".
 pub fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];

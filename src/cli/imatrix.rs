@@ -8,8 +8,8 @@ use std::sync::Arc;
 use indicatif::ProgressBar;
 
 use super::hub::HubArgs;
-use super::offload::{self, OffloadArgs};
 use super::model::{self, ModelArgs};
+use super::offload::{self, OffloadArgs};
 use super::signal::Watch;
 use super::{input, progress};
 use crate::engine::KvType;

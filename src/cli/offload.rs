@@ -99,10 +99,9 @@ impl FromStr for Override {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (pattern, device) = text
-            .rsplit_once('=')
-            .ok_or("expected REGEX=DEVICE, as in ffn_down=CPU")?;
-        let pattern = Regex::new(pattern).map_err(|error| format!("{pattern:?} is no regular expression: {error}"))?;
+        let (pattern, device) = text.rsplit_once('=').ok_or("expected REGEX=DEVICE, as in ffn_down=CPU")?;
+        let pattern =
+            Regex::new(pattern).map_err(|error| format!("{pattern:?} is no regular expression: {error}"))?;
         Ok(Self { pattern, device: device.to_owned() })
     }
 }
@@ -224,7 +223,10 @@ impl DeviceArgs {
         if self.split_mode == SplitMode::None && !chosen.is_empty() {
             if self.main_gpu >= chosen.len() {
                 let count = chosen.len();
-                return Err(Error::Usage(format!("--main-gpu {} is not one of the {count} GPUs", self.main_gpu)));
+                return Err(Error::Usage(format!(
+                    "--main-gpu {} is not one of the {count} GPUs",
+                    self.main_gpu
+                )));
             }
             chosen = vec![chosen.swap_remove(self.main_gpu)];
         }
@@ -265,7 +267,12 @@ impl Wanted {
             .zip(&done.devices)
             .filter(|(_, (_, bytes))| *bytes > 0)
             .map(|((name, adapter), (layers, bytes))| {
-                format!("{layers} of {} layers on {name}, {} ({})", done.layers, adapter.name(), human_bytes(*bytes))
+                format!(
+                    "{layers} of {} layers on {name}, {} ({})",
+                    done.layers,
+                    adapter.name(),
+                    human_bytes(*bytes)
+                )
             })
             .collect();
         if parts.is_empty() {

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
 
-use super::offload::{self, OffloadArgs};
 use super::model::{self, CacheType, ModelArgs};
+use super::offload::{self, OffloadArgs};
 use super::signal::Watch;
 use super::{input, progress};
 use crate::fs::ensure_distinct;

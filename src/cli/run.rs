@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 use std::time::Instant;
 
 use crate::cli::{input, model, offload};
-use crate::engine::generate::Live;
 use crate::engine::EngineOptions;
+use crate::engine::generate::Live;
 use crate::text::{Message, Special, Tokenizer};
 
 mod args;

@@ -284,16 +284,9 @@ impl Engine {
             let outputs: Vec<usize> = (first_output.max(position)..end).map(|p| p - position).collect();
             let mut parts = [Part { cache: &mut sequence.cache, rows: 0..end - position, position }];
             let ids = &all[position..end];
-            let some = forward(
-                &self.model,
-                &self.backend,
-                &mut work,
-                ids,
-                &mut parts,
-                &[sequence.regime],
-                &outputs,
-            )
-            .map_err(|error| (position, error))?;
+            let some =
+                forward(&self.model, &self.backend, &mut work, ids, &mut parts, &[sequence.regime], &outputs)
+                    .map_err(|error| (position, error))?;
             if logits.is_empty() {
                 logits = some;
             } else {

@@ -205,7 +205,8 @@ fn carry_out(
 /// the head too.
 fn weights<'a>(model: &'a Model, plan: &'a Plan) -> impl Iterator<Item = (&'a Matrix, Place)> {
     let layers = model.layers.iter().zip(&plan.places);
-    let layers = layers.flat_map(|(layer, place)| layer.matrices().into_iter().map(|matrix| (matrix, *place)));
+    let layers =
+        layers.flat_map(|(layer, place)| layer.matrices().into_iter().map(|matrix| (matrix, *place)));
     // The last layers first: they are the ones that stay when memory runs out.
     let mut all: Vec<_> = layers.collect();
     all.reverse();
@@ -225,7 +226,12 @@ fn choose(backend: &mut Hybrid, model: &Model, options: &Offload) -> Result<(usi
         let mut needed = 0;
         let fitting = model.layers.iter().rev().map(|layer| layer_bytes(layer) + cache);
         let sizes = fitting.chain([Device::bytes_for(&model.head.weight)]);
-        count = sizes.take_while(|bytes| { needed += bytes; needed <= total }).count();
+        count = sizes
+            .take_while(|bytes| {
+                needed += bytes;
+                needed <= total
+            })
+            .count();
         if count <= layers {
             reason = Some(format!("{} GiB are free there", gib(total)));
         }

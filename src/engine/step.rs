@@ -92,8 +92,7 @@ impl Engine {
             return Err(Error::Usage("there are no sequences to compute".to_owned()));
         }
         let mut work = self.work.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let logits =
-            forward(&self.model, &self.backend, &mut work, &ids, &mut parts, &regimes, &outputs)?;
+        let logits = forward(&self.model, &self.backend, &mut work, &ids, &mut parts, &regimes, &outputs)?;
         Ok((ended, logits))
     }
 }

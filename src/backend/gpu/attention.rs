@@ -80,7 +80,8 @@ impl Gpu {
         sequence: &Sequence<'_>,
         scratch: &Scratch,
     ) {
-        let (Some(cosines), Some(sines), Some(queries)) = (&scratch.cosines, &scratch.sines, &scratch.queries)
+        let (Some(cosines), Some(sines), Some(queries)) =
+            (&scratch.cosines, &scratch.sines, &scratch.queries)
         else {
             return;
         };

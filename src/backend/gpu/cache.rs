@@ -94,7 +94,8 @@ impl Cache {
     /// Too little memory on the device.
     pub fn reserve(&mut self, gpu: &Gpu, positions: usize) -> Result<()> {
         while self.room < positions && !self.layers.is_empty() {
-            let widest = self.shape.position_bytes(self.shape.keys).max(self.shape.position_bytes(self.shape.values));
+            let widest =
+                self.shape.position_bytes(self.shape.keys).max(self.shape.position_bytes(self.shape.values));
             let most = (gpu.device.most_bytes / widest.max(1)) as usize / FIRST * FIRST;
             let most = most.clamp(FIRST, MOST);
             let last = self.layers[0].last().map_or((0, 0), |segment| (segment.first, segment.positions));

@@ -58,7 +58,7 @@ impl Adapter {
     /// What it is reached through, and the driver's name and version.
     pub fn driver(&self) -> String {
         let driver = format!("{} {}", self.info.driver, self.info.driver_info);
-        format!("{}, {}", self.info.backend, driver.trim())
+        format!("{:?}, {}", self.info.backend, driver.trim())
     }
 
     /// "discrete GPU", "integrated GPU" …

@@ -33,10 +33,9 @@ impl Fault {
     pub fn check(&self) -> Result<()> {
         match &*lock(&self.first) {
             None => Ok(()),
-            Some(what) => Err(Error::Device(format!(
-                "{} failed: {what}; go on without it with -ngl 0",
-                self.device
-            ))),
+            Some(what) => {
+                Err(Error::Device(format!("{} failed: {what}; go on without it with -ngl 0", self.device)))
+            }
         }
     }
 }

@@ -85,12 +85,32 @@ pub(super) enum Kernel {
     Element(Element),
     Embed(TensorType),
     /// Products with `tokens` columns at once.
-    MatVec { kind: TensorType, tokens: u32, ending: Ending },
-    MatMul { kind: TensorType, ending: Ending },
-    Append { keys: KvType, values: KvType },
-    AttendRow { keys: KvType, values: KvType, padded: u32 },
-    AttendTile { keys: KvType, values: KvType, padded: u32 },
-    Combine { padded: u32 },
+    MatVec {
+        kind: TensorType,
+        tokens: u32,
+        ending: Ending,
+    },
+    MatMul {
+        kind: TensorType,
+        ending: Ending,
+    },
+    Append {
+        keys: KvType,
+        values: KvType,
+    },
+    AttendRow {
+        keys: KvType,
+        values: KvType,
+        padded: u32,
+    },
+    AttendTile {
+        keys: KvType,
+        values: KvType,
+        padded: u32,
+    },
+    Combine {
+        padded: u32,
+    },
     Largest,
 }
 
@@ -136,11 +156,10 @@ impl Kernels {
 
     fn compile(&self, device: &Device, kernel: Kernel) -> Pipeline {
         let (source, access) = kernel.source(self.subgroups);
-        let layout = lock(&self.layouts).entry(access).or_insert_with(|| bind_group_layout(device, access)).clone();
-        let checks = wgpu::ShaderRuntimeChecks {
-            force_loop_bounding: false,
-            ..wgpu::ShaderRuntimeChecks::checked()
-        };
+        let layout =
+            lock(&self.layouts).entry(access).or_insert_with(|| bind_group_layout(device, access)).clone();
+        let checks =
+            wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
         let descriptor =
             wgpu::ShaderModuleDescriptor { label: None, source: wgpu::ShaderSource::Wgsl(source.into()) };
         // Sound: every loop in shaders/ counts up to, or down from, a bound that it does not change.

@@ -27,13 +27,25 @@ struct Product<'a> {
 
 impl Gpu {
     /// `out = x · wᵀ + bias`.
-    pub(super) fn product(&self, w: &Matrix, bias: Option<&Vector>, x: &Buffer, out: &mut Buffer) -> Result<()> {
+    pub(super) fn product(
+        &self,
+        w: &Matrix,
+        bias: Option<&Vector>,
+        x: &Buffer,
+        out: &mut Buffer,
+    ) -> Result<()> {
         self.resize(out, x.rows, w.rows);
         self.multiply(&Product { w, bias, ending: Ending::Store, limit: 0.0, x, out })
     }
 
     /// `sum += x · wᵀ + bias`.
-    pub(super) fn product_add(&self, w: &Matrix, bias: Option<&Vector>, x: &Buffer, sum: &Buffer) -> Result<()> {
+    pub(super) fn product_add(
+        &self,
+        w: &Matrix,
+        bias: Option<&Vector>,
+        x: &Buffer,
+        sum: &Buffer,
+    ) -> Result<()> {
         self.multiply(&Product { w, bias, ending: Ending::Add, limit: 0.0, x, out: sum })
     }
 

@@ -18,7 +18,8 @@ fn vulkan(adapter: &wgpu::Adapter) -> Option<u64> {
     let (instance, device) = (guard.shared_instance().raw_instance(), guard.raw_physical_device());
     // Sound: the device is one of this instance.
     let extensions = unsafe { instance.enumerate_device_extension_properties(device) }.ok()?;
-    let knows = extensions.iter().any(|one| one.extension_name_as_c_str() == Ok(ash::ext::memory_budget::NAME));
+    let knows =
+        extensions.iter().any(|one| one.extension_name_as_c_str() == Ok(ash::ext::memory_budget::NAME));
     let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
     let mut properties = vk::PhysicalDeviceMemoryProperties2::default();
     if knows {

@@ -178,8 +178,9 @@ impl Recorder {
     /// The encoder, outside of a pass.
     fn encoder(&mut self, device: &Device) -> &mut wgpu::CommandEncoder {
         self.pass = None;
-        self.encoder
-            .get_or_insert_with(|| device.raw.create_command_encoder(&wgpu::CommandEncoderDescriptor::default()))
+        self.encoder.get_or_insert_with(|| {
+            device.raw.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+        })
     }
 }
 

@@ -19,7 +19,9 @@ static CPU: LazyLock<Cpu> = LazyLock::new(|| Cpu::new(2));
 fn gpu(bytes: u64) -> Option<Gpu> {
     let adapter = Adapter::all(true).into_iter().next();
     if adapter.is_none() {
-        eprintln!("skipped: there is no device with a driver (Mesa's mesa-vulkan-drivers has one in software)");
+        eprintln!(
+            "skipped: there is no device with a driver (Mesa's mesa-vulkan-drivers has one in software)"
+        );
     }
     adapter.map(|adapter| Gpu::with_limit(&adapter, bytes).expect("the device opens"))
 }
@@ -128,7 +130,11 @@ fn products_end_in_sums_and_gates() {
                 let (mut out, mut want) = Default::default();
                 gpu.linear_gate(&weights, bias, gate, &x, &mut scratch, &mut out).unwrap();
                 CPU.linear_gate(&decoded, bias, gate, &x_cpu, &mut scratch_cpu, &mut want).unwrap();
-                assert_close(&gpu.read(&out).unwrap(), &CPU.read(&want).unwrap(), &format!("{what}, {gate:?}"));
+                assert_close(
+                    &gpu.read(&out).unwrap(),
+                    &CPU.read(&want).unwrap(),
+                    &format!("{what}, {gate:?}"),
+                );
             }
         }
     }
@@ -150,13 +156,21 @@ fn matrices_larger_than_a_binding_are_cut_between_rows() {
             let (mut out, mut want) = Default::default();
             gpu.linear(&weights, &x, &mut out).unwrap();
             CPU.linear(&decoded, &x_cpu, &mut want).unwrap();
-            assert_close(&gpu.read(&out).unwrap(), &CPU.read(&want).unwrap(), &format!("{kind}, {tokens} tokens"));
+            assert_close(
+                &gpu.read(&out).unwrap(),
+                &CPU.read(&want).unwrap(),
+                &format!("{kind}, {tokens} tokens"),
+            );
         }
         let ids = [0, 130, 27, 28, 64, 8, 7, 19];
         let (mut out, mut want) = Default::default();
         gpu.embed(&weights, &ids, &mut out).unwrap();
         CPU.embed(&decoded, &ids, &mut want).unwrap();
-        assert_close(&gpu.read(&out).unwrap(), &CPU.read(&want).unwrap(), &format!("{kind}, rows of a table"));
+        assert_close(
+            &gpu.read(&out).unwrap(),
+            &CPU.read(&want).unwrap(),
+            &format!("{kind}, rows of a table"),
+        );
     }
 }
 
@@ -255,8 +269,7 @@ fn attention_case(gpu: &Gpu, heads: Heads, kinds: (KvType, KvType), batches: &[u
     let mut random = Random(5);
     let shape = CacheShape { layers: 3..4, kv_heads: heads.kv_count, head: heads.size, keys, values };
     let mut cache = Cache::new(shape);
-    let shape =
-        cpu::CacheShape { layers: 4, kv_heads: heads.kv_count, head: heads.size, keys, values };
+    let shape = cpu::CacheShape { layers: 4, kv_heads: heads.kv_count, head: heads.size, keys, values };
     let mut cache_cpu = cpu::Cache::new(shape);
     let width = (heads.count + 2 * heads.kv_count) * heads.size;
     let pairs = heads.size / 4;
@@ -294,7 +307,13 @@ fn attention_equals_the_cpus() {
     let half = (KvType::F16, KvType::F16);
     for size in [16, 64, 80, 96, 128] {
         for (count, kv_count) in [(2, 2), (6, 2)] {
-            attention_case(&gpu, heads(count, kv_count, size, usize::MAX), half, &[40, 1, 3, 100, 9, 1], "sizes");
+            attention_case(
+                &gpu,
+                heads(count, kv_count, size, usize::MAX),
+                half,
+                &[40, 1, 3, 100, 9, 1],
+                "sizes",
+            );
         }
     }
     attention_case(&gpu, heads(2, 1, 96, 50), half, &[70, 1, 150, 1, 8, 30], "window");
@@ -309,7 +328,13 @@ fn attention_takes_every_type_of_cache() {
     for kind in KvType::ALL {
         attention_case(&gpu, heads(2, 2, 96, usize::MAX), (kind, kind), &[20, 1, 200, 2], "types");
     }
-    attention_case(&gpu, heads(2, 2, 80, usize::MAX), (KvType::Q8_0, KvType::F16), &[20, 1, 60, 2], "mixed types");
+    attention_case(
+        &gpu,
+        heads(2, 2, 80, usize::MAX),
+        (KvType::Q8_0, KvType::F16),
+        &[20, 1, 60, 2],
+        "mixed types",
+    );
 }
 
 #[test]

@@ -66,7 +66,10 @@ impl Gpu {
             chunks.push(Chunk { storage, first_row: number * most_rows, rows: bytes.len() / row_bytes });
         }
         self.wait()?;
-        self.matrices.write().unwrap_or_else(PoisonError::into_inner).insert(matrix.id(), Resident { chunks }.into());
+        self.matrices
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(matrix.id(), Resident { chunks }.into());
         Ok(())
     }
 

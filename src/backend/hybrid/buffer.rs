@@ -33,7 +33,10 @@ impl Buffer {
 pub(super) enum Visitor<'a> {
     Same(&'a Buffer),
     /// A copy, whose memory goes home when the operation is recorded.
-    Copy { home: &'a Mutex<HashMap<usize, Vec<DeviceBuffer>>>, copy: Buffer },
+    Copy {
+        home: &'a Mutex<HashMap<usize, Vec<DeviceBuffer>>>,
+        copy: Buffer,
+    },
 }
 
 impl Deref for Visitor<'_> {

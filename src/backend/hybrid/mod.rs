@@ -12,9 +12,9 @@ pub use buffer::Buffer;
 pub use cache::{Cache, CacheShape};
 
 #[cfg(feature = "gpu")]
-use super::gpu::{Buffer as DeviceBuffer, Cache as DeviceCache, CacheShape as DeviceShape};
-#[cfg(feature = "gpu")]
 pub use super::gpu::{Adapter, Gpu as Device};
+#[cfg(feature = "gpu")]
+use super::gpu::{Buffer as DeviceBuffer, Cache as DeviceCache, CacheShape as DeviceShape};
 #[cfg(not(feature = "gpu"))]
 pub use none::{Adapter, Device};
 #[cfg(not(feature = "gpu"))]

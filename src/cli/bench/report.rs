@@ -7,8 +7,8 @@ use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
 use super::subject::Subject;
-use crate::cli::offload::GpuLayers;
 use crate::bench::{Limits, Measurement, Test};
+use crate::cli::offload::GpuLayers;
 use crate::engine::KvType;
 
 /// How to print results.

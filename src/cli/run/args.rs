@@ -306,5 +306,4 @@ mod tests {
             assert!(logit_bias(wrong).is_err(), "{wrong}");
         }
     }
-
 }
