@@ -8,7 +8,7 @@ use std::process::Output as Ran;
 use std::sync::Arc;
 
 use phi::backend::hybrid::Adapter;
-use phi::engine::{Engine, EngineOptions, KvType, Offload, OffloadLayers, Sequence};
+use phi::engine::{Engine, EngineOptions, KvType, Offload, OffloadEvent, OffloadLayers, Sequence};
 use phi::gguf::Gguf;
 use serde_json::Value;
 
@@ -174,6 +174,30 @@ fn a_prompt_cache_holds_the_layers_of_a_device() {
         assert_eq!(engine.restore(&path, &mut next, &ids).unwrap(), Ok(249));
         assert_eq!(feed(&engine, &mut next, &ids[249..], 1), want);
     }
+}
+
+#[test]
+fn fewer_layers_go_where_memory_is_short() {
+    let Some(adapter) = device() else { return };
+    let gguf = FamilyCheckpoint::new("phi-4-mini").gguf("F32");
+    let layer: u64 = gguf
+        .tensors()
+        .iter()
+        .filter(|tensor| tensor.name.starts_with("blk.1."))
+        .map(|tensor| gguf.data(tensor).len() as u64)
+        .sum();
+    // One layer fits, and what a pass needs besides; two do not.
+    let adapter = adapter.limited(layer * 3 / 2 + 4096);
+    let mut notes = Vec::new();
+    let options = options(on(&adapter, OffloadLayers::All), KvType::F16);
+    let engine = Engine::with_events(Arc::clone(&gguf), options, &mut |event| {
+        if let OffloadEvent::Note(note) = event {
+            notes.push(note.to_owned());
+        }
+    })
+    .unwrap();
+    assert!(notes[0].contains("of memory left"), "{notes:?}");
+    assert!(engine.offloaded().count() <= 1 && !engine.offloaded().head, "{:?}", engine.offloaded());
 }
 
 fn phi(args: &[&str]) -> Ran {

@@ -58,17 +58,14 @@ pub fn source(kind: TensorType) -> Option<&'static str> {
     })
 }
 
-/// Whether [`source`] has `lanes16`, for integer products; all types with scales do.
-pub fn has_lanes(kind: TensorType) -> bool {
-    kind.is_quantized() && source(kind).is_some()
-}
-
 /// Elements that [`source`] takes as a block: as the file does, but 16 where the file has none.
+#[cfg(test)]
 pub fn elements(kind: TensorType) -> usize {
     if kind.is_quantized() { kind.block_elements() } else { 16 }
 }
 
 /// Bytes of a block of [`elements`].
+#[cfg(test)]
 pub fn bytes(kind: TensorType) -> usize {
     elements(kind) / kind.block_elements() * kind.block_bytes()
 }

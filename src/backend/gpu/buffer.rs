@@ -2,27 +2,49 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::device::{Device, lock};
-use crate::Result;
+use super::device::lock;
 use crate::backend::serial;
 
-/// Numbers of storages that are gone: what refers to them can be dropped.
-pub(super) type Graveyard = Arc<Mutex<Vec<u64>>>;
+/// The storages of a device: bytes they take, and which are gone, so that what refers to them can be dropped.
+#[derive(Clone)]
+pub(super) struct Ledger(Arc<Mutex<Entries>>);
+
+struct Entries {
+    taken: u64,
+    most: u64,
+    gone: Vec<u64>,
+}
+
+impl Ledger {
+    /// Of a device with `most` bytes.
+    pub fn new(most: u64) -> Self {
+        Self(Arc::new(Mutex::new(Entries { taken: 0, most, gone: Vec::new() })))
+    }
+
+    /// Whether there are `bytes` left.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        let entries = lock(&self.0);
+        entries.taken.saturating_add(bytes) <= entries.most
+    }
+
+    /// Numbers of storages that have gone since the last call.
+    pub fn gone(&self) -> Vec<u64> {
+        std::mem::take(&mut lock(&self.0).gone)
+    }
+}
 
 /// A piece of a device's memory.
 pub(super) struct Storage {
     pub raw: wgpu::Buffer,
     /// No other storage has the same.
     pub id: u64,
-    graveyard: Graveyard,
+    ledger: Ledger,
 }
 
 impl Storage {
-    /// # Errors
-    /// Too little memory on the device.
-    pub fn new(device: &Device, graveyard: &Graveyard, bytes: u64) -> Result<Self> {
-        let raw = device.allocate(bytes, wgpu::BufferUsages::STORAGE)?;
-        Ok(Self { raw, id: serial(), graveyard: Arc::clone(graveyard) })
+    pub fn new(raw: wgpu::Buffer, ledger: &Ledger) -> Self {
+        lock(&ledger.0).taken += raw.size();
+        Self { raw, id: serial(), ledger: ledger.clone() }
     }
 
     /// Bytes it has.
@@ -33,7 +55,9 @@ impl Storage {
 
 impl Drop for Storage {
     fn drop(&mut self) {
-        lock(&self.graveyard).push(self.id);
+        let mut entries = lock(&self.ledger.0);
+        entries.taken -= self.raw.size();
+        entries.gone.push(self.id);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::buffer::{Ledger, Storage};
 use super::fault::Fault;
 use crate::{Error, Result};
 
@@ -19,6 +20,8 @@ const WORKGROUP_BYTES: u32 = 32 * 1024;
 pub struct Adapter {
     pub(super) raw: wgpu::Adapter,
     info: wgpu::AdapterInfo,
+    /// Bytes of its memory that may be taken, where that is to be less than there are.
+    most_memory: Option<u64>,
 }
 
 impl Adapter {
@@ -33,7 +36,7 @@ impl Adapter {
         let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
         let mut adapters: Vec<Adapter> = Vec::new();
         for raw in found {
-            let adapter = Adapter { info: raw.get_info(), raw };
+            let adapter = Adapter { info: raw.get_info(), raw, most_memory: None };
             let usable = adapter.raw.features().contains(FEATURES)
                 && adapter.raw.limits().max_compute_workgroup_storage_size >= WORKGROUP_BYTES;
             // Windows shows each processor through Vulkan and Direct3D.
@@ -84,7 +87,13 @@ impl Adapter {
 
     /// Bytes of its memory that can be taken, where the driver says so.
     pub fn free_memory(&self) -> Option<u64> {
-        super::memory::free(&self.raw)
+        let free = super::memory::free(&self.raw);
+        self.most_memory.map_or(free, |most| Some(free.unwrap_or(most).min(most)))
+    }
+
+    /// The same device, of whose memory at most `bytes` are taken.
+    pub fn limited(self, bytes: u64) -> Self {
+        Self { most_memory: Some(bytes), ..self }
     }
 
     /// Whether threads of a subgroup are always 32, so that sums over 32 threads need no memory.
@@ -106,6 +115,8 @@ pub(super) struct Device {
     pub queue: wgpu::Queue,
     /// Bytes that a kernel may see of one buffer.
     pub most_bytes: u64,
+    /// Of the storages.
+    pub ledger: Ledger,
     pub fault: Fault,
 }
 
@@ -130,28 +141,36 @@ impl Device {
         let sink = fault.clone();
         raw.set_device_lost_callback(move |_, message| sink.note(&format!("it was lost ({message})")));
         let most_bytes = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
-        Ok(Self { raw, queue, most_bytes, fault })
+        let ledger = Ledger::new(adapter.most_memory.unwrap_or(u64::MAX));
+        Ok(Self { raw, queue, most_bytes, ledger, fault })
     }
 
-    /// A buffer of `bytes` for kernels.
+    /// A storage of `bytes`, which are unspecified.
     ///
     /// # Errors
     /// Too little memory on the device.
-    pub fn allocate(&self, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
-        let scope = self.raw.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let buffer = self.raw.create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size: bytes.next_multiple_of(4).max(16),
-            usage: usage | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: false,
-        });
-        match pollster::block_on(scope.pop()) {
-            None => Ok(buffer),
-            Some(_) => Err(Error::Resources(format!(
+    pub fn storage(&self, bytes: u64) -> Result<Storage> {
+        let bytes = bytes.next_multiple_of(4).max(16);
+        let too_little = || {
+            Error::Resources(format!(
                 "{} has no {} MiB of memory left: put fewer layers on it with -ngl",
                 self.fault.device(),
                 (bytes >> 20) + 1
-            ))),
+            ))
+        };
+        if !self.ledger.has_room(bytes) {
+            return Err(too_little());
+        }
+        let scope = self.raw.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.raw.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: bytes,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        match pollster::block_on(scope.pop()) {
+            None => Ok(Storage::new(buffer, &self.ledger)),
+            Some(_) => Err(too_little()),
         }
     }
 }

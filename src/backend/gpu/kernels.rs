@@ -239,13 +239,13 @@ impl Kernel {
                 let halves = if matches!(ending, Ending::Gate(_)) { 2 } else { 1 };
                 let _ = writeln!(text, "const TOKENS = {tokens}u;\nconst HALVES = {halves}u;");
                 flags.push(if subgroups { "sum-subgroup" } else { "sum-shared" });
-                text.push_str(&ended(include_str!("shaders/matvec.wgsl"), ending, &mut flags, &mut each));
+                text.push_str(&ended(include_str!("shaders/matvec.wgsl"), ending, &mut flags));
                 each = tokens;
                 "rrrrw"
             }
             Self::MatMul { kind, ending } => {
                 blocks(&mut text, kind);
-                text.push_str(&ended(include_str!("shaders/matmul.wgsl"), ending, &mut flags, &mut each));
+                text.push_str(&ended(include_str!("shaders/matmul.wgsl"), ending, &mut flags));
                 each = 8;
                 "rrrrw"
             }
@@ -281,7 +281,7 @@ impl Kernel {
 }
 
 /// A product kernel's source with its ending.
-fn ended<'a>(source: &str, ending: Ending, flags: &mut Vec<&'a str>, _each: &mut u32) -> String {
+fn ended(source: &str, ending: Ending, flags: &mut Vec<&str>) -> String {
     match ending {
         Ending::Store => flags.push("store"),
         Ending::Add => flags.push("add"),

@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use super::{Backend, Gate, Heads, Matrix, MatrixId, Part, Rotation, Vector};
 use crate::gguf::TensorType;
 use crate::{Error, Result};
-use buffer::{Graveyard, Storage};
+use buffer::Storage;
 use device::{Device, lock};
 use kernels::{Activation, Element, Kernel, Kernels};
 use pipeline_cache::PipelineCache;
@@ -44,7 +44,6 @@ pub struct Gpu {
     device: Device,
     kernels: Kernels,
     recorder: Mutex<Recorder>,
-    graveyard: Graveyard,
     matrices: RwLock<HashMap<MatrixId, Arc<Resident>>>,
     vectors: Mutex<HashMap<u64, Arc<Storage>>>,
     codebooks: Mutex<HashMap<TensorType, Arc<Storage>>>,
@@ -81,14 +80,12 @@ impl Gpu {
     pub(crate) fn with_limit(adapter: &Adapter, bytes: u64) -> Result<Self> {
         let mut device = Device::open(adapter)?;
         device.most_bytes = device.most_bytes.min(bytes);
-        let graveyard = Graveyard::default();
-        let nothing = Storage::new(&device, &graveyard, 16)?;
+        let nothing = device.storage(16)?;
         Ok(Self {
             kernels: Kernels::new(PipelineCache::open(adapter, &device), adapter.sums_in_subgroups()),
             adapter: adapter.clone(),
             device,
             recorder: Mutex::default(),
-            graveyard,
             matrices: RwLock::default(),
             vectors: Mutex::default(),
             codebooks: Mutex::default(),
@@ -108,13 +105,13 @@ impl Gpu {
     }
 
     fn storage(&self, bytes: u64) -> Result<Storage> {
-        Storage::new(&self.device, &self.graveyard, bytes)
+        self.device.storage(bytes)
     }
 
     fn run(&self, kernel: Kernel, storages: &[&Storage], parameters: &[u32], groups: [u32; 3], work: u64) {
         let pipeline = self.kernels.get(&self.device, kernel);
         let dispatch = Dispatch { pipeline: &pipeline, storages, parameters, groups, work };
-        lock(&self.recorder).dispatch(&self.device, &self.graveyard, &dispatch);
+        lock(&self.recorder).dispatch(&self.device, &dispatch);
     }
 
     fn copy(&self, from: &Storage, to: &Storage, bytes: u64) {
@@ -128,7 +125,7 @@ impl Gpu {
 
     /// Writes bytes to a storage after everything recorded.
     fn store(&self, storage: &Storage, at: u64, bytes: &[u8]) -> Result<()> {
-        lock(&self.recorder).upload(&self.device, &self.graveyard, bytes, storage, at)
+        lock(&self.recorder).upload(&self.device, bytes, storage, at)
     }
 
     /// Waits until everything recorded is done.

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use super::buffer::{Graveyard, Storage};
-use super::device::{Device, lock};
+use super::buffer::Storage;
+use super::device::Device;
 use super::kernels::Pipeline;
 use crate::{Error, Result};
 
@@ -53,8 +53,8 @@ pub(super) fn spread(groups: usize) -> [u32; 3] {
 }
 
 impl Recorder {
-    pub fn dispatch(&mut self, device: &Device, graveyard: &Graveyard, dispatch: &Dispatch<'_>) {
-        self.bury(graveyard);
+    pub fn dispatch(&mut self, device: &Device, dispatch: &Dispatch<'_>) {
+        self.bury(device);
         let mut key = Vec::with_capacity(dispatch.storages.len() + 1);
         key.push(dispatch.pipeline.access.bytes().fold(0, |key, access| key << 8 | u64::from(access)));
         key.extend(dispatch.storages.iter().map(|storage| storage.id));
@@ -83,19 +83,12 @@ impl Recorder {
     }
 
     /// Writes `data` to `to` from byte `offset` on, in its turn among the recorded operations.
-    pub fn upload(
-        &mut self,
-        device: &Device,
-        graveyard: &Graveyard,
-        data: &[u8],
-        to: &Storage,
-        offset: u64,
-    ) -> Result<()> {
+    pub fn upload(&mut self, device: &Device, data: &[u8], to: &Storage, offset: u64) -> Result<()> {
         let bytes = (data.len() as u64).next_multiple_of(4);
         let room = self.uploads.as_ref().map_or(0, |(storage, used)| storage.size() - used);
         if room < bytes {
             // What was recorded still reads the old one; the device keeps it until then.
-            let storage = Storage::new(device, graveyard, bytes.max(UPLOAD_BYTES))?;
+            let storage = device.storage(bytes.max(UPLOAD_BYTES))?;
             self.uploads = Some((storage, 0));
         }
         let Some((storage, used)) = &mut self.uploads else { return Ok(()) };
@@ -160,8 +153,8 @@ impl Recorder {
     }
 
     /// Drops what refers to storages that are gone.
-    fn bury(&mut self, graveyard: &Graveyard) {
-        let gone = std::mem::take(&mut *lock(graveyard));
+    fn bury(&mut self, device: &Device) {
+        let gone = device.ledger.gone();
         if !gone.is_empty() {
             self.groups.retain(|key, _| !key[1..].iter().any(|id| gone.contains(id)));
         }

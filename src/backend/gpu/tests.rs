@@ -354,12 +354,14 @@ fn sequences_of_a_batch_do_not_mix() {
     let (mut random, width) = (Random(6), 6 * 64);
     let data = random.floats(5 * width);
     let mut rotation = Rotation { pairs: 2, cos: vec![0.8; 10], sin: vec![0.6; 10], ..Rotation::default() };
-    let run = |rotation: &Rotation, rows: &[std::ops::Range<usize>]| {
+    let run = |rotation: &Rotation, ends: &[usize]| {
+        let starts = [0].iter().chain(ends);
+        let rows: Vec<_> = starts.zip(ends).map(|(start, end)| *start..*end).collect();
         let count = rows.last().unwrap().end;
         let (qkv, _) = both(&gpu, &data[..count * width], width);
         let mut caches: Vec<Cache> = rows.iter().map(|_| Cache::new(shape.clone())).collect();
         let mut parts = Vec::new();
-        for (cache, rows) in caches.iter_mut().zip(rows) {
+        for (cache, rows) in caches.iter_mut().zip(&rows) {
             cache.reserve(&gpu, rows.len()).unwrap();
             parts.push(Part { cache, rows: rows.clone(), position: 0 });
         }
@@ -368,9 +370,9 @@ fn sequences_of_a_batch_do_not_mix() {
         gpu.read(&out).unwrap()
     };
     rotation.id = 1;
-    let together = run(&rotation, &[0..3, 3..5]);
-    assert_eq!(run(&rotation, &[0..3]), together[..3 * 128]);
-    assert_ne!(run(&rotation, &[0..5])[3 * 128..], together[3 * 128..]);
+    let together = run(&rotation, &[3, 5]);
+    assert_eq!(run(&rotation, &[3]), together[..3 * 128]);
+    assert_ne!(run(&rotation, &[5])[3 * 128..], together[3 * 128..]);
 }
 
 #[test]
@@ -382,4 +384,20 @@ fn a_matrix_that_is_not_there_is_an_error() {
     assert!(error.to_string().contains("was not put on"), "{error}");
     let [odd, _] = matrices(TensorType::F32, &[0.5; 40], 20);
     assert!(gpu.upload(&odd, &mut |_| {}).unwrap_err().to_string().contains("multiple of 16"));
+}
+
+#[test]
+fn a_lost_device_ends_in_an_error() {
+    let Some(gpu) = gpu(u64::MAX) else { return };
+    let [weights, _] = matrices(TensorType::Q4_0, &[0.5; 64], 32);
+    gpu.upload(&weights, &mut |_| {}).unwrap();
+    let (x, _) = both(&gpu, &[1.0; 32], 32);
+    let mut out = super::Buffer::default();
+    gpu.linear(&weights, &x, &mut out).unwrap();
+    gpu.device.raw.destroy();
+    let error = gpu.read(&out).unwrap_err();
+    assert!(matches!(error, crate::Error::Device(_)), "{error:?}");
+    // And nothing after it panics either.
+    let _ = gpu.linear(&weights, &x, &mut out);
+    assert!(gpu.read(&out).is_err());
 }
