@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, LazyLock};
 
+use super::kernels::{Activation, Ending, Kernel, Kernels};
+use super::pipeline_cache::PipelineCache;
 use super::{Adapter, Cache, CacheShape, Gpu};
 use crate::backend::cpu::{self, Cpu};
 use crate::backend::{Backend, BlockSparse, Gate, Heads, Matrix, Part, Rotation, Vector};
@@ -400,4 +402,21 @@ fn a_lost_device_ends_in_an_error() {
     // And nothing after it panics either.
     let _ = gpu.linear(&weights, &x, &mut out);
     assert!(gpu.read(&out).is_err());
+}
+
+/// Whether what only some devices run is valid: it cannot give right sums on others.
+#[test]
+fn sums_by_subgroups_compile() {
+    let Some(gpu) = gpu(u64::MAX) else { return };
+    if !gpu.device.raw.features().contains(wgpu::Features::SUBGROUP) {
+        eprintln!("skipped: this device has no subgroups");
+        return;
+    }
+    let kernels = Kernels::new(PipelineCache::open(&gpu.adapter, &gpu.device), true);
+    for ending in [Ending::Store, Ending::Add, Ending::Gate(Activation::Swiglu)] {
+        for tokens in [1, 8] {
+            kernels.get(&gpu.device, Kernel::MatVec { kind: TensorType::Q4_K, tokens, ending });
+        }
+    }
+    gpu.device.fault.check().unwrap();
 }
