@@ -232,9 +232,6 @@ impl Kernel {
                 "rrrw"
             }
             Self::MatVec { kind, tokens, ending } => {
-                if subgroups {
-                    text.push_str("enable subgroups;\n");
-                }
                 blocks(&mut text, kind);
                 let halves = if matches!(ending, Ending::Gate(_)) { 2 } else { 1 };
                 let _ = writeln!(text, "const TOKENS = {tokens}u;\nconst HALVES = {halves}u;");
