@@ -2,7 +2,8 @@
 //!
 //! A source is plain WGSL but for lines that begin with `//:FLAGS`: such a line is taken, without the mark, if each of its
 //! flags (joined by `-`) is one of the variant's. The flag `each` repeats the line for every token that the variant takes at
-//! once, with the token's number for `#`.
+//! once, with the token's number for `#`; the flag `part` repeats a whole run of lines four times, with the time's number
+//! for `@`.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -235,7 +236,8 @@ impl Kernel {
                 blocks(&mut text, kind);
                 let halves = if matches!(ending, Ending::Gate(_)) { 2 } else { 1 };
                 let _ = writeln!(text, "const TOKENS = {tokens}u;\nconst HALVES = {halves}u;");
-                flags.push(if subgroups { "sum-subgroup" } else { "sum-shared" });
+                // More threads share a row of floats than a subgroup has.
+                flags.push(if subgroups && kind.is_quantized() { "sum-subgroup" } else { "sum-shared" });
                 text.push_str(&ended(include_str!("shaders/matvec.wgsl"), ending, &mut flags));
                 each = tokens;
                 "rrrrw"
@@ -308,14 +310,40 @@ fn store(text: &mut String, keys: KvType, values: KvType) {
 fn take_marked(text: &str, flags: &[&str], each: u32) -> String {
     let flags: Vec<&str> = flags.iter().flat_map(|flags| flags.split('-')).collect();
     let mut out = String::with_capacity(text.len());
-    for line in text.lines() {
+    let lines: Vec<&str> = text.lines().collect();
+    for run in lines.chunk_by(|a, b| is_part(a) == is_part(b)) {
+        if is_part(run[0]) {
+            for i in 0..4 {
+                let run: Vec<String> = run
+                    .iter()
+                    .map(|line| {
+                        line.replace("//:part-", "//:")
+                            .replace("//:part ", "//: ")
+                            .replace('@', &i.to_string())
+                    })
+                    .collect();
+                take_lines(run.iter().map(String::as_str), &flags, each, &mut out);
+            }
+        } else {
+            take_lines(run.iter().copied(), &flags, each, &mut out);
+        }
+    }
+    out
+}
+
+fn is_part(line: &str) -> bool {
+    line.trim_start().starts_with("//:part")
+}
+
+fn take_lines<'a>(lines: impl Iterator<Item = &'a str>, flags: &[&str], each: u32, out: &mut String) {
+    for line in lines {
         let Some(marked) = line.trim_start().strip_prefix("//:") else {
             out.push_str(line);
             out.push('\n');
             continue;
         };
         let (marks, rest) = marked.split_once(' ').unwrap_or((marked, ""));
-        let mut wanted = marks.split('-').filter(|mark| *mark != "each");
+        let mut wanted = marks.split('-').filter(|mark| !mark.is_empty() && *mark != "each");
         if !wanted.all(|mark| flags.contains(&mark)) {
             continue;
         }
@@ -325,17 +353,69 @@ fn take_marked(text: &str, flags: &[&str], each: u32) -> String {
             out.push('\n');
         }
     }
-    out
 }
 
 #[cfg(test)]
 mod tests {
-    use super::take_marked;
+    use super::*;
 
     #[test]
     fn marked_lines_are_taken_by_their_flags() {
         let text = "a\n  //:x b\n//:x-each c#\n//:y d\n//:each e#\n";
         assert_eq!(take_marked(text, &["x"], 2), "a\nb\nc0\nc1\ne0\ne1\n");
         assert_eq!(take_marked(text, &["y"], 1), "a\nd\ne0\n");
+        let text = "//:part f@\n//:part-each g@#\nh\n";
+        assert_eq!(take_marked(text, &[], 1), "f0\ng00\nf1\ng10\nf2\ng20\nf3\ng30\nh\n");
+    }
+
+    fn all_kernels() -> Vec<Kernel> {
+        let mut all =
+            vec![Kernel::RmsNorm, Kernel::LayerNorm, Kernel::Largest, Kernel::Combine { padded: 96 }];
+        let gate = Activation::Gegelu;
+        let elements =
+            [Element::Add, Element::Gelu, Element::Gate(gate), Element::Gather, Element::ScatterAdd];
+        all.extend(elements.map(Kernel::Element));
+        for kind in TensorType::all().filter(|kind| blocks::source(*kind).is_some()) {
+            all.push(Kernel::Embed(kind));
+            all.push(Kernel::MatVec { kind, tokens: 2, ending: Ending::Gate(gate) });
+            all.push(Kernel::MatMul { kind, ending: Ending::Add });
+        }
+        for kind in KvType::ALL {
+            let (keys, values, padded) = (kind, kind, 128);
+            all.push(Kernel::Append { keys, values });
+            all.push(Kernel::AttendRow { keys, values, padded });
+            all.push(Kernel::AttendTile { keys, values, padded });
+        }
+        all
+    }
+
+    /// What there is no device for here is at least translated: to Metal's language and to Direct3D's.
+    #[test]
+    fn kernels_translate_to_every_language() {
+        use naga::back::{hlsl, msl};
+        use naga::valid::{Capabilities, ValidationFlags, Validator};
+        for kernel in all_kernels() {
+            for subgroups in [false, true] {
+                let (source, _) = kernel.source(subgroups);
+                let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|error| {
+                    panic!("{kernel:?}: {}", error.emit_to_string(&source));
+                });
+                let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+                    .validate(&module)
+                    .unwrap_or_else(|error| panic!("{kernel:?}: {error:?}"));
+                let options = msl::Options { lang_version: (2, 3), ..msl::Options::default() };
+                msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+                    .unwrap_or_else(|error| panic!("{kernel:?} in Metal: {error}"));
+                let options = hlsl::Options {
+                    shader_model: hlsl::ShaderModel::V6_0,
+                    immediates_target: Some(hlsl::BindTarget::default()),
+                    ..hlsl::Options::default()
+                };
+                let mut text = String::new();
+                hlsl::Writer::new(&mut text, &options, &hlsl::PipelineOptions::default())
+                    .write(&module, &info, None)
+                    .unwrap_or_else(|error| panic!("{kernel:?} in HLSL: {error}"));
+            }
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Matrix products: which kernel, and how it is cut up.
 
+use super::blocks;
 use super::kernels::{Activation, Ending, Kernel};
 use super::recorder::spread;
 use super::weights::Chunk;
@@ -9,8 +10,9 @@ use crate::backend::{Gate, Matrix, Vector};
 
 /// Tokens that a matrix-vector kernel takes at once.
 const FEW_TOKENS: usize = 8;
-/// Rows of a workgroup of matvec.wgsl.
-const ROWS: usize = 4;
+/// Threads of a workgroup of matvec.wgsl, and those that share a row of blocks in slices of one part.
+const THREADS: usize = 128;
+const LANES: usize = 64;
 /// Rows, and tokens, of a tile of matmul.wgsl.
 const TILE: usize = 64;
 
@@ -83,7 +85,8 @@ impl Gpu {
         let tokens = product.x.rows as u32;
         let kernel = Kernel::MatVec { kind: product.w.kind, tokens, ending: product.ending };
         let rows = product.out.columns.min(chunk.rows);
-        self.dispatch_product(kernel, product, chunk, 0, spread(rows.div_ceil(ROWS)))
+        let at_once = THREADS / (LANES / blocks::slice_parts(product.w.kind));
+        self.dispatch_product(kernel, product, chunk, 0, spread(rows.div_ceil(at_once)))
     }
 
     fn many_tokens(&self, product: &Product<'_>, chunk: &Chunk) -> Result<()> {

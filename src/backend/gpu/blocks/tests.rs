@@ -6,19 +6,38 @@ use super::*;
 use crate::quant;
 use crate::quant::float::half_bits;
 
-/// Stores all elements.
-const KERNEL: &str = "
-@group(0) @binding(2) var<storage, read_write> elements: array<vec4<f32>>;
-
+/// Stores all elements, decoded part by part.
+const BY_PARTS: &str = "
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let parts = BLOCK_ELEMENTS / 16u;
-    if 4u * id.x < arrayLength(&elements) {
-        let m = decode16(id.x / parts * BLOCK_BYTES, id.x % parts);
-        elements[4u * id.x] = m[0];
-        elements[4u * id.x + 1u] = m[1];
-        elements[4u * id.x + 2u] = m[2];
-        elements[4u * id.x + 3u] = m[3];
+    store(id.x, decode16(id.x / parts * BLOCK_BYTES, id.x % parts));
+}
+";
+
+/// Stores all elements, decoded slice by slice.
+const BY_SLICES: &str = "
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let parts = BLOCK_ELEMENTS / 16u;
+    let slices = parts / SLICE_PARTS;
+    let block = id.x / slices;
+    let slice = id.x % slices;
+    for (var k = 0u; k < SLICE_PARTS; k += 1u) {
+        store(block * parts + part_of(slice, k), decode(block * BLOCK_BYTES, slice, k));
+    }
+}
+";
+
+const STORE: &str = "
+@group(0) @binding(2) var<storage, read_write> elements: array<vec4<f32>>;
+
+fn store(part: u32, m: mat4x4<f32>) {
+    if 4u * part < arrayLength(&elements) {
+        elements[4u * part] = m[0];
+        elements[4u * part + 1u] = m[1];
+        elements[4u * part + 2u] = m[2];
+        elements[4u * part + 3u] = m[3];
     }
 }
 ";
@@ -55,7 +74,7 @@ impl Gpu {
         })
     }
 
-    fn decode(&self, kind: TensorType, blocks: &[u8]) -> Vec<f32> {
+    fn decode(&self, kind: TensorType, kernel: &str, blocks: &[u8]) -> Vec<f32> {
         let count = blocks.len() / bytes(kind) * elements(kind);
         let mut padded = blocks.to_vec();
         padded.resize(blocks.len().next_multiple_of(4), 0);
@@ -72,7 +91,7 @@ impl Gpu {
         for (binding, buffer) in &bound {
             entries.push(wgpu::BindGroupEntry { binding: *binding, resource: buffer.as_entire_binding() });
         }
-        let pipeline = self.pipeline(kind);
+        let pipeline = self.pipeline(kind, kernel);
         let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,
             layout: &pipeline.get_bind_group_layout(0),
@@ -92,8 +111,8 @@ impl Gpu {
         view.as_chunks().0.iter().map(|word| f32::from_le_bytes(*word)).collect()
     }
 
-    fn pipeline(&self, kind: TensorType) -> wgpu::ComputePipeline {
-        let source = [PRELUDE, source(kind).expect("a decoder"), KERNEL].concat();
+    fn pipeline(&self, kind: TensorType, kernel: &str) -> wgpu::ComputePipeline {
+        let source = [PRELUDE, source(kind).expect("a decoder"), STORE, kernel].concat();
         let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(kind.name()),
             source: wgpu::ShaderSource::Wgsl(source.into()),
@@ -201,18 +220,30 @@ fn a_device_decodes_every_type() {
         blocks.extend(encoded_blocks(kind, 6, &mut random));
         let mut expected = vec![0.0; blocks.len() / bytes(kind) * elements(kind)];
         quant::decode(kind, &blocks, &mut expected).unwrap();
-        let found = gpu.decode(kind, &blocks);
-        let differing = found.iter().zip(&expected).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-        eprintln!("{kind}: {differing} of {} not the same bits", expected.len());
-        for (i, (found, expected)) in found.chunks(16).zip(expected.chunks(16)).enumerate() {
-            // A device may fuse a product with a difference whose terms cancel: what counts is the part's largest.
-            let largest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
-            for (a, b) in found.iter().zip(expected) {
-                assert!(
-                    (a - b).abs() <= 1e-6 * largest,
-                    "{kind}, part {i}: {found:?} instead of {expected:?}"
-                );
-            }
+        for kernel in [BY_PARTS, BY_SLICES] {
+            compare(kind, &gpu.decode(kind, kernel, &blocks), &expected);
+        }
+    }
+}
+
+fn compare(kind: TensorType, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, expected)) in found.chunks(16).zip(expected.chunks(16)).enumerate() {
+        // A device may fuse a product with a difference whose terms cancel: what counts is the part's largest.
+        let largest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+        for (a, b) in found.iter().zip(expected) {
+            assert!((a - b).abs() <= 1e-6 * largest, "{kind}, part {i}: {found:?} instead of {expected:?}");
+        }
+    }
+    let differing = found.iter().zip(expected).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+    eprintln!("{kind}: {differing} of {} not the same bits", expected.len());
+}
+
+#[test]
+fn slices_are_what_the_sources_say() {
+    for kind in TensorType::all() {
+        if let Some(source) = source(kind) {
+            assert!(source.contains(&format!("const SLICE_PARTS: u32 = {}u;", slice_parts(kind))), "{kind}");
         }
     }
 }

@@ -23,10 +23,12 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 
-const LANES = 32u;
-const ROWS = 4u;
-const THREADS = LANES * ROWS;
+const THREADS = 128u;
+// Threads that share a row: as many as give each as many slices, whatever the type, of the widths that models have.
+const LANES = 64u / SLICE_PARTS;
+const ROWS = THREADS / LANES;
 const PARTS = BLOCK_ELEMENTS / 16u;
+const SLICES = PARTS / SLICE_PARTS;
 
 //:sum-shared var<workgroup> partial: array<f32, THREADS * TOKENS * HALVES>;
 
@@ -45,12 +47,13 @@ fn biased(row: u32, sum: f32) -> f32 {
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-    //:sum-subgroup @builtin(subgroup_invocation_id) lane: u32,
-    //:sum-subgroup @builtin(subgroup_id) team: u32,
+    //:sum-shared @builtin(local_invocation_index) thread: u32,
+    //:sum-subgroup @builtin(subgroup_invocation_id) invocation: u32,
+    //:sum-subgroup @builtin(subgroup_id) subgroup: u32,
 ) {
-    //:sum-shared let lane = thread % LANES;
-    //:sum-shared let team = thread / LANES;
+    //:sum-subgroup let thread = subgroup * 32u + invocation;
+    let lane = thread % LANES;
+    let team = thread / LANES;
     let row = (group.y * groups.x + group.x) * ROWS + team;
     let count = p.rows / HALVES;
     // Threads beyond the last row go along, so that all reach the barriers.
@@ -60,15 +63,24 @@ fn main(
     //:each-gate var up# = 0.0;
     let x_at = p.first_token * p.x_stride / 4u;
     let step = p.x_stride / 4u;
-    for (var i = lane; i < p.columns / 16u; i += LANES) {
-        let block = i / PARTS * BLOCK_BYTES;
-        let w = decode16(start + block, i % PARTS);
-        //:gate let v = decode16(other + block, i % PARTS);
-        //:each sum# += product(w, x_at + #u * step + i * 4u);
-        //:each-gate up# += product(v, x_at + #u * step + i * 4u);
+    for (var i = lane; i < p.columns / 16u / SLICE_PARTS; i += LANES) {
+        let block = i / SLICES;
+        let slice = i % SLICES;
+        let w_at = start + block * BLOCK_BYTES;
+        //:gate let v_at = other + block * BLOCK_BYTES;
+        // Written out, as few compilers unroll what is inside.
+        //:part if SLICE_PARTS > @u {
+        //:part     let x_part = x_at + (block * PARTS + part_of(slice, @u)) * 4u;
+        //:part     let w = decode(w_at, slice, @u);
+        //:part-gate     let v = decode(v_at, slice, @u);
+        //:part-each     sum# += product(w, x_part + #u * step);
+        //:part-each-gate     up# += product(v, x_part + #u * step);
+        //:part }
     }
-    //:sum-subgroup-each sum# = subgroupAdd(sum#);
-    //:sum-subgroup-each-gate up# = subgroupAdd(up#);
+    //:sum-subgroup for (var s = LANES / 2u; s > 0u; s /= 2u) {
+    //:sum-subgroup-each     sum# += subgroupShuffleXor(sum#, s);
+    //:sum-subgroup-each-gate     up# += subgroupShuffleXor(up#, s);
+    //:sum-subgroup }
     //:sum-shared-each partial[#u * THREADS + thread] = sum#;
     //:sum-shared-each-gate partial[(TOKENS + #u) * THREADS + thread] = up#;
     //:sum-shared workgroupBarrier();

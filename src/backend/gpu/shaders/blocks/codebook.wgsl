@@ -5,7 +5,7 @@
 // Magnitudes (none is 0) with the signs of the lower 16 bits of `signs`, 1 for minus, as int8.
 fn signed_bytes(magnitudes: vec4<u32>, signs: u32) -> vec4<u32> {
     let one = spread_ones(signs);
-    return (magnitudes ^ (one * 255u)) + one;
+    return (magnitudes ^ filled(one)) + one;
 }
 
 // Two times 8 signs from two times 7: the eighth makes the number of minuses even.

@@ -6,6 +6,6 @@ fn e2m1_doubled(codes: vec4<u32>) -> vec4<u32> {
     let low = magnitude & (high * 3u);
     let both = low & (low >> vec4<u32>(1u)) & high;
     let doubled = magnitude + low + 2u * both;
-    let negative = ones(codes, 3u) * 255u;
+    let negative = filled(ones(codes, 3u));
     return (vec4<u32>(0x80808080u) + doubled - 2u * (doubled & negative)) ^ vec4<u32>(0x80808080u);
 }

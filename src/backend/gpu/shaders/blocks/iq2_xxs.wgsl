@@ -1,12 +1,13 @@
 
-// IQ2_XXS: d (scale + ½) / 4 · ±magnitude. d f16; for 32 elements four indices of 8 bits, then four times 7 signs and a 4-bit scale.
+// IQ2_XXS: d (scale + ½) / 4 · ±magnitude. d f16; for 32 elements four indices of 8 bits, then four times 7 signs and a
+// 4-bit scale.
 
 const BLOCK_ELEMENTS: u32 = 256u;
 const BLOCK_BYTES: u32 = 66u;
 
-fn lanes16(block: u32, part: u32) -> Lanes16 {
-    let side = part & 1u;
-    let pair = block + 2u + 8u * (part >> 1u);
+fn lanes(block: u32, slice: u32, k: u32) -> Lanes16 {
+    let side = k & 1u;
+    let pair = block + 2u + 16u * slice + 8u * (k >> 1u);
     let index = u16_at(pair + 2u * side);
     let word = u32_at(pair + 4u);
     let stored = word >> (14u * side);

@@ -11,10 +11,10 @@ fn choose_byte(a: u32, b: u32, bits: vec4<u32>) -> vec4<u32> {
 }
 
 fn iq4_values(codes: vec4<u32>) -> vec4<u32> {
-    let bit0 = ones(codes, 0u) * 255u;
-    let bit1 = ones(codes, 1u) * 255u;
-    let bit2 = ones(codes, 2u) * 255u;
-    let bit3 = ones(codes, 3u) * 255u;
+    let bit0 = filled(ones(codes, 0u));
+    let bit1 = filled(ones(codes, 1u));
+    let bit2 = filled(ones(codes, 2u));
+    let bit3 = filled(ones(codes, 3u));
     // −127 −104 −83 −65
     let a = choose(choose_byte(0x81818181u, 0x98989898u, bit0), choose_byte(0xadadadadu, 0xbfbfbfbfu, bit0), bit1);
     // −49 −35 −22 −10

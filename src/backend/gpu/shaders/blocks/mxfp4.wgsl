@@ -4,9 +4,9 @@
 const BLOCK_ELEMENTS: u32 = 32u;
 const BLOCK_BYTES: u32 = 17u;
 
-fn lanes16(block: u32, part: u32) -> Lanes16 {
+fn lanes(block: u32, slice: u32, k: u32) -> Lanes16 {
     let e = u8_at(block);
     // Half of the power, subnormal where it must be.
     let half_power = select((e - 1u) << 23u, 0x00200000u << (e & 1u), e < 2u);
-    return Lanes16(e2m1_doubled(nibbles(bytes16_at(block + 1u), part)), bitcast<f32>(half_power), 0.0);
+    return Lanes16(e2m1_doubled(nibbles(bytes16_at(block + 1u), k)), bitcast<f32>(half_power), 0.0);
 }

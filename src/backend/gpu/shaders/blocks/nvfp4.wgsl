@@ -14,9 +14,9 @@ fn half_e4m3(byte: u32) -> f32 {
     return select(value, 0.0, byte == 0x7fu);
 }
 
-fn lanes16(block: u32, part: u32) -> Lanes16 {
-    let first = block + 4u + 8u * part;
+fn lanes(block: u32, slice: u32, k: u32) -> Lanes16 {
+    let first = block + 4u + 8u * k;
     let bytes = vec2<u32>(word_at(first), word_at(first + 4u));
     let codes = vec4<u32>(bytes, bytes >> vec2<u32>(4u)) & vec4<u32>(0x0f0f0f0fu);
-    return Lanes16(e2m1_doubled(codes), half_e4m3(u8_at(block + part)), 0.0);
+    return Lanes16(e2m1_doubled(codes), half_e4m3(u8_at(block + k)), 0.0);
 }

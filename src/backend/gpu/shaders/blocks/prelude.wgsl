@@ -1,15 +1,21 @@
 // What every kernel that reads weights begins with: weights at any byte, and blocks as int8 lanes.
 //
-// A kernel's source is this, then the weight type's file (with the constants BLOCK_ELEMENTS and BLOCK_BYTES and the functions
-// below), then the kernel. Offsets are in bytes and count from the binding's start, which is a block's start; no load goes
-// beyond the word that the last byte asked for is in.
+// A kernel's source is this, then the weight type's source, then the kernel. Offsets are in bytes and count from the binding's
+// start, which is a block's start; no load goes beyond the word that the last byte asked for is in. A type's source has
 //
-//   fn decode16(block: u32, part: u32) -> mat4x4<f32>    elements 16 part .. 16 part + 15 of the block at byte `block`,
-//                                                        column by column
-//   fn lanes16(block: u32, part: u32) -> Lanes16         the same as int8, all types but F32, F16 and BF16
+//   BLOCK_ELEMENTS, BLOCK_BYTES                            a block is BLOCK_ELEMENTS / 16 parts of 16 elements
+//   fn decode16(block: u32, part: u32) -> mat4x4<f32>      the elements of a part of the block at byte `block`, column by column
+//   fn lanes16(block: u32, part: u32) -> Lanes16           the same as int8; all types but F32, F16 and BF16
 //
-// Parts p, p + 2, p + 4, p + 6 of eight share the words their bits are in, and parts p, p + 1 of an IQ type theirs: calls from
-// one thread, a constant apart and with no store between, let a compiler load those once.
+// and for whoever decodes more than one part of a block
+//
+//   SLICE_PARTS                                            a slice is so many parts that have words or scales in common
+//   fn part_of(slice: u32, k: u32) -> u32                  which part is number k of a slice
+//   fn decode(block: u32, slice: u32, k: u32) -> mat4x4<f32>
+//   fn lanes(block: u32, slice: u32, k: u32) -> Lanes16
+//
+// Where k is a constant, what the parts of a slice have in common is the same expression in each call, so that compilers load
+// and compute it once. Calls are best written out: Mesa unrolls no loop over more than the simplest types.
 
 @group(0) @binding(0) var<storage, read> weights: array<u32>;
 
@@ -41,8 +47,8 @@ fn u32_at(byte: u32) -> u32 {
 
 // `words` from bit `shift` on (a multiple of 8 below 32), filled up from `next`, the words after each.
 fn funnel(words: vec4<u32>, next: vec4<u32>, shift: u32) -> vec4<u32> {
-    let keep = select(0xffffffffu, 0u, shift == 0u);
-    return (words >> vec4<u32>(shift)) | ((next << vec4<u32>((32u - shift) & 31u)) & vec4<u32>(keep));
+    // Two steps, as one by 32 is none.
+    return (words >> vec4<u32>(shift)) | ((next << vec4<u32>(1u)) << vec4<u32>(31u - shift));
 }
 
 // 16 bytes from any byte on.
@@ -89,6 +95,11 @@ fn pairs(bytes: vec4<u32>, at: u32) -> vec4<u32> {
 // Bit `at` of each byte.
 fn ones(bytes: vec4<u32>, at: u32) -> vec4<u32> {
     return (bytes >> vec4<u32>(at)) & vec4<u32>(0x01010101u);
+}
+
+// 255 for each byte that is 1, 0 for each that is 0.
+fn filled(ones: vec4<u32>) -> vec4<u32> {
+    return (ones << vec4<u32>(8u)) - ones;
 }
 
 // The lower 16 bits of `bits` as 16 bytes.

@@ -3,7 +3,7 @@
 const BLOCK_ELEMENTS: u32 = 64u;
 const BLOCK_BYTES: u32 = 18u;
 
-fn lanes16(block: u32, part: u32) -> Lanes16 {
-    let q = spread_pairs(u32_at(block + 2u + 4u * part));
+fn lanes(block: u32, slice: u32, k: u32) -> Lanes16 {
+    let q = spread_pairs(u32_at(block + 2u + 4u * k));
     return Lanes16(bytes_minus(q, 1u), f16_at(block), 0.0);
 }

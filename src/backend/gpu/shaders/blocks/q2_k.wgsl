@@ -4,9 +4,10 @@
 const BLOCK_ELEMENTS: u32 = 256u;
 const BLOCK_BYTES: u32 = 84u;
 
-fn lanes16(block: u32, part: u32) -> Lanes16 {
-    let bytes = words4_at(block + 16u + 32u * (part >> 3u) + 16u * (part & 1u));
-    let scales = u8_at(block + part);
-    let head = unpack2x16float(word_at(block + 80u)) * vec2<f32>(vec2<u32>(scales & 15u, scales >> 4u));
-    return Lanes16(pairs(bytes, part & 6u), head.x, head.y);
+fn lanes(block: u32, slice: u32, k: u32) -> Lanes16 {
+    let bytes = words4_at(block + 16u + 16u * slice);
+    let scales = word_at(block + 8u * (slice >> 1u) + 4u * (k >> 1u)) >> (16u * (k & 1u) + 8u * (slice & 1u));
+    let unit = unpack2x16float(word_at(block + 80u));
+    let head = unit * vec2<f32>(vec2<u32>(scales & 15u, (scales >> 4u) & 15u));
+    return Lanes16(pairs(bytes, 2u * k), head.x, head.y);
 }

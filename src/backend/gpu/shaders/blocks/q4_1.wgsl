@@ -3,7 +3,7 @@
 const BLOCK_ELEMENTS: u32 = 32u;
 const BLOCK_BYTES: u32 = 20u;
 
-fn lanes16(block: u32, part: u32) -> Lanes16 {
+fn lanes(block: u32, slice: u32, k: u32) -> Lanes16 {
     let head = unpack2x16float(word_at(block));
-    return Lanes16(nibbles(words4_at(block + 4u), part), head.x, -head.y);
+    return Lanes16(nibbles(words4_at(block + 4u), k), head.x, -head.y);
 }

@@ -4,8 +4,8 @@
 const BLOCK_ELEMENTS: u32 = 256u;
 const BLOCK_BYTES: u32 = 144u;
 
-fn lanes16(block: u32, part: u32) -> Lanes16 {
-    let head = scale_and_min(block, part >> 1u);
-    let bytes = words4_at(block + 16u + 32u * (part >> 2u) + 16u * (part & 1u));
-    return Lanes16(nibbles(bytes, (part >> 1u) & 1u), head.x, head.y);
+fn lanes(block: u32, slice: u32, k: u32) -> Lanes16 {
+    let head = scale_and_min(block, slice >> 1u, k);
+    let bytes = words4_at(block + 16u + 64u * (slice >> 1u) + 32u * (k >> 1u) + 16u * (slice & 1u));
+    return Lanes16(nibbles(bytes, k & 1u), head.x, head.y);
 }

@@ -3,8 +3,8 @@
 const BLOCK_ELEMENTS: u32 = 32u;
 const BLOCK_BYTES: u32 = 22u;
 
-fn lanes16(block: u32, part: u32) -> Lanes16 {
-    let fifths = spread_ones(u16_at(block + 2u + 2u * part));
-    let q = nibbles(bytes16_at(block + 6u), part) | (fifths << vec4<u32>(4u));
+fn lanes(block: u32, slice: u32, k: u32) -> Lanes16 {
+    let fifths = spread_ones(u16_at(block + 2u + 2u * k));
+    let q = nibbles(bytes16_at(block + 6u), k) | (fifths << vec4<u32>(4u));
     return Lanes16(bytes_minus(q, 16u), f16_at(block), 0.0);
 }

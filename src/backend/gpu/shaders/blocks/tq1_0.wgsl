@@ -1,5 +1,5 @@
-// TQ1_0: d (digit − 1). Base-3 digits as fixed-point fractions: 32 bytes of five (elements m + 32 n), 16 of five (160 + m + 16 n),
-// 4 of four (240 + m + 4 n); d f16.
+// TQ1_0: d (digit − 1). Base-3 digits as fixed-point fractions: 32 bytes of five (elements m + 32 n), 16 of five (160 + m
+// + 16 n), 4 of four (240 + m + 4 n); d f16.
 
 const BLOCK_ELEMENTS: u32 = 256u;
 const BLOCK_BYTES: u32 = 54u;
@@ -17,7 +17,8 @@ fn digits(bytes: vec4<u32>, powers: vec4<u32>) -> vec4<u32> {
     return (even & vec4<u32>(0x00030003u)) | (odd & vec4<u32>(0x03000300u));
 }
 
-fn lanes16(block: u32, part: u32) -> Lanes16 {
+fn lanes(block: u32, slice: u32, k: u32) -> Lanes16 {
+    let part = 4u * slice + k;
     // Parts 0 .. 10 lie in the first run, 10 .. 15 in the second; part 15 is all of the third.
     let n = select(part >> 1u, part - 10u, part >= 10u);
     let start = select(16u * (part & 1u), 32u, part >= 10u);

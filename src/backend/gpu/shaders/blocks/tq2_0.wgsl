@@ -3,7 +3,7 @@
 const BLOCK_ELEMENTS: u32 = 256u;
 const BLOCK_BYTES: u32 = 66u;
 
-fn lanes16(block: u32, part: u32) -> Lanes16 {
-    let q = pairs(bytes16_at(block + 32u * (part >> 3u) + 16u * (part & 1u)), part & 6u);
+fn lanes(block: u32, slice: u32, k: u32) -> Lanes16 {
+    let q = pairs(bytes16_at(block + 16u * slice), 2u * k);
     return Lanes16(bytes_minus(q, 1u), f16_at(block + 64u), 0.0);
 }
