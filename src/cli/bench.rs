@@ -102,6 +102,7 @@ struct TestArgs {
     /// -ngl: layers to put on GPUs, counted from the last: numbers, all, or auto [default: auto]
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", value_delimiter = ',')]
     #[arg(allow_negative_numbers = true, action = ArgAction::Append)]
+    #[arg(env = "PHI_GPU_LAYERS", hide_env_values = true)]
     gpu_layers: Vec<GpuLayers>,
     #[command(flatten)]
     devices: DeviceArgs,

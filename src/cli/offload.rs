@@ -28,6 +28,7 @@ pub struct OffloadArgs {
     /// -ngl: layers to put on GPUs, counted from the last: a number, all, or auto: as many as fit and are faster there
     /// [default: auto]
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", allow_negative_numbers = true)]
+    #[arg(env = "PHI_GPU_LAYERS", hide_env_values = true)]
     gpu_layers: Option<GpuLayers>,
     #[command(flatten)]
     devices: DeviceArgs,
@@ -38,7 +39,7 @@ pub struct OffloadArgs {
 #[command(next_help_heading = "Graphics processors")]
 pub struct DeviceArgs {
     /// -dev: which GPUs, by the names that --list-devices shows; none for the CPU alone
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', env = "PHI_DEVICE", hide_env_values = true)]
     device: Vec<String>,
     /// List the GPUs of this machine and leave
     #[arg(long)]

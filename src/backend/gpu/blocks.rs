@@ -68,12 +68,6 @@ pub fn source(kind: TensorType) -> Option<&'static str> {
     })
 }
 
-/// Whether [`source`] has `lanes` and `lanes16`, for integer products; all types with scales do.
-#[cfg(test)]
-pub fn has_lanes(kind: TensorType) -> bool {
-    kind.is_quantized() && source(kind).is_some()
-}
-
 /// Parts of 16 elements that [`source`] decodes together: its SLICE_PARTS.
 pub fn slice_parts(kind: TensorType) -> usize {
     match kind.block_elements() {
