@@ -229,45 +229,50 @@ def train_tokenizers(folder):
 
 
 def write(folder):
+    for name, (config, _) in MODELS.items():
+        write_checkpoint(name, config, folder / name)
+
+
+def write_checkpoint(name, config, to, dtype="bfloat16"):
+    """A checkpoint folder with the files that the model called `name` has on the hub. Norms are exact in float32 only."""
     import torch
     from safetensors.torch import save_file
-    for name, (config, _) in MODELS.items():
-        to = folder / name
-        to.mkdir(parents=True, exist_ok=True)
-        (to / "config.json").write_text(json.dumps(config, indent=1))
-        save_file({k: torch.from_numpy(v).to(torch.bfloat16) for k, v in tensors(config).items()}, to / "model.safetensors",
-                  metadata={"format": "pt"})
-        if name.startswith(("phi-1", "phi-2", "phi-4")):
-            file = tokenizer(name)
-            (to / "tokenizer.json").write_text(json.dumps(file, ensure_ascii=False))
-            end = file["added_tokens"][1 if name == "phi-4" else 0]["content"]
-            (to / "tokenizer_config.json").write_text(json.dumps({
-                "tokenizer_class": "CodeGenTokenizer" if name < "phi-3" else "GPT2Tokenizer", "bos_token": end, "eos_token": end,
-                "unk_token": end, "add_prefix_space": False, "clean_up_tokenization_spaces": False,
-                "added_tokens_decoder": {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in file["added_tokens"]},
-                **({"chat_template": TEMPLATES[name]} if name in TEMPLATES else {})}, ensure_ascii=False))
-            (to / "vocab.json").write_text(json.dumps(file["model"]["vocab"], ensure_ascii=False))
-            (to / "merges.txt").write_text("#version: 0.2\n" + "\n".join(file["model"]["merges"]) + "\n")
-        if name.startswith(("phi-3-m", "phi-3.5", "phi-tiny")):
-            for part in ("tokenizer.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json"):
-                (to / part).write_bytes((ROOT / "models/phi-tiny" / part).read_bytes())
-        if name.startswith("phi-3-small"):
-            import base64
-            bytes_ = [*range(33, 127), *range(161, 173), *range(174, 256)]
-            table = {chr(b): b for b in bytes_}
-            table.update({chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in bytes_)})
-            lines = [base64.b64encode(bytes(table[c] for c in token)).decode() + f" {rank}"
-                     for token, rank in sorted(tokenizer("phi-4")["model"]["vocab"].items(), key=lambda item: item[1])]
-            (to / "cl100k_base.tiktoken").write_text("\n".join(lines) + "\n")
+    to.mkdir(parents=True, exist_ok=True)
+    (to / "config.json").write_text(json.dumps(config, indent=1))
+    save_file({k: torch.from_numpy(v).to(getattr(torch, dtype)) for k, v in tensors(config).items()}, to / "model.safetensors",
+              metadata={"format": "pt"})
+    if name.startswith(("phi-1", "phi-2", "phi-4")):
+        file = tokenizer(name)
+        (to / "tokenizer.json").write_text(json.dumps(file, ensure_ascii=False))
+        end = file["added_tokens"][1 if name == "phi-4" else 0]["content"]
+        (to / "tokenizer_config.json").write_text(json.dumps({
+            "tokenizer_class": "CodeGenTokenizer" if name < "phi-3" else "GPT2Tokenizer", "bos_token": end, "eos_token": end,
+            "unk_token": end, "add_prefix_space": False, "clean_up_tokenization_spaces": False,
+            "added_tokens_decoder": {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in file["added_tokens"]},
+            **({"chat_template": TEMPLATES[name]} if name in TEMPLATES else {})}, ensure_ascii=False))
+        (to / "vocab.json").write_text(json.dumps(file["model"]["vocab"], ensure_ascii=False))
+        (to / "merges.txt").write_text("#version: 0.2\n" + "\n".join(file["model"]["merges"]) + "\n")
+    if name.startswith(("phi-3-m", "phi-3.5", "phi-tiny")):
+        for part in ("tokenizer.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json"):
+            (to / part).write_bytes((ROOT / "models/phi-tiny" / part).read_bytes())
+    if name.startswith("phi-3-small"):
+        import base64
+        bytes_ = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        table = {chr(b): b for b in bytes_}
+        table.update({chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in bytes_)})
+        lines = [base64.b64encode(bytes(table[c] for c in token)).decode() + f" {rank}"
+                 for token, rank in sorted(tokenizer("phi-4")["model"]["vocab"].items(), key=lambda item: item[1])]
+        (to / "cl100k_base.tiktoken").write_text("\n".join(lines) + "\n")
 
 
-def transformers_logits(config, ids, long):
+def transformers_logits(config, ids, long, attention="eager", last=0):
+    """Logits `[positions, vocab]`, of the `last` positions only if it is not 0; `long`: beyond LongRoPE's limit."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     torch.manual_seed(0)
     kind = config["model_type"]
     parsed = AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"})
-    parsed._attn_implementation = "eager"
+    parsed._attn_implementation = attention
     model = AutoModelForCausalLM.from_config(parsed, torch_dtype=torch.float32).eval()
     state = {k: torch.from_numpy(v) for k, v in tensors(config).items()}
     if kind == "phimoe":
@@ -289,7 +294,7 @@ def transformers_logits(config, ids, long):
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     missing = model.load_state_dict(state, strict=True)
     with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0].double().numpy()
+        return model(torch.tensor([ids]), use_cache=False, logits_to_keep=last).logits[0].double().numpy()
 
 
 def goldens():
@@ -299,7 +304,7 @@ def goldens():
         ids = sequence(count)
         entry = {"config": config, "tensors": shapes(config), "ids": ids, "logits": {}}
         limit = config.get("original_max_position_embeddings") if config.get("rope_scaling") else None
-        lengths = sorted({8, limit or 8, count})
+        lengths = sorted({8, *([limit, limit + 1] if limit else []), count})
         for length in lengths:
             part = ids[:length]
             if config["model_type"] == "phi3small":
