@@ -96,9 +96,14 @@ fn logits_do_not_depend_on_threads_batches_or_how_the_prompt_was_cut() {
 fn sequences_that_grow_over_the_longrope_limit_are_as_computed_at_once() {
     for (model, golden) in goldens().as_object().unwrap() {
         let limit = &golden["config"]["original_max_position_embeddings"];
-        let Some(limit) = limit.as_u64().filter(|_| golden["config"]["rope_scaling"].is_object()) else { continue };
+        let Some(limit) = limit.as_u64().filter(|_| golden["config"]["rope_scaling"].is_object()) else {
+            continue;
+        };
         let limit = limit as usize;
-        assert!(golden["logits"].get((limit + 1).to_string()).is_some(), "{model} has no golden beyond its limit");
+        assert!(
+            golden["logits"].get((limit + 1).to_string()).is_some(),
+            "{model} has no golden beyond its limit"
+        );
         let ids = ids(golden);
         let engine = engine(&FamilyCheckpoint::new(model).gguf("F32"), 2, 64);
         let whole = |length: usize| {
@@ -108,7 +113,10 @@ fn sequences_that_grow_over_the_longrope_limit_are_as_computed_at_once() {
         let mut grown = engine.sequence(engine.model_context()).unwrap();
         feed(&engine, &mut grown, &ids[..limit - 2], 1);
         for length in limit - 1..=limit + 3 {
-            assert!(feed(&engine, &mut grown, &ids[length - 1..length], 1) == whole(length), "{model}, {length} tokens");
+            assert!(
+                feed(&engine, &mut grown, &ids[length - 1..length], 1) == whole(length),
+                "{model}, {length} tokens"
+            );
         }
     }
 }

@@ -108,6 +108,26 @@ impl Found {
         }
     }
 
+    /// Where a model is that was downloaded before: a GGUF file, the one that its checkpoint was quantized to, or the
+    /// checkpoint's folder. Asks nothing of the network.
+    pub fn downloaded(spec: &Spec, file: Option<&str>) -> Result<PathBuf> {
+        let found = Self::look_up(&Access { hf_token: None, offline: true }, &spec.repo)?;
+        match found.model(spec, file)? {
+            Model::Gguf(path) => Ok(path),
+            Model::Checkpoint(files, None) => {
+                found.hub.fetch_checkpoint(&found.revision, &files, &mut |_| ())
+            }
+            Model::Checkpoint(_, Some(kind)) => {
+                let (repo, name) = (&spec.repo, kind.name());
+                Some(found.made_path(kind)).filter(|path| path.is_file()).ok_or_else(|| {
+                    Error::Usage(format!(
+                        "{repo} has not been quantized to {name} yet, which `phi run -hf {repo}:{name}` does; without a type it is the checkpoint that is meant"
+                    ))
+                })
+            }
+        }
+    }
+
     /// The checkpoint's files.
     pub fn checkpoint_files(&self) -> Result<CheckpointFiles> {
         hub::checkpoint(&self.revision.files).map_err(|fault| self.error(fault))

@@ -346,6 +346,23 @@ fn names_that_lead_elsewhere_are_refused() {
 }
 
 #[test]
+fn what_was_downloaded_can_be_inspected() {
+    let setup = Setup::tiny(Faults::default());
+    let inspect = |spec: &str| setup.phi(&["inspect", "-hf", spec]);
+    let error = fails(&inspect("local/phi-tiny"), 1);
+    assert!(error.contains("local/phi-tiny: it has not been downloaded yet; `phi run -hf`"), "{error}");
+    answers(&setup.run(&["-hf", "local/phi-tiny:F16"]));
+    setup.server().log();
+    let text = |spec: &str| String::from_utf8(inspect(spec).stdout).unwrap();
+    let (checkpoint, made) = (text("local/phi-tiny"), text("local/phi-tiny:F16"));
+    assert!(checkpoint.contains("Hugging Face checkpoint") && checkpoint.contains("Q4_K_M"), "{checkpoint}");
+    assert!(made.contains("GGUF version 3") && made.contains("Model: "), "{made}");
+    let error = fails(&inspect("local/phi-tiny:Q6_K"), 2);
+    assert!(error.contains("`phi run -hf local/phi-tiny:Q6_K`"), "{error}");
+    assert!(setup.server().log().is_empty(), "nothing is asked of the network");
+}
+
+#[test]
 fn a_renamed_model_is_followed() {
     let setup = Setup::tiny(Faults::default());
     answers(&setup.run(&["-hf", "old/name:F16"]));
