@@ -2,7 +2,7 @@
 """Tiny checkpoints of every model of the Phi family, and the logits that transformers (float32) gives for them.
 
     scripts/family_goldens.py --golden tests/golden/family.json      what tests/family.rs checks
-    scripts/family_goldens.py --write FOLDER                         the checkpoints themselves, one folder a model
+    scripts/family_goldens.py --write FOLDER [--wide]                the checkpoints themselves, one folder a model
     scripts/family_goldens.py --tokenizers tests/data                trains the vocabulary; writes tokenizer-*.json
 
 Shapes follow the published models' proportions. Weights are a function of the tensor's name and the element's place
@@ -102,6 +102,22 @@ MODELS = {
     "phi-3-small-128k": ({**SMALL, "hidden_size": 64, "ff_intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
                           "num_key_value_heads": 2, "max_position_embeddings": 1024, "original_max_position_embeddings": 96,
                           "rope_scaling": longrope(8, short_mscale=1.0, long_mscale=1.19, original_max_position_embeddings=96)}, 120),
+}
+
+# The same models with the published heads and widths that K-quants can take: rows of whole 256-element blocks.
+WIDE = {
+    "phi-1_5": {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8},
+    "phi-2": {"hidden_size": 1280, "intermediate_size": 1536, "num_attention_heads": 16},
+    "phi-3-mini-4k": {"hidden_size": 768, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8},
+    "phi-3-medium-128k": {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 1,
+                          "rope_scaling": longrope(64)},
+    "phi-4": {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 1},
+    "phi-4-mini": {"hidden_size": 768, "intermediate_size": 1024, "num_attention_heads": 6, "num_key_value_heads": 2,
+                   "rope_scaling": longrope(48)},
+    "phi-3.5-moe": {"hidden_size": 512, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 1,
+                    "num_local_experts": 16, "rope_scaling": longrope(64, short_mscale=1.243163121016122, long_mscale=1.243163121016122,
+                                                                      original_max_position_embeddings=32)},
+    "phi-tiny-moe": {"hidden_size": 512, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128},
 }
 
 
@@ -228,9 +244,10 @@ def train_tokenizers(folder):
         (folder / f"tokenizer-{name}.json").write_text(json.dumps(file, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
-def write(folder):
+def write(folder, wide):
     for name, (config, _) in MODELS.items():
-        write_checkpoint(name, config, folder / name)
+        if not wide or name in WIDE:
+            write_checkpoint(name, {**config, **(WIDE[name] if wide else {})}, folder / name)
 
 
 def write_checkpoint(name, config, to, dtype="bfloat16"):
@@ -323,12 +340,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=Path)
     parser.add_argument("--write", type=Path)
+    parser.add_argument("--wide", action="store_true", help="with --write: models of 512 to 1280 elements")
     parser.add_argument("--tokenizers", type=Path)
     args = parser.parse_args()
     if args.tokenizers:
         train_tokenizers(args.tokenizers)
     if args.write:
-        write(args.write)
+        write(args.write, args.wide)
     if args.golden:
         args.golden.write_text(json.dumps(goldens(), separators=(",", ":")) + "\n")
 
