@@ -106,8 +106,8 @@ MODELS = {
 
 # The same models with the published heads and widths that K-quants can take: rows of whole 256-element blocks.
 WIDE = {
-    "phi-1_5": {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8},
-    "phi-2": {"hidden_size": 1280, "intermediate_size": 1536, "num_attention_heads": 16},
+    "phi-1_5": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
+    "phi-2": {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16},
     "phi-3-mini-4k": {"hidden_size": 768, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8},
     "phi-3-medium-128k": {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 1,
                           "rope_scaling": longrope(64)},
