@@ -215,3 +215,50 @@ fn an_unknown_architecture_is_named_with_those_that_are_supported() {
         assert!(error.contains(word), "{error}");
     }
 }
+
+#[test]
+fn an_unknown_tokenizer_is_named_with_those_that_are_supported() {
+    let plan = |model: &str, change: &dyn Fn(&mut Value)| {
+        let checkpoint = FamilyCheckpoint::new(model);
+        let path = checkpoint.path().join("tokenizer.json");
+        let mut json: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        change(&mut json);
+        std::fs::write(&path, json.to_string()).unwrap();
+        let checkpoint = phi::checkpoint::Checkpoint::open(checkpoint.path()).unwrap();
+        phi::convert::Conversion::plan(&checkpoint, &phi::convert::Options::default())
+    };
+    let refused: [(&str, &dyn Fn(&mut Value), [&str; 2]); 4] = [
+        ("phi-2", &|json| json["model"]["type"] = "Unigram".into(), ["\"Unigram\"", "BPE"]),
+        (
+            "phi-2",
+            &|json| {
+                json["model"]["type"] = "WordPiece".into();
+                json["decoder"] = Value::Null;
+            },
+            ["WordPiece", "SentencePiece's tokenizer.model"],
+        ),
+        (
+            "phi-2",
+            &|json| json["pre_tokenizer"] = serde_json::json!({ "type": "Whitespace" }),
+            ["Whitespace", "Split with a regular expression, and ByteLevel"],
+        ),
+        (
+            "phi-4",
+            &|json| json["normalizer"] = serde_json::json!({ "type": "NFKC" }),
+            ["NFKC", "supported is no normalizer"],
+        ),
+    ];
+    for (model, change, words) in refused {
+        let error = plan(model, change).err().unwrap().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+    // A pattern that has no name is no unknown tokenizer: the file carries it.
+    let unnamed = plan("phi-4", &|json| {
+        json["pre_tokenizer"]["pretokenizers"][0]["pattern"] = serde_json::json!({ "Regex": r"\w+|\W+" });
+        json["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Isolated".into();
+    })
+    .unwrap();
+    assert!(unnamed.warnings().is_empty());
+    let tokenizer = Tokenizer::from_gguf(phi::gguf::Source::metadata(&unnamed)).unwrap();
+    assert_eq!(tokenizer.decode(&tokenizer.encode("a1, b", Special::Text), false), "a1, b");
+}

@@ -268,8 +268,7 @@ impl Conversion {
         sentencepiece.into_iter().for_each(|vocabulary| vocabulary.write(metadata));
         special::write(checkpoint, vocab_size, metadata);
         hyper::write_own_keys(config, metadata);
-        self.warnings.extend(vocabulary::write_own_keys(checkpoint, metadata));
-        Ok(())
+        vocabulary::write_own_keys(checkpoint, metadata)
     }
 
     /// What the user should know: one sentence each.
