@@ -105,10 +105,10 @@ impl Checkpoint {
 
     fn open_with(folder: &Path, with_weights: bool) -> Result<Self> {
         let config_path = folder.join("config.json");
-        if !folder.is_dir() {
-            let error = std::fs::metadata(folder).err();
-            let error = error.unwrap_or_else(|| std::io::ErrorKind::NotADirectory.into());
-            return Err(Error::io("open the checkpoint folder", folder, error));
+        match std::fs::metadata(folder) {
+            Err(error) => return Err(Error::io("open the checkpoint folder", folder, error)),
+            Ok(found) if !found.is_dir() => return Err(Error::invalid(folder, Fault::NotAFolder)),
+            Ok(_) => {}
         }
         let invalid = |fault| Error::invalid(&config_path, fault);
         let config_json = config_json(folder)?;

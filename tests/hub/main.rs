@@ -363,6 +363,15 @@ fn what_was_downloaded_can_be_inspected() {
 }
 
 #[test]
+fn tokenize_leaves_the_weights_where_they_are() {
+    let setup = Setup::tiny(Faults::default());
+    let done = setup.phi(&["tokenize", "-hf", "local/phi-tiny", "-p", "<|user|>", "--json"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(String::from_utf8_lossy(&done.stdout).contains("<|user|>"));
+    assert!(!setup.server().log().iter().any(|request| request.path.contains(WEIGHTS)));
+}
+
+#[test]
 fn a_renamed_model_is_followed() {
     let setup = Setup::tiny(Faults::default());
     answers(&setup.run(&["-hf", "old/name:F16"]));
