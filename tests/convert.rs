@@ -297,6 +297,11 @@ fn failures_leave_nothing_behind() {
     };
     fails(&mut convert(&shard), "it is also the input");
     assert_eq!(fs::read(&shard).unwrap(), bytes);
+    let config = checkpoint.path().join("config.json");
+    let text = fs::read(&config).unwrap();
+    fails(&mut convert(&config), "it is also the input");
+    assert_eq!(fs::read(&config).unwrap(), text);
+    fails(phi().arg("convert").arg(&shard), "it is a file; a checkpoint is the folder");
     fails(&mut convert(&checkpoint.out().join("none/x.gguf")), "none/x.gguf");
     if cfg!(target_os = "linux") {
         fails(&mut convert(Path::new("/dev/full")), "the disk is full");

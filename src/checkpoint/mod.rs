@@ -30,23 +30,25 @@ const TEXT_LIMIT: u64 = 256 << 20;
 /// Templates besides the main one are in here.
 const TEMPLATES: &str = "additional_chat_templates";
 
+/// Files that are read besides the weights.
+const TEXT_FILES: &[&str] = &[
+    "README.md",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    tiktoken::NAME,
+    weights::INDEX,
+];
+
 /// Whether a file of a checkpoint is one of those read here besides the weights; `name` is its path in the folder.
 pub fn is_text_file(name: &str) -> bool {
-    const NAMES: &[&str] = &[
-        "README.md",
-        "added_tokens.json",
-        "chat_template.jinja",
-        "chat_template.json",
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        tiktoken::NAME,
-        weights::INDEX,
-    ];
     let template = || name.strip_prefix(TEMPLATES)?.strip_prefix('/')?.strip_suffix(".jinja");
-    NAMES.contains(&name) || template().is_some_and(|name| !name.contains('/'))
+    TEXT_FILES.contains(&name) || template().is_some_and(|name| !name.contains('/'))
 }
 
 /// An opened checkpoint folder of a supported architecture.
@@ -165,6 +167,12 @@ impl Checkpoint {
     /// config.json as it is.
     pub fn config_json(&self) -> &Value {
         &self.config_json
+    }
+
+    /// The files it consists of, whether or not all of them are there: none may be written to.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let texts = TEXT_FILES.iter().map(|name| self.folder.join(name));
+        self.weights.files().map(Path::to_owned).chain(texts).collect()
     }
 
     pub fn weights(&self) -> &Arc<Weights> {
