@@ -269,7 +269,9 @@ fn folders_that_are_no_checkpoints_are_refused() {
     let open = |path: &Path| Checkpoint::open(path).unwrap_err().to_string();
     assert!(open(&checkpoint.out()).contains("has no config.json"));
     assert!(open(&checkpoint.path().join("none")).contains("cannot open the checkpoint folder"));
-    assert!(open(&checkpoint.path().join("config.json")).contains("cannot open the checkpoint folder"));
+    assert!(
+        open(&checkpoint.path().join("config.json")).contains("it is a file; a checkpoint is the folder")
+    );
     fs::write(checkpoint.path().join("config.json"), "{\"architectures\": [").unwrap();
     assert!(error(&checkpoint).contains("config.json: not valid JSON"));
     fs::write(checkpoint.path().join("config.json"), "[".repeat(100_000)).unwrap();
