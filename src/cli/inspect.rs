@@ -12,7 +12,7 @@ mod table;
 use machine::Machine;
 use table::{bits_per_weight, columns, human_count, plain, shorten};
 
-use super::hub::{Found, Spec};
+use super::hub::{Access, Outline, Spec};
 use crate::checkpoint::{self, Weights};
 use crate::fs::human_bytes;
 use crate::gguf::{Array, Gguf, Value};
@@ -27,22 +27,13 @@ const ARRAY_HEAD: usize = 6;
 Examples:
   phi inspect model.gguf
   phi inspect model-00001-of-00003.gguf        any part of a split model shows all of it
-  phi inspect Phi-3.5-mini-instruct            a checkpoint folder: config.json, the weights, what they would be as GGUF
-  phi inspect -hf microsoft/phi-4              what was downloaded of it
+  phi inspect Phi-3.5-mini-instruct            a checkpoint, and what it would be as GGUF
+  phi inspect -hf microsoft/phi-4              before its weights are downloaded, or after
   phi inspect model.gguf --json --full | jq '.metadata.\"tokenizer.ggml.tokens\".value[32000]'")]
 pub struct Args {
     /// GGUF file (any part of a split one), checkpoint folder or .safetensors file
     #[arg(value_name = "MODEL", required_unless_present = "hf_repo", conflicts_with = "hf_repo")]
     model: Option<PathBuf>,
-
-    /// -hf: a model of the Hugging Face hub that was downloaded before: one of its GGUF files, what its checkpoint was
-    /// quantized to, or without a TYPE the checkpoint
-    #[arg(long, value_name = "USER/MODEL[:TYPE]")]
-    hf_repo: Option<Spec>,
-
-    /// -hff: the GGUF file to take of it
-    #[arg(long, value_name = "FILE", requires = "hf_repo")]
-    hf_file: Option<String>,
 
     /// The same as JSON
     #[arg(long)]
@@ -51,16 +42,30 @@ pub struct Args {
     /// Arrays and texts in full instead of their beginnings
     #[arg(long)]
     full: bool,
+
+    /// -hf: a model on the Hugging Face hub: one of its GGUF files, or its checkpoint, or with a TYPE what that was
+    /// quantized to. Weights that are not there are not downloaded
+    #[arg(long, value_name = "USER/MODEL[:TYPE]", help_heading = "Hub")]
+    hf_repo: Option<Spec>,
+
+    /// -hff: the GGUF file to take from there
+    #[arg(long, value_name = "FILE", requires = "hf_repo", help_heading = "Hub")]
+    hf_file: Option<String>,
+
+    #[command(flatten, next_help_heading = "Hub")]
+    access: Access,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let path = match (&args.model, &args.hf_repo) {
-        (Some(path), _) => path.clone(),
-        (None, Some(spec)) => Found::downloaded(spec, args.hf_file.as_deref())?,
+    let report = match (&args.model, &args.hf_repo) {
+        (Some(path), _) => Report::of(path)?,
+        (None, Some(spec)) => {
+            let found = Outline::of(spec, args.hf_file.as_deref(), &args.access)?;
+            Report::of(&found.path)?
+        }
         (None, None) => unreachable!("clap asks for one of the two"),
     };
-    let report = Report::of(&path)?;
     let text = if args.json { report.json(args.full)? } else { report.table(args.full) };
     match io::stdout().lock().write_all(text.as_bytes()) {
         // A reader that has seen enough (head, less) is no failure.
