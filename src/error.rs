@@ -37,6 +37,9 @@ pub enum Error {
     /// The machine lacks memory or disk: what is needed and what there is.
     #[error("{0}")]
     Resources(String),
+    /// A graphics processor refused or was lost: which one, and why.
+    #[error("{0}")]
+    Device(String),
     /// The user asked to stop (Ctrl-C, SIGTERM); nothing was left behind.
     #[error("interrupted")]
     Interrupted,

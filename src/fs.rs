@@ -331,6 +331,14 @@ fn file_id(path: &Path) -> Option<PathBuf> {
     std::fs::canonicalize(path).ok()
 }
 
+/// Where programs keep what can be made again, as the system has it.
+#[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+pub fn cache_folder() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || std::env::home_dir().map(|home| home.join(".cache"));
+    variable("XDG_CACHE_HOME").or_else(|| variable("LOCALAPPDATA")).or_else(home)
+}
+
 /// `bytes` in decimal units, three digits: "7.64 GB", "512 bytes".
 pub fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];

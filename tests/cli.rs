@@ -14,7 +14,8 @@ const ANSWER: &str = ".NET is a free, open-source platform from Microsoft for bu
 
 fn phi(arguments: &[&str]) -> Command {
     let mut command = Command::new(cargo_bin("phi"));
-    command.args(arguments).stdin(Stdio::null());
+    // What a GPU of the machine gives may differ in the last bits: tests/gpu.rs is for that.
+    command.args(arguments).stdin(Stdio::null()).env("PHI_DEVICE", "none");
     command
 }
 
@@ -125,12 +126,6 @@ fn prompts_come_from_everywhere() {
     let file = folder.path().join("prompt.txt");
     std::fs::write(&file, format!("{QUESTION}\n")).unwrap();
     assert_eq!(stdout(&run(&["-f", path(&file)])), ANSWER);
-}
-
-#[test]
-fn a_gpu_is_asked_for_in_vain_and_only_once() {
-    let log = String::from_utf8(run(&["-p", QUESTION, "--gpu-layers", "10"]).stderr).unwrap();
-    assert_eq!(log.matches("GPU").count(), 1, "{log}");
 }
 
 #[test]

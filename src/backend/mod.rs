@@ -3,8 +3,13 @@
 //! A forward pass is written against [`Backend`] and does not know where its buffers are.
 
 pub mod cpu;
+#[cfg(feature = "gpu")]
+pub mod gpu;
+pub mod hybrid;
 
+use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Result;
 use crate::gguf::{Gguf, TensorInfo, TensorType};
@@ -62,6 +67,56 @@ impl Matrix {
     pub fn row_bytes(&self) -> usize {
         self.file.tensors()[self.tensor].row_bytes() as usize
     }
+
+    /// Bytes of the matrix.
+    pub fn size(&self) -> usize {
+        self.rows * self.row_bytes()
+    }
+
+    /// What tells it from every other matrix of the files that are open.
+    pub fn id(&self) -> MatrixId {
+        MatrixId { file: Arc::as_ptr(&self.file) as usize, tensor: self.tensor, first_row: self.first_row }
+    }
+}
+
+/// Identity of a [`Matrix`] while its file is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MatrixId {
+    file: usize,
+    tensor: usize,
+    first_row: usize,
+}
+
+/// A small weight (of a norm, or a bias), decoded; devices keep copies of it under its number.
+#[derive(Debug)]
+pub struct Vector {
+    id: u64,
+    values: Vec<f32>,
+}
+
+impl Vector {
+    pub fn new(values: Vec<f32>) -> Self {
+        Self { id: serial(), values }
+    }
+
+    /// No other vector of this process has the same.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+impl Deref for Vector {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.values
+    }
+}
+
+/// A number that no other caller gets.
+fn serial() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// The attention heads of a layer.
@@ -103,12 +158,27 @@ impl BlockSparse {
 /// Angles of the rotary embedding for the rows of a batch.
 #[derive(Clone, Debug, Default)]
 pub struct Rotation {
+    id: u64,
     /// Element pairs that are rotated in each head.
     pub pairs: usize,
     /// `[rows, pairs]`, the attention factor multiplied in.
     pub cos: Vec<f32>,
     /// `[rows, pairs]`, likewise.
     pub sin: Vec<f32>,
+}
+
+impl Rotation {
+    /// Forgets its angles for those of another batch.
+    pub fn clear(&mut self) {
+        self.cos.clear();
+        self.sin.clear();
+        self.id = serial();
+    }
+
+    /// Changes with every batch: devices that keep a copy compare it.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
 }
 
 /// Rows of a batch that belong to one sequence, which they continue.
@@ -120,20 +190,36 @@ pub struct Part<'a, C> {
     pub position: usize,
 }
 
+/// How the two halves of a gated feed-forward layer meet.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Gate {
+    /// `silu(gate) * up`.
+    Swiglu,
+    /// `quick_gelu(min(gate, limit)) * (clamp(up, -limit, limit) + 1)`.
+    Gegelu { limit: f32 },
+}
+
 /// What a device can do. Buffers are `[rows, columns]` of f32.
+///
+/// Devices may run behind: what goes wrong in an operation that returns nothing is told by [`Self::read`].
 pub trait Backend: Send + Sync {
     type Buffer: Default + Send;
     /// Keys and values of one sequence, all layers.
     type Cache: Send;
 
+    /// The operations that follow are those of `layer`, whose residual stream is `x`.
+    fn begin_layer(&self, _layer: usize, _x: &mut Self::Buffer) -> Result<()> {
+        Ok(())
+    }
+
     /// `out[i] = table[ids[i]]`. Ids are below `table.rows`.
     fn embed(&self, table: &Matrix, ids: &[u32], out: &mut Self::Buffer) -> Result<()>;
 
     /// `out = x / rms(x) * weight`, row by row.
-    fn rms_norm(&self, x: &Self::Buffer, weight: &[f32], eps: f32, out: &mut Self::Buffer);
+    fn rms_norm(&self, x: &Self::Buffer, weight: &Vector, eps: f32, out: &mut Self::Buffer);
 
     /// `out = (x - mean(x)) / √(var(x) + eps) * weight + bias`, row by row.
-    fn layer_norm(&self, x: &Self::Buffer, weight: &[f32], bias: &[f32], eps: f32, out: &mut Self::Buffer);
+    fn layer_norm(&self, x: &Self::Buffer, weight: &Vector, bias: &Vector, eps: f32, out: &mut Self::Buffer);
 
     /// `out = x · wᵀ`.
     fn linear(&self, w: &Matrix, x: &Self::Buffer, out: &mut Self::Buffer) -> Result<()>;
@@ -141,17 +227,14 @@ pub trait Backend: Send + Sync {
     /// `x += y`.
     fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer);
 
-    /// `out = silu(gate) * up`, where a row of `gate_up` is gate then up.
-    fn swiglu(&self, gate_up: &Self::Buffer, out: &mut Self::Buffer);
-
-    /// `out = quick_gelu(min(gate, limit)) * (clamp(up, -limit, limit) + 1)`, where a row of `gate_up` is gate then up.
-    fn gegelu(&self, gate_up: &Self::Buffer, limit: f32, out: &mut Self::Buffer);
+    /// `out = gate(gate, up)`, where a row of `gate_up` is gate then up.
+    fn gate(&self, gate: Gate, gate_up: &Self::Buffer, out: &mut Self::Buffer);
 
     /// `x = gelu(x)`, by the approximation with tanh.
     fn gelu(&self, x: &mut Self::Buffer);
 
     /// Adds `bias` to each row of `x`.
-    fn add_bias(&self, x: &mut Self::Buffer, bias: &[f32]);
+    fn add_bias(&self, x: &mut Self::Buffer, bias: &Vector);
 
     /// `x *= factor`; a factor of 1 costs nothing.
     fn scale(&self, x: &mut Self::Buffer, factor: f32);
@@ -175,7 +258,7 @@ pub trait Backend: Send + Sync {
         qkv: &Self::Buffer,
         parts: &mut [Part<'_, Self::Cache>],
         out: &mut Self::Buffer,
-    );
+    ) -> Result<()>;
 
     /// `out` gets the rows of `x` numbered in `rows`.
     fn gather(&self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer);
@@ -185,6 +268,45 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// `sum += x · wᵀ + bias`. `scratch` may be used, and is then unspecified.
+    fn linear_add(
+        &self,
+        w: &Matrix,
+        bias: Option<&Vector>,
+        x: &Self::Buffer,
+        scratch: &mut Self::Buffer,
+        sum: &mut Self::Buffer,
+    ) -> Result<()> {
+        self.linear(w, x, scratch)?;
+        if let Some(bias) = bias {
+            self.add_bias(scratch, bias);
+        }
+        self.add(sum, scratch);
+        Ok(())
+    }
+
+    /// `out = gate(x · wᵀ + bias)`, where the rows of `w` are those of the gate, then those of up. `scratch` may be used,
+    /// and is then unspecified.
+    fn linear_gate(
+        &self,
+        w: &Matrix,
+        bias: Option<&Vector>,
+        gate: Gate,
+        x: &Self::Buffer,
+        scratch: &mut Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<()> {
+        self.linear(w, x, scratch)?;
+        if let Some(bias) = bias {
+            self.add_bias(scratch, bias);
+        }
+        self.gate(gate, scratch, out);
+        Ok(())
+    }
+
     /// The buffer's contents, copied to the host.
-    fn read(&self, x: &Self::Buffer) -> Vec<f32>;
+    ///
+    /// # Errors
+    /// What went wrong on the device before.
+    fn read(&self, x: &Self::Buffer) -> Result<Vec<f32>>;
 }

@@ -16,6 +16,7 @@ use self::list::{Numbers, Pair};
 use self::report::{Format, Report, Row, Setup, test_name};
 use self::subject::{Origin, Subject};
 use super::model::{self, CacheType, NumaArg};
+use super::offload::{self, DeviceArgs, GpuLayers, Wanted};
 use crate::bench::{Limits, SHAPES, Shape, Test, measure};
 use crate::engine::{Engine, EngineOptions, KvType};
 use crate::machine::{Numa, default_threads};
@@ -98,9 +99,13 @@ struct TestArgs {
     /// Spread threads and memory over the memory nodes of the machine, or keep to one
     #[arg(long, value_name = "HOW")]
     numa: Option<NumaArg>,
-    /// -ngl: accepted; there is no GPU backend in this version
-    #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", allow_negative_numbers = true)]
-    gpu_layers: Option<String>,
+    /// -ngl: layers to put on GPUs, counted from the last: numbers, all, or auto [default: auto]
+    #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", value_delimiter = ',')]
+    #[arg(allow_negative_numbers = true, action = ArgAction::Append)]
+    #[arg(env = "PHI_GPU_LAYERS", hide_env_values = true)]
+    gpu_layers: Vec<GpuLayers>,
+    #[command(flatten)]
+    devices: DeviceArgs,
     /// Times that each test is repeated
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
@@ -132,11 +137,11 @@ struct OutputArgs {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    if args.tests.devices.listed() {
+        return Ok(());
+    }
     let setups = args.tests.setups()?;
     let origins = Origin::all(&args.model, &args.shape, &args.kind)?;
-    if args.tests.gpu_layers.as_deref().is_some_and(|layers| layers != "0") {
-        eprintln!("phi: there is no GPU backend in this version; the CPU does all the work");
-    }
     model::announce(args.tests.numa);
     set_priority(args.tests.prio);
     let mut bench = Bench {
@@ -174,17 +179,23 @@ impl<W: Write> Bench<W> {
         self.narrator.say("opening the model");
         let gguf = origin.open()?;
         let subject = Subject::new(&gguf);
-        let mut engine: Option<(Setup, Engine)> = None;
+        let mut engine: Option<(Setup, Engine, Wanted)> = None;
         for setup in setups {
             let limits = self.limits(setup.threads);
             std::thread::sleep(Duration::from_secs(self.args.delay));
-            if engine.as_ref().is_none_or(|(held, _)| !held.same_engine(setup)) {
+            if engine.as_ref().is_none_or(|(held, ..)| !held.same_engine(setup)) {
                 // One engine at a time: idle threads of another would wait in the way.
                 drop(engine.take());
-                let options = setup.engine_options(self.args.numa.map(Numa::from));
-                engine = Some((setup.clone(), Engine::new(gguf.clone(), options)?));
+                let types = (setup.type_k, setup.type_v);
+                let wanted = self.args.devices.plan(setup.gpu_layers, setup.test.context(), types)?;
+                let options = EngineOptions {
+                    offload: wanted.offload.clone(),
+                    ..setup.engine_options(self.args.numa.map(Numa::from))
+                };
+                let made = self.narrator.bar.suspend(|| offload::engine(gguf.clone(), options, &wanted))?;
+                engine = Some((setup.clone(), made, wanted));
             }
-            let engine = &engine.as_ref().expect("it was just made").1;
+            let (_, engine, wanted) = engine.as_ref().expect("it was just made");
             let name = format!("{}, {}", subject.description, test_name(&setup.test));
             let (repetitions, warm_up) = (self.args.repetitions.max(1), !self.args.no_warmup);
             let narrator = &mut self.narrator;
@@ -196,6 +207,8 @@ impl<W: Write> Bench<W> {
                 measurement: &measurement,
                 limits: &limits,
                 cpu: &self.cpu,
+                gpu: wanted.names(engine.offloaded()),
+                gpu_layers: engine.offloaded().count() + usize::from(engine.offloaded().head),
                 time: now(),
             };
             self.narrator.bar.suspend(|| -> io::Result<()> {
@@ -236,13 +249,27 @@ impl TestArgs {
         let threads = Numbers::counts(&self.threads, default_threads(), "-t")?;
         let batches = Numbers::counts(&self.batch_size, 2048, "-b")?;
         let ubatches = Numbers::counts(&self.ubatch_size, 512, "-ub")?;
+        let layers: Vec<Option<GpuLayers>> = match &self.gpu_layers[..] {
+            [] => vec![None],
+            several => several.iter().copied().map(Some).collect(),
+        };
         let mut setups = Vec::new();
         for &threads in &threads {
             for &batch in &batches {
                 for &ubatch in &ubatches {
                     for (type_k, type_v) in self.cache_types() {
-                        let of = |&test: &Test| Setup { test, batch, ubatch, threads, type_k, type_v };
-                        setups.extend(tests.iter().map(of));
+                        setups.extend(layers.iter().flat_map(|&gpu_layers| {
+                            let of = move |&test: &Test| Setup {
+                                test,
+                                batch,
+                                ubatch,
+                                threads,
+                                gpu_layers,
+                                type_k,
+                                type_v,
+                            };
+                            tests.iter().map(of)
+                        }));
                     }
                 }
             }
@@ -283,7 +310,9 @@ impl TestArgs {
 impl Setup {
     /// Whether an engine made for `other` will do.
     fn same_engine(&self, other: &Self) -> bool {
-        let key = |setup: &Self| (setup.threads, setup.batch.min(setup.ubatch), setup.type_k, setup.type_v);
+        let key = |setup: &Self| {
+            (setup.threads, setup.batch.min(setup.ubatch), setup.gpu_layers, setup.type_k, setup.type_v)
+        };
         key(self) == key(other)
     }
 

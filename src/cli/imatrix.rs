@@ -9,16 +9,15 @@ use indicatif::ProgressBar;
 
 use super::hub::HubArgs;
 use super::model::{self, ModelArgs};
+use super::offload::{self, OffloadArgs};
 use super::signal::Watch;
 use super::{input, progress};
-use crate::backend::cpu::Cpu;
 use crate::engine::KvType;
 use crate::engine::evaluate::caches;
 use crate::engine::score::Likelihood;
 use crate::fs::ensure_distinct;
 use crate::gguf::Gguf;
 use crate::imatrix::{self, Format, Options, Statistics};
-use crate::kernel::pool::default_threads;
 use crate::model::Model;
 use crate::quant::recipe::FileType;
 use crate::text::Special;
@@ -85,6 +84,8 @@ pub struct Args {
     /// Print figures over the one --in-file, by tensor and by layer
     #[arg(long)]
     show_statistics: bool,
+    #[command(flatten)]
+    offload: OffloadArgs,
     /// Threads [default: one a core that this process may use]
     #[arg(short, long, value_name = "N")]
     threads: Option<usize>,
@@ -210,10 +211,12 @@ fn measure(args: &Args, path: &Path, text: &Path, base: Statistics) -> anyhow::R
         return Ok(());
     }
     let model = Model::load(gguf)?;
-    let cpu = Cpu::new(args.threads.unwrap_or_else(default_threads).clamp(1, 1024));
+    // What goes into every matrix is looked at here, so a GPU has to be asked for.
+    let wanted = args.offload.plan_if_asked(chunk, (KvType::F16, KvType::F16))?;
+    let backend = offload::backend(&model, args.threads, &wanted)?;
     let batch = args.batch_size.min(args.ubatch_size) as usize;
     let together = (batch / chunk).clamp(1, end - first);
-    let caches = caches(&model, (KvType::F16, KvType::F16), together, chunk)?;
+    let caches = caches(&backend, &model, (KvType::F16, KvType::F16), together, chunk)?;
     let options =
         Options { chunk, bos, process_output: args.process_output, perplexity: !args.no_ppl, batch };
     let mut display = Display::new(args, resumed, end - args.chunk);
@@ -221,7 +224,7 @@ fn measure(args: &Args, path: &Path, text: &Path, base: Statistics) -> anyhow::R
     let watch = Watch::start();
     let tokens = &tokens[first * chunk..end * chunk];
     let (statistics, likelihood) =
-        imatrix::run(&model, &cpu, caches, tokens, statistics, &options, &mut |event| {
+        imatrix::run(&model, &backend, caches, tokens, statistics, &options, &mut |event| {
             display.show(&event);
             let passed = |every: usize| every > 0 && event.done / every > saved / every;
             if passed(args.output_frequency) {

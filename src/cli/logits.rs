@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::input;
 use super::model::{self, CacheType, ModelArgs};
+use super::offload::{self, OffloadArgs};
 use super::signal::Watch;
 use crate::engine::{Engine, EngineOptions};
 use crate::text::{Special, Tokenizer};
@@ -44,6 +45,8 @@ pub struct Args {
     /// -ctv: element type of the cached values [default: the keys']
     #[arg(long, value_name = "TYPE")]
     cache_type_v: Option<CacheType>,
+    #[command(flatten)]
+    offload: OffloadArgs,
     /// Report in JSON
     #[arg(long)]
     json: bool,
@@ -68,14 +71,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let gguf = model::open(&args.model)?;
     let tokenizer = model::tokenizer(&gguf)?;
     let ids = args.input.ids(&tokenizer, !args.no_escape)?;
+    let (keys, values) = (args.cache_type_k, args.cache_type_v.unwrap_or(args.cache_type_k));
+    let wanted = args.offload.plan(args.ctx_size, (keys.into(), values.into()))?;
     let options = EngineOptions {
         threads: args.threads,
-        cache_type_k: args.cache_type_k.into(),
-        cache_type_v: args.cache_type_v.unwrap_or(args.cache_type_k).into(),
+        cache_type_k: keys.into(),
+        cache_type_v: values.into(),
+        offload: wanted.offload.clone(),
         batch: args.batch_size.max(1),
         ..EngineOptions::default()
     };
-    let engine = Engine::new(gguf, options)?;
+    let engine = offload::engine(gguf, options, &wanted)?;
     check(&ids, &args, &engine)?;
     let positions = positions(&engine, &ids, &args, &tokenizer)?;
     let mut out = BufWriter::new(io::stdout().lock());

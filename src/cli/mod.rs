@@ -22,6 +22,7 @@ mod input;
 mod inspect;
 mod logits;
 mod model;
+mod offload;
 mod perplexity;
 mod progress;
 mod quantize;
@@ -138,7 +139,11 @@ fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = signal::install().map_err(anyhow::Error::from).and_then(|()| cli.command.run());
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report(&error),
+        Err(error) if signal::leave_first() => report(&error),
+        // The thread that a signal woke has said why, and is ending the process.
+        Err(_) => loop {
+            std::thread::park();
+        },
     }
 }
 

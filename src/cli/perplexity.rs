@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use indicatif::ProgressBar;
 
 use super::model::{self, CacheType, ModelArgs};
+use super::offload::{self, OffloadArgs};
 use super::signal::Watch;
 use super::{input, progress};
-use crate::backend::cpu::Cpu;
 use crate::fs::ensure_distinct;
-use crate::kernel::pool::default_threads;
 use crate::model::Model;
 use crate::perplexity::base::{Base, BaseWriter};
 use crate::perplexity::tasks::{self, Task};
@@ -92,6 +91,8 @@ struct MachineArgs {
     /// -ctv: element type of the cached values
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     cache_type_v: CacheType,
+    #[command(flatten)]
+    offload: OffloadArgs,
 }
 
 #[derive(clap::Args, Debug)]
@@ -141,11 +142,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let gguf = model::open(&args.model)?;
     let tokenizer = model::tokenizer(&gguf)?;
     let model = Model::load(gguf)?;
-    let cpu = Cpu::new(args.machine.threads.unwrap_or_else(default_threads).clamp(1, 1024));
+    let cache_types = (args.machine.cache_type_k.into(), args.machine.cache_type_v.into());
+    let wanted = args.machine.offload.plan(0, cache_types)?;
+    let backend = offload::backend(&model, args.machine.threads, &wanted)?;
     let setup = Setup {
         model: &model,
-        cpu: &cpu,
-        cache_types: (args.machine.cache_type_k.into(), args.machine.cache_type_v.into()),
+        backend: &backend,
+        cache_types,
         batch: args.machine.batch_size.min(args.machine.ubatch_size) as usize,
         bos: tokenizer.bos_to_add(),
     };

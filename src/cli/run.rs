@@ -3,9 +3,9 @@
 use std::io::IsTerminal;
 use std::time::Instant;
 
-use crate::cli::{input, model};
+use crate::cli::{input, model, offload};
+use crate::engine::EngineOptions;
 use crate::engine::generate::Live;
-use crate::engine::{Engine, EngineOptions};
 use crate::text::{Message, Special, Tokenizer};
 
 mod args;
@@ -23,6 +23,9 @@ use session::Session;
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let start = Instant::now();
+    if args.offload.listed() {
+        return Ok(());
+    }
     let texts = Texts::read(&args.prompt)?;
     let terminal = std::io::stdin().is_terminal();
     // Nothing in the model can change this verdict, so it need not be loaded first.
@@ -35,20 +38,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let controlled = tokenizer.holds_control_tokens(plain);
     let mode = texts.circumstances(&args.prompt, terminal, template.is_some(), controlled).mode()?;
 
-    if args.machine.gpu_layers.is_some_and(|layers| layers != args::GpuLayers::Count(0)) {
-        eprintln!("phi: there is no GPU backend in this version; the CPU does all the work");
-    }
+    let cache_types = (args.machine.cache_type_k.into(), args.machine.cache_type_v.into());
+    let wanted = args.offload.plan(args.machine.ctx_size, cache_types)?;
     model::announce(args.machine.numa);
     let source = gguf.path().to_owned();
     let options = EngineOptions {
         threads: args.machine.threads(),
         threads_batch: args.machine.threads_batch(),
         numa: args.machine.numa.map(Into::into),
-        cache_type_k: args.machine.cache_type_k.into(),
-        cache_type_v: args.machine.cache_type_v.into(),
+        cache_type_k: cache_types.0,
+        cache_type_v: cache_types.1,
         batch: args.machine.batch_size.min(args.machine.ubatch_size),
+        offload: wanted.offload.clone(),
     };
-    let engine = Engine::new(gguf, options.clone())?;
+    let engine = offload::engine(gguf, options.clone(), &wanted)?;
     let context = match args.machine.ctx_size {
         0 => engine.model_context(),
         asked => asked,

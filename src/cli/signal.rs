@@ -13,6 +13,15 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// The process was told to end (not merely interrupted from the keyboard).
 static TERMINATE: AtomicBool = AtomicBool::new(false);
 
+/// A thread is on its way out of the process, and says why.
+static LEAVING: AtomicBool = AtomicBool::new(false);
+
+/// Whether the caller is the first thread that wants to end the process: only that one says why. A signal that ends the
+/// process and the command that it stops get there at the same time.
+pub fn leave_first() -> bool {
+    !LEAVING.swap(true, SeqCst)
+}
+
 /// Takes over the signals that ask a process to stop.
 pub fn install() -> Result<()> {
     ctrlc::set_handler(on_signal)
@@ -26,6 +35,9 @@ pub fn install() -> Result<()> {
 fn on_signal() {
     let first = !STOP.swap(true, SeqCst);
     if first && WATCHED.load(SeqCst) && !TERMINATE.load(SeqCst) {
+        return;
+    }
+    if !leave_first() {
         return;
     }
     fs::remove_unfinished();

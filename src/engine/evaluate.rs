@@ -5,7 +5,8 @@ use std::ops::{ControlFlow, Range};
 use super::KvType;
 use super::score::map_rows;
 use crate::Result;
-use crate::backend::cpu::{Cache, CacheShape};
+use crate::backend::cpu::CacheShape;
+use crate::backend::hybrid::{Cache, Hybrid};
 use crate::backend::{Backend, Part};
 use crate::model::{Model, Workspace, forward};
 
@@ -45,13 +46,20 @@ pub struct Evaluator<'a, B: Backend> {
 ///
 /// # Errors
 /// Too little memory.
-pub fn caches(model: &Model, kinds: (KvType, KvType), count: usize, context: usize) -> Result<Vec<Cache>> {
+pub fn caches(
+    backend: &Hybrid,
+    model: &Model,
+    kinds: (KvType, KvType),
+    count: usize,
+    context: usize,
+) -> Result<Vec<Cache>> {
     let hyper = &model.hyper;
     let (keys, values) = kinds;
     let shape = CacheShape { layers: hyper.layers, kv_heads: hyper.kv_heads, head: hyper.head, keys, values };
+    let shape = backend.cache_shape(shape);
     let make = |_| {
-        let mut cache = Cache::new(shape);
-        cache.reserve(context)?;
+        let mut cache = backend.cache(&shape);
+        backend.reserve(&mut cache, context)?;
         Ok(cache)
     };
     (0..count).map(make).collect()

@@ -3,6 +3,7 @@
 mod cost;
 pub mod evaluate;
 pub mod generate;
+mod offload;
 mod prompt_cache;
 pub mod score;
 pub(crate) mod shift;
@@ -10,6 +11,7 @@ mod speculate;
 mod step;
 
 pub use cost::Cost;
+pub use offload::{Offload, OffloadEvent, OffloadLayers, Offloaded, offload};
 pub use prompt_cache::Useless;
 pub use speculate::{DraftModel, Drafter, Lookup, Range as DraftRange, Speculator};
 
@@ -17,7 +19,8 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use crate::backend::Part;
-use crate::backend::cpu::{Cache, CacheShape, Cpu, total_memory};
+use crate::backend::cpu::{self, Cpu, total_memory};
+use crate::backend::hybrid::{Cache, CacheShape, Device, Hybrid};
 use crate::gguf::Gguf;
 pub use crate::kernel::kv::KvType;
 use crate::kernel::kv::MAX_HEAD;
@@ -40,6 +43,8 @@ pub struct EngineOptions {
     pub cache_type_v: KvType,
     /// Tokens fed through the model at once while a prompt is read.
     pub batch: usize,
+    /// What goes to graphics processors; by default nothing.
+    pub offload: Offload,
 }
 
 impl Default for EngineOptions {
@@ -51,15 +56,13 @@ impl Default for EngineOptions {
             cache_type_k: KvType::F16,
             cache_type_v: KvType::F16,
             batch: 512,
+            offload: Offload::default(),
         }
     }
 }
 
 /// More threads than any machine has processors.
 const MOST_THREADS: usize = 1024;
-
-/// Up to so many tokens, a pass is limited by memory, as generation is.
-const FEW_ROWS: usize = 8;
 
 /// Puts each thread of `cpu` on its processors.
 fn placed(cpu: Cpu, placement: Option<&[Vec<usize>]>) -> Cpu {
@@ -77,12 +80,11 @@ fn placed(cpu: Cpu, placement: Option<&[Vec<usize>]>) -> Cpu {
 /// A model made ready to run. Shared by all sequences.
 pub struct Engine {
     model: Model,
-    cpu: Cpu,
-    /// For prompts, where that is to have another number of threads.
-    prompt_cpu: Option<Cpu>,
+    backend: Hybrid,
+    offloaded: Offloaded,
     options: EngineOptions,
     /// One batch at a time.
-    work: Mutex<Workspace<Cpu>>,
+    work: Mutex<Workspace<Hybrid>>,
 }
 
 /// One sequence of tokens with its KV cache.
@@ -99,6 +101,18 @@ impl Engine {
     /// # Errors
     /// A file that is no complete model of a supported architecture; an option that cannot be met.
     pub fn new(file: Arc<Gguf>, options: EngineOptions) -> Result<Self> {
+        Self::with_events(file, options, &mut |_| {})
+    }
+
+    /// The same; `events` is told how the weights get to graphics processors.
+    ///
+    /// # Errors
+    /// As for [`Self::new`]; a device that fails.
+    pub fn with_events(
+        file: Arc<Gguf>,
+        options: EngineOptions,
+        events: &mut dyn FnMut(OffloadEvent<'_>),
+    ) -> Result<Self> {
         let model = Model::load(file)?;
         if model.hyper.head > MAX_HEAD {
             return Err(Error::Unsupported(format!(
@@ -113,15 +127,15 @@ impl Engine {
         let most = threads.max(more.unwrap_or(0));
         let placement = options.numa.and_then(|numa| machine::place(numa, most));
         let cpu = |threads| placed(Cpu::new(threads), placement.as_deref());
-        Ok(Self { model, cpu: cpu(threads), prompt_cpu: more.map(cpu), options, work: Mutex::default() })
+        let devices = options.offload.devices.iter().map(Device::open).collect::<Result<_>>()?;
+        let mut backend = Hybrid::new(cpu(threads), more.map(cpu), devices);
+        let offloaded = offload(&mut backend, &model, &options.offload, events)?;
+        Ok(Self { model, backend, offloaded, options, work: Mutex::default() })
     }
 
-    /// The threads for a pass of `rows` tokens: those for prompts if it is limited by arithmetic, not by memory.
-    fn cpu(&self, rows: usize) -> &Cpu {
-        match &self.prompt_cpu {
-            Some(cpu) if rows > FEW_ROWS => cpu,
-            _ => &self.cpu,
-        }
+    /// What runs on graphics processors.
+    pub fn offloaded(&self) -> &Offloaded {
+        &self.offloaded
     }
 
     /// The model's own context length in tokens (131,072 for Phi-3.5-mini).
@@ -136,18 +150,18 @@ impl Engine {
 
     /// Threads it computes with.
     pub fn threads(&self) -> usize {
-        self.cpu.threads()
+        self.backend.cpu().threads()
     }
 
     fn cache_shape(&self) -> CacheShape {
         let hyper = &self.model.hyper;
-        CacheShape {
+        self.backend.cache_shape(cpu::CacheShape {
             layers: hyper.layers,
             kv_heads: hyper.kv_heads,
             head: hyper.head,
             keys: self.options.cache_type_k,
             values: self.options.cache_type_v,
-        }
+        })
     }
 
     /// Bytes of KV cache that `positions` tokens take.
@@ -166,7 +180,7 @@ impl Engine {
                 self.model_context()
             )));
         }
-        let needed = self.cache_bytes(context);
+        let needed = self.cache_shape().host_bytes(context);
         match total_memory() {
             Some(total) if needed > total => Err(Error::Resources(format!(
                 "a context of {context} tokens needs {:.1} GiB of KV cache and this machine has {:.1} GiB of memory: \
@@ -191,7 +205,7 @@ impl Engine {
         }
         Ok(Sequence {
             tokens: Vec::new(),
-            cache: Cache::new(self.cache_shape()),
+            cache: self.backend.cache(&self.cache_shape()),
             regime: Regime::Short,
             context,
         })
@@ -266,20 +280,13 @@ impl Engine {
         let mut position = start;
         while position < all.len() {
             let end = (position + self.options.batch.max(1)).min(all.len());
-            sequence.cache.reserve(end).map_err(|error| (position, error))?;
+            self.backend.reserve(&mut sequence.cache, end).map_err(|error| (position, error))?;
             let outputs: Vec<usize> = (first_output.max(position)..end).map(|p| p - position).collect();
             let mut parts = [Part { cache: &mut sequence.cache, rows: 0..end - position, position }];
             let ids = &all[position..end];
-            let some = forward(
-                &self.model,
-                self.cpu(ids.len()),
-                &mut work,
-                ids,
-                &mut parts,
-                &[sequence.regime],
-                &outputs,
-            )
-            .map_err(|error| (position, error))?;
+            let some =
+                forward(&self.model, &self.backend, &mut work, ids, &mut parts, &[sequence.regime], &outputs)
+                    .map_err(|error| (position, error))?;
             if logits.is_empty() {
                 logits = some;
             } else {

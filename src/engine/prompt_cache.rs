@@ -10,14 +10,15 @@ use std::path::Path;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::{Engine, Sequence};
-use crate::backend::cpu::{CacheShape, LAYOUT};
+use crate::backend::cpu::LAYOUT;
+use crate::backend::hybrid::CacheShape;
 use crate::fs::{AtomicFile, Map};
 use crate::model::Regime;
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"PHICACHE";
 /// Version of the file's own layout.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const CHECKSUM: usize = 8;
 /// Magic, and [`Head::BYTES`].
 const HEAD: usize = MAGIC.len() + Head::BYTES;
@@ -35,6 +36,8 @@ pub enum Useless {
     Model,
     #[error("its KV cache is of another type (-ctk, -ctv)")]
     KvType,
+    #[error("it was made with another number of layers on the GPU (-ngl)")]
+    Placement,
     #[error("it is damaged: {0}")]
     Damaged(&'static str),
     #[error("its text begins differently")]
@@ -54,6 +57,8 @@ struct Head {
     keys: u32,
     values: u32,
     layers: u32,
+    /// Those whose pages are laid out as on the host.
+    host_layers: u32,
     kv_heads: u32,
     head: u32,
     /// 1 if the long LongRoPE factors were used.
@@ -62,7 +67,7 @@ struct Head {
 }
 
 impl Head {
-    const BYTES: usize = 2 * 4 + 16 + 6 * 4 + 8;
+    const BYTES: usize = 2 * 4 + 16 + 7 * 4 + 8;
 
     fn new(engine: &Engine, regime: Regime, tokens: usize) -> Self {
         let shape = engine.cache_shape();
@@ -70,11 +75,12 @@ impl Head {
             version: VERSION,
             layout: LAYOUT,
             fingerprint: engine.fingerprint(),
-            keys: shape.keys.tensor_type().id(),
-            values: shape.values.tensor_type().id(),
+            keys: shape.types().0.tensor_type().id(),
+            values: shape.types().1.tensor_type().id(),
             layers: shape.layers as u32,
-            kv_heads: shape.kv_heads as u32,
-            head: shape.head as u32,
+            host_layers: shape.host_layers() as u32,
+            kv_heads: shape.kv_heads() as u32,
+            head: shape.head() as u32,
             long: (regime == Regime::Long).into(),
             tokens: tokens as u64,
         }
@@ -82,10 +88,11 @@ impl Head {
 
     fn to_bytes(self) -> Vec<u8> {
         let mut out = Vec::with_capacity(Self::BYTES);
-        let fields = [self.keys, self.values, self.layers, self.kv_heads, self.head, self.long];
+        let shape = [self.layers, self.host_layers, self.kv_heads, self.head];
+        let fields = [self.keys, self.values].into_iter().chain(shape).chain([self.long]);
         out.extend([self.version, self.layout].iter().flat_map(|field| field.to_le_bytes()));
         out.extend(self.fingerprint.to_le_bytes());
-        out.extend(fields.iter().flat_map(|field| field.to_le_bytes()));
+        out.extend(fields.flat_map(u32::to_le_bytes));
         out.extend(self.tokens.to_le_bytes());
         out
     }
@@ -100,10 +107,11 @@ impl Head {
             keys: word(24)?,
             values: word(28)?,
             layers: word(32)?,
-            kv_heads: word(36)?,
-            head: word(40)?,
-            long: word(44)?,
-            tokens: u64::from_le_bytes(bytes.get(48..56)?.try_into().ok()?),
+            host_layers: word(36)?,
+            kv_heads: word(40)?,
+            head: word(44)?,
+            long: word(48)?,
+            tokens: u64::from_le_bytes(bytes.get(52..60)?.try_into().ok()?),
         })
     }
 }
@@ -147,10 +155,13 @@ impl Engine {
             return Ok(Err(Useless::OtherRegime));
         }
         sequence.tokens.clear();
-        sequence.cache.reserve(shared)?;
+        self.backend.reserve(&mut sequence.cache, shared)?;
         for page in 0..saved.shape.pages(shared) {
             match saved.page(page) {
-                Some(bytes) => sequence.cache.restore_page(&saved.shape, page, saved.count, bytes),
+                Some(bytes) => {
+                    let (cache, shape) = (&mut sequence.cache, &saved.shape);
+                    self.backend.restore_page(cache, shape, page, saved.count, bytes)?;
+                }
                 None => return Ok(Err(Useless::Damaged("a page of it does not have its checksum"))),
             }
         }
@@ -179,7 +190,7 @@ impl Engine {
         let mut buffer = Vec::new();
         for page in 0..pages {
             buffer.clear();
-            sequence.cache.save_page(&shape, page, count, &mut buffer);
+            self.backend.save_page(&mut sequence.cache, &shape, page, count, &mut buffer)?;
             buffer.extend(xxh3_64(&buffer).to_le_bytes());
             file.write_all(&buffer).map_err(|error| file.write_error(error))?;
         }
@@ -222,6 +233,9 @@ impl<'a> Saved<'a> {
         }
         if (head.keys, head.values) != (expected.keys, expected.values) {
             return Err(Useless::KvType);
+        }
+        if head.host_layers != expected.host_layers {
+            return Err(Useless::Placement);
         }
         // Whatever else differs cannot differ in a file that this version wrote for this model.
         if head != expected {

@@ -32,7 +32,7 @@ impl Engine {
         }
         for (sequence, tokens) in batch.iter_mut() {
             self.enter_regime(sequence, tokens.len())?;
-            sequence.cache.reserve(sequence.tokens.len() + tokens.len())?;
+            self.backend.reserve(&mut sequence.cache, sequence.tokens.len() + tokens.len())?;
         }
         let vocabulary = self.vocab_size();
         let mut logits = vec![0.0; batch.len() * vocabulary];
@@ -92,8 +92,7 @@ impl Engine {
             return Err(Error::Usage("there are no sequences to compute".to_owned()));
         }
         let mut work = self.work.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let logits =
-            forward(&self.model, self.cpu(ids.len()), &mut work, &ids, &mut parts, &regimes, &outputs)?;
+        let logits = forward(&self.model, &self.backend, &mut work, &ids, &mut parts, &regimes, &outputs)?;
         Ok((ended, logits))
     }
 }

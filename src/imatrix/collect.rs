@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::{Fault, Statistics};
-use crate::backend::{Backend, Heads, Matrix, Part, Rotation};
+use crate::backend::{Backend, Gate, Heads, Matrix, Part, Rotation, Vector};
 use crate::{Error, Result};
 
 /// Computes as `backend` does and adds up the squares of every matrix's inputs.
@@ -35,7 +35,7 @@ impl<'a, B: Backend> Collecting<'a, B> {
     }
 
     fn collect(&self, matrix: &Matrix, x: &B::Buffer) -> Result<()> {
-        let rows = self.backend.read(x);
+        let rows = self.backend.read(x)?;
         self.with(|statistics| statistics.add_rows(matrix.name(), matrix.place(), matrix.columns, &rows)).map_err(
             |fault| match fault {
                 Fault::NotFinite(name) => Error::Unsupported(format!(
@@ -52,15 +52,19 @@ impl<B: Backend> Backend for Collecting<'_, B> {
     type Buffer = B::Buffer;
     type Cache = B::Cache;
 
+    fn begin_layer(&self, layer: usize, x: &mut B::Buffer) -> Result<()> {
+        self.backend.begin_layer(layer, x)
+    }
+
     fn embed(&self, table: &Matrix, ids: &[u32], out: &mut B::Buffer) -> Result<()> {
         self.backend.embed(table, ids, out)
     }
 
-    fn rms_norm(&self, x: &B::Buffer, weight: &[f32], eps: f32, out: &mut B::Buffer) {
+    fn rms_norm(&self, x: &B::Buffer, weight: &Vector, eps: f32, out: &mut B::Buffer) {
         self.backend.rms_norm(x, weight, eps, out);
     }
 
-    fn layer_norm(&self, x: &B::Buffer, weight: &[f32], bias: &[f32], eps: f32, out: &mut B::Buffer) {
+    fn layer_norm(&self, x: &B::Buffer, weight: &Vector, bias: &Vector, eps: f32, out: &mut B::Buffer) {
         self.backend.layer_norm(x, weight, bias, eps, out);
     }
 
@@ -75,19 +79,15 @@ impl<B: Backend> Backend for Collecting<'_, B> {
         self.backend.add(x, y);
     }
 
-    fn swiglu(&self, gate_up: &B::Buffer, out: &mut B::Buffer) {
-        self.backend.swiglu(gate_up, out);
-    }
-
-    fn gegelu(&self, gate_up: &B::Buffer, limit: f32, out: &mut B::Buffer) {
-        self.backend.gegelu(gate_up, limit, out);
+    fn gate(&self, gate: Gate, gate_up: &B::Buffer, out: &mut B::Buffer) {
+        self.backend.gate(gate, gate_up, out);
     }
 
     fn gelu(&self, x: &mut B::Buffer) {
         self.backend.gelu(x);
     }
 
-    fn add_bias(&self, x: &mut B::Buffer, bias: &[f32]) {
+    fn add_bias(&self, x: &mut B::Buffer, bias: &Vector) {
         self.backend.add_bias(x, bias);
     }
 
@@ -115,8 +115,8 @@ impl<B: Backend> Backend for Collecting<'_, B> {
         qkv: &B::Buffer,
         parts: &mut [Part<'_, B::Cache>],
         out: &mut B::Buffer,
-    ) {
-        self.backend.attention(layer, heads, rotation, qkv, parts, out);
+    ) -> Result<()> {
+        self.backend.attention(layer, heads, rotation, qkv, parts, out)
     }
 
     fn gather(&self, x: &B::Buffer, rows: &[usize], out: &mut B::Buffer) {
@@ -127,7 +127,7 @@ impl<B: Backend> Backend for Collecting<'_, B> {
         true
     }
 
-    fn read(&self, x: &B::Buffer) -> Vec<f32> {
+    fn read(&self, x: &B::Buffer) -> Result<Vec<f32>> {
         self.backend.read(x)
     }
 }

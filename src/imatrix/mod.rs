@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 pub use collect::Collecting;
 pub use statistics::{Entry, Fault, Format, Statistics};
 
-use crate::backend::cpu::{Cache, Cpu};
+use crate::backend::hybrid::{Cache, Hybrid};
 use crate::engine::evaluate::{ChunkJob, Evaluator};
 use crate::engine::score::{Likelihood, log_probability};
 use crate::model::Model;
@@ -50,7 +50,7 @@ pub struct Progress<'a> {
 /// what `progress` refuses.
 pub fn run(
     model: &Model,
-    cpu: &Cpu,
+    backend: &Hybrid,
     caches: Vec<Cache>,
     tokens: &[u32],
     statistics: Statistics,
@@ -62,7 +62,7 @@ pub fn run(
         return Err(Error::Usage(format!("token {id} is not one of the model's {vocabulary}")));
     }
     let size = options.chunk;
-    let collecting = Collecting::new(cpu, statistics, options.process_output);
+    let collecting = Collecting::new(backend, statistics, options.process_output);
     let outputs = match (options.process_output, options.perplexity) {
         (true, _) => 0..size,
         (false, true) => size / 2..size - 1,
@@ -86,7 +86,7 @@ pub fn run(
             progress(Progress { done: count, perplexity: &perplexity, statistics })
         })
     };
-    let job = ChunkJob { bos: options.bos, outputs, threads: cpu.threads() };
+    let job = ChunkJob { bos: options.bos, outputs, threads: backend.cpu().threads() };
     Evaluator::new(model, &collecting, caches, options.batch).run_chunks(&chunks, &job, score, &mut done)?;
     Ok((collecting.into_statistics(), total))
 }

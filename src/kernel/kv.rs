@@ -16,7 +16,7 @@ pub const PAGE: usize = 256;
 const SHARED: usize = 32;
 
 /// An element type of the KV cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KvType {
     F32,
     F16,

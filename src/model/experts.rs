@@ -5,7 +5,7 @@
 
 use super::weights::Experts;
 use crate::Result;
-use crate::backend::Backend;
+use crate::backend::{Backend, Gate};
 
 /// Buffers of a mixture, reused from layer to layer.
 pub(super) struct ExpertBuffers<B: Backend> {
@@ -53,14 +53,14 @@ pub(super) fn mixture<B: Backend>(
 ) -> Result<()> {
     let ExpertBuffers { scores, tokens, gate, up, wide } = work;
     backend.linear(&experts.router, x, scores)?; // [rows, experts]
-    let shares = route(&backend.read(scores), experts.gate.len(), experts.jitter);
+    let shares = route(&backend.read(scores)?, experts.gate.len(), experts.jitter);
     backend.zeros_like(x, out); // [rows, hidden]
     for (expert, share) in shares.iter().enumerate().filter(|(_, share)| !share.rows.is_empty()) {
         backend.gather(x, &share.rows, tokens); // [tokens, hidden]
         backend.linear(&experts.gate[expert], tokens, gate)?; // [tokens, feed_forward]
         backend.linear(&experts.up[expert], tokens, up)?; // [tokens, feed_forward]
         backend.concat(&[gate, up], wide); // [tokens, gate + up]
-        backend.swiglu(wide, gate); // [tokens, feed_forward]
+        backend.gate(Gate::Swiglu, wide, gate); // [tokens, feed_forward]
         backend.linear(&experts.down[expert], gate, tokens)?; // [tokens, hidden]
         backend.scatter_add(tokens, &share.rows, &share.weights, out);
     }

@@ -59,8 +59,7 @@ pub fn forward<B: Backend>(
     let hyper = &model.hyper;
     let eps = hyper.norm_eps;
     let Workspace { x, y, z, wide, inner, split, experts, logits, rotation } = work;
-    rotation.cos.clear();
-    rotation.sin.clear();
+    rotation.clear();
     for (part, &regime) in parts.iter().zip(regimes) {
         model.rope.extend(rotation, regime, part.position..part.position + part.rows.len());
     }
@@ -68,6 +67,7 @@ pub fn forward<B: Backend>(
     backend.embed(&model.embedding, ids, x)?; // [rows, hidden]
     backend.scale(x, hyper.embedding_scale);
     for (i, layer) in model.layers.iter().enumerate() {
+        backend.begin_layer(i, x)?;
         norm(backend, &layer.attention_norm, eps, x, y); // [rows, hidden]
         project(backend, &layer.qkv, y, split, wide)?; // [rows, q + k + v]
         let heads = Heads {
@@ -78,7 +78,7 @@ pub fn forward<B: Backend>(
             window: hyper.window,
             sparse: hyper.sparse(i),
         };
-        backend.attention(i, &heads, rotation, wide, parts, inner); // [rows, heads · head]
+        backend.attention(i, &heads, rotation, wide, parts, inner)?; // [rows, heads · head]
         if i + 1 == model.layers.len() && !backend.wants_every_row() {
             // Nothing else sees the other rows now: from here on rows are those of `outputs`.
             if outputs.is_empty() {
@@ -89,8 +89,7 @@ pub fn forward<B: Backend>(
                 std::mem::swap(rows, z);
             }
         }
-        linear(backend, &layer.attention_output, inner, z)?; // [rows, hidden]
-        backend.add(x, z);
+        linear_add(backend, &layer.attention_output, inner, z, x)?; // [rows, hidden]
 
         if let Some(weights) = &layer.feed_forward_norm {
             norm(backend, weights, eps, x, y); // [rows, hidden]
@@ -99,21 +98,18 @@ pub fn forward<B: Backend>(
             FeedForward::Gelu { up, down } => {
                 linear(backend, up, y, inner)?; // [rows, feed_forward]
                 backend.gelu(inner);
-                linear(backend, down, inner, z)?; // [rows, hidden]
+                linear_add(backend, down, inner, z, x)?; // [rows, hidden]
             }
-            FeedForward::SwiGlu { gate_up, down } => {
-                linear(backend, gate_up, y, wide)?; // [rows, gate + up]
-                backend.swiglu(wide, inner); // [rows, feed_forward]
-                linear(backend, down, inner, z)?; // [rows, hidden]
+            FeedForward::Gated { gate_up, gate, down } => {
+                let (weight, bias) = (&gate_up.weight, gate_up.bias.as_ref());
+                backend.linear_gate(weight, bias, *gate, y, wide, inner)?; // [rows, feed_forward]
+                linear_add(backend, down, inner, z, x)?; // [rows, hidden]
             }
-            FeedForward::GeGelu { gate_up, down, limit } => {
-                linear(backend, gate_up, y, wide)?; // [rows, gate + up]
-                backend.gegelu(wide, *limit, inner); // [rows, feed_forward]
-                linear(backend, down, inner, z)?; // [rows, hidden]
+            FeedForward::Experts(weights) => {
+                mixture(backend, weights, y, experts, z)?; // [rows, hidden]
+                backend.add(x, z);
             }
-            FeedForward::Experts(weights) => mixture(backend, weights, y, experts, z)?, // [rows, hidden]
         }
-        backend.add(x, z);
     }
     if outputs.is_empty() {
         return Ok(Vec::new());
@@ -125,7 +121,7 @@ pub fn forward<B: Backend>(
     norm(backend, &model.output_norm, eps, x, y); // [outputs, hidden]
     linear(backend, &model.head, y, logits)?; // [outputs, vocabulary]
     backend.scale(logits, hyper.logit_scale);
-    let mut read = backend.read(logits);
+    let mut read = backend.read(logits)?;
     for row in read.chunks_exact_mut(model.vocabulary()) {
         model.unused.iter().for_each(|id| row[*id as usize] = f32::MIN);
     }
@@ -145,6 +141,17 @@ fn linear<B: Backend>(backend: &B, linear: &Linear, x: &B::Buffer, out: &mut B::
         backend.add_bias(out, bias);
     }
     Ok(())
+}
+
+/// `sum += x · weightᵀ + bias`.
+fn linear_add<B: Backend>(
+    backend: &B,
+    linear: &Linear,
+    x: &B::Buffer,
+    scratch: &mut B::Buffer,
+    sum: &mut B::Buffer,
+) -> Result<()> {
+    backend.linear_add(&linear.weight, linear.bias.as_ref(), x, scratch, sum)
 }
 
 /// Queries, keys and values of each row, side by side in `out`.

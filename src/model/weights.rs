@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Architecture, Hyper, Rope};
-use crate::backend::Matrix;
+use crate::backend::{Gate, Matrix, Vector};
 use crate::gguf::Gguf;
 use crate::{Error, Result, quant};
 
@@ -41,15 +41,15 @@ pub struct Layer {
 pub struct Linear {
     pub weight: Matrix,
     /// As many elements as the weight has rows.
-    pub bias: Option<Vec<f32>>,
+    pub bias: Option<Vector>,
 }
 
 /// A normalisation's parameters, of the width of what it normalises.
 pub enum Norm {
     /// `x / rms(x) · weight`.
-    Rms { weight: Vec<f32> },
+    Rms { weight: Vector },
     /// `(x − mean(x)) / std(x) · weight + bias`.
-    Layer { weight: Vec<f32>, bias: Vec<f32> },
+    Layer { weight: Vector, bias: Vector },
 }
 
 /// The projection to queries, keys and values.
@@ -67,16 +67,11 @@ pub enum FeedForward {
         up: Linear,
         down: Linear,
     },
-    /// `down(silu(gate(x)) · up(x))`; gate and up are one matrix `[2 · feed_forward, hidden]`.
-    SwiGlu {
+    /// `down(gate(gate(x), up(x)))`; gate and up are one matrix `[2 · feed_forward, hidden]`.
+    Gated {
         gate_up: Linear,
+        gate: Gate,
         down: Linear,
-    },
-    /// The same with Phi-3-small's GEGELU.
-    GeGelu {
-        gate_up: Linear,
-        down: Linear,
-        limit: f32,
     },
     Experts(Experts),
 }
@@ -164,24 +159,37 @@ impl Model {
 
     /// The matrices of all layers that a token is multiplied with; of experts, as many as it uses.
     pub fn layer_matrices(&self) -> Vec<&Matrix> {
+        self.layers.iter().flat_map(Layer::used_matrices).collect()
+    }
+}
+
+impl Layer {
+    /// All its matrices.
+    pub fn matrices(&self) -> Vec<&Matrix> {
+        self.some_matrices(usize::MAX)
+    }
+
+    /// Those that a token is multiplied with; of experts, as many as it uses.
+    pub fn used_matrices(&self) -> Vec<&Matrix> {
+        self.some_matrices(EXPERTS_USED)
+    }
+
+    /// All of its matrices but experts beyond the first `most`.
+    fn some_matrices(&self, most: usize) -> Vec<&Matrix> {
         let mut all = Vec::new();
-        for layer in &self.layers {
-            match &layer.qkv {
-                Qkv::Fused(linear) => all.push(&linear.weight),
-                Qkv::Split(parts) => all.extend(parts.iter().map(|part| &part.weight)),
+        match &self.qkv {
+            Qkv::Fused(linear) => all.push(&linear.weight),
+            Qkv::Split(parts) => all.extend(parts.iter().map(|part| &part.weight)),
+        }
+        all.push(&self.attention_output.weight);
+        match &self.feed_forward {
+            FeedForward::Gelu { up: wide, down } | FeedForward::Gated { gate_up: wide, down, .. } => {
+                all.extend([&wide.weight, &down.weight]);
             }
-            all.push(&layer.attention_output.weight);
-            match &layer.feed_forward {
-                FeedForward::Gelu { up: wide, down }
-                | FeedForward::SwiGlu { gate_up: wide, down }
-                | FeedForward::GeGelu { gate_up: wide, down, .. } => {
-                    all.extend([&wide.weight, &down.weight]);
-                }
-                FeedForward::Experts(experts) => {
-                    all.push(&experts.router);
-                    let parts = [&experts.gate, &experts.up, &experts.down];
-                    all.extend(parts.iter().flat_map(|part| part.iter().take(EXPERTS_USED)));
-                }
+            FeedForward::Experts(experts) => {
+                all.push(&experts.router);
+                let parts = [&experts.gate, &experts.up, &experts.down];
+                all.extend(parts.iter().flat_map(|part| part.iter().take(most)));
             }
         }
         all
@@ -236,11 +244,13 @@ impl Binder<'_> {
         let down = || self.linear(&format!("blk.{i}.ffn_down"), hidden, feed_forward);
         Ok(match self.hyper.architecture {
             Architecture::Phi2 => FeedForward::Gelu { up: wide(feed_forward)?, down: down()? },
-            Architecture::Phi3 => FeedForward::SwiGlu { gate_up: wide(2 * feed_forward)?, down: down()? },
-            Architecture::Phi3Small => FeedForward::GeGelu {
+            Architecture::Phi3 => {
+                FeedForward::Gated { gate_up: wide(2 * feed_forward)?, gate: Gate::Swiglu, down: down()? }
+            }
+            Architecture::Phi3Small => FeedForward::Gated {
                 gate_up: wide(2 * feed_forward)?,
+                gate: Gate::Gegelu { limit: self.hyper.gelu_limit },
                 down: down()?,
-                limit: self.hyper.gelu_limit,
             },
             Architecture::PhiMoe => FeedForward::Experts(self.experts(i)?),
         })
@@ -308,12 +318,12 @@ impl Binder<'_> {
     }
 
     /// A vector of `length`, decoded.
-    fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
-        self.or_else(self.try_vector(name, length), || vec![1.0; length])
+    fn vector(&self, name: &str, length: usize) -> Result<Vector> {
+        self.or_else(self.try_vector(name, length), || vec![1.0; length]).map(Vector::new)
     }
 
     /// The same; `None` if there is no such tensor.
-    fn optional_vector(&self, name: &str, length: usize) -> Result<Option<Vec<f32>>> {
+    fn optional_vector(&self, name: &str, length: usize) -> Result<Option<Vector>> {
         self.file.tensor(name).map(|_| self.vector(name, length)).transpose()
     }
 

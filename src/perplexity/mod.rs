@@ -8,7 +8,7 @@ pub mod tasks;
 
 use std::ops::ControlFlow;
 
-use crate::backend::cpu::Cpu;
+use crate::backend::hybrid::Hybrid;
 use crate::engine::KvType;
 use crate::engine::evaluate::{ChunkJob, Evaluator, caches};
 use crate::engine::score::{Likelihood, log_probability};
@@ -18,7 +18,8 @@ use crate::{Error, Result};
 /// The model and the means to run it.
 pub struct Setup<'a> {
     pub model: &'a Model,
-    pub cpu: &'a Cpu,
+    /// What computes.
+    pub backend: &'a Hybrid,
     /// Element types of the cached keys and values.
     pub cache_types: (KvType, KvType),
     /// Tokens computed at once, at most.
@@ -29,14 +30,14 @@ pub struct Setup<'a> {
 
 impl<'a> Setup<'a> {
     /// For sequences of `context` tokens, as many of `most` at once as make a batch.
-    fn evaluator(&self, most: usize, context: usize) -> Result<Evaluator<'a, Cpu>> {
+    fn evaluator(&self, most: usize, context: usize) -> Result<Evaluator<'a, Hybrid>> {
         let together = (self.batch / context.max(1)).clamp(1, most.max(1));
-        let caches = caches(self.model, self.cache_types, together, context)?;
-        Ok(Evaluator::new(self.model, self.cpu, caches, self.batch))
+        let caches = caches(self.backend, self.model, self.cache_types, together, context)?;
+        Ok(Evaluator::new(self.model, self.backend, caches, self.batch))
     }
 
     fn job(&self, outputs: std::ops::Range<usize>) -> ChunkJob {
-        ChunkJob { bos: self.bos, outputs, threads: self.cpu.threads() }
+        ChunkJob { bos: self.bos, outputs, threads: self.backend.cpu().threads() }
     }
 
     /// Fails with a token that the model has not.

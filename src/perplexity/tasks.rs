@@ -311,8 +311,8 @@ pub fn run(
         )));
     }
     let together = (setup.batch / longest.max(1)).clamp(1, TOGETHER).min(tasks.len().max(1));
-    let caches = caches(setup.model, setup.cache_types, together, longest)?;
-    let mut evaluator = Evaluator::new(setup.model, setup.cpu, caches, setup.batch);
+    let caches = caches(setup.backend, setup.model, setup.cache_types, together, longest)?;
+    let mut evaluator = Evaluator::new(setup.model, setup.backend, caches, setup.batch);
     let mut score = Score::default();
     for (tasks, tokenized) in tasks.chunks(together).zip(tokenized.chunks(together)) {
         let means = evaluate(&mut evaluator, tokenized)?;

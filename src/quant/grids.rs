@@ -7,17 +7,47 @@
 //! and [`LEVELS_IQ1`].
 
 /// What the levels 0, 1, 2 of an IQ2 point stand for (eight times the odd numbers 1, 3, 5, a little stretched).
-pub(super) const LEVELS_IQ2: [u8; 4] = [8, 25, 43, 0];
+pub(crate) const LEVELS_IQ2: [u8; 4] = [8, 25, 43, 0];
 /// What the levels of an IQ3_XXS point stand for.
-pub(super) const LEVELS_IQ3_XXS: [u8; 8] = [4, 12, 20, 28, 36, 44, 52, 62];
+pub(crate) const LEVELS_IQ3_XXS: [u8; 8] = [4, 12, 20, 28, 36, 44, 52, 62];
 /// What the levels of an IQ3_S point stand for.
-pub(super) const LEVELS_IQ3_S: [u8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
+pub(crate) const LEVELS_IQ3_S: [u8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
 /// What the levels of an IQ1 point stand for.
-pub(super) const LEVELS_IQ1: [i8; 4] = [-1, 0, 1, 0];
+pub(crate) const LEVELS_IQ1: [i8; 4] = [-1, 0, 1, 0];
+
+/// The points of an IQ2 codebook, a byte a coordinate.
+pub(crate) const fn eight_bytes<const N: usize>(points: &[u16; N], levels: [u8; 4]) -> [u64; N] {
+    let mut all = [0; N];
+    let mut i = 0;
+    while i < N {
+        let mut k = 0;
+        while k < 8 {
+            all[i] |= (levels[(points[i] >> (2 * k)) as usize & 3] as u64) << (8 * k);
+            k += 1;
+        }
+        i += 1;
+    }
+    all
+}
+
+/// The points of an IQ3 codebook, a byte a coordinate.
+pub(crate) const fn four_bytes<const N: usize>(points: &[u16; N], levels: [u8; 8]) -> [u32; N] {
+    let mut all = [0; N];
+    let mut i = 0;
+    while i < N {
+        let mut k = 0;
+        while k < 4 {
+            all[i] |= (levels[(points[i] >> (3 * k)) as usize & 7] as u32) << (8 * k);
+            k += 1;
+        }
+        i += 1;
+    }
+    all
+}
 
 /// IQ2_XXS: 256 points of 8 coordinates.
 #[rustfmt::skip]
-pub(super) static IQ2_XXS: [u16; 256] = [
+pub(crate) static IQ2_XXS: [u16; 256] = [
     0, 2, 5, 8, 10, 17, 20, 32, 34, 40, 42, 65, 68, 80, 88, 97,
     100, 128, 130, 138, 162, 257, 260, 272, 277, 320, 388, 408, 512, 514, 546, 642,
     1025, 1028, 1040, 1057, 1060, 1088, 1090, 1096, 1120, 1153, 1156, 1168, 1188, 1280, 1282, 1288,
@@ -38,7 +68,7 @@ pub(super) static IQ2_XXS: [u16; 256] = [
 
 /// IQ2_XS: 512 points of 8 coordinates.
 #[rustfmt::skip]
-pub(super) static IQ2_XS: [u16; 512] = [
+pub(crate) static IQ2_XS: [u16; 512] = [
     0, 2, 5, 8, 10, 17, 20, 22, 25, 32, 34, 37, 40, 65, 68, 70,
     73, 80, 82, 85, 88, 97, 100, 128, 130, 133, 136, 145, 148, 153, 160, 257,
     260, 262, 265, 272, 274, 277, 280, 282, 289, 292, 320, 322, 325, 328, 337, 340,
@@ -75,7 +105,7 @@ pub(super) static IQ2_XS: [u16; 512] = [
 
 /// IQ2_S: 1024 points of 8 coordinates.
 #[rustfmt::skip]
-pub(super) static IQ2_S: [u16; 1024] = [
+pub(crate) static IQ2_S: [u16; 1024] = [
     0, 2, 5, 8, 10, 17, 20, 22, 25, 32, 34, 37, 40, 65, 68, 70,
     73, 80, 82, 85, 88, 97, 100, 102, 105, 128, 130, 133, 136, 145, 148, 160,
     165, 170, 257, 260, 262, 265, 272, 274, 277, 280, 289, 292, 320, 322, 325, 328,
@@ -144,7 +174,7 @@ pub(super) static IQ2_S: [u16; 1024] = [
 
 /// IQ3_XXS: 256 points of 4 coordinates.
 #[rustfmt::skip]
-pub(super) static IQ3_XXS: [u16; 256] = [
+pub(crate) static IQ3_XXS: [u16; 256] = [
     0, 2, 4, 9, 11, 15, 16, 18, 25, 34, 59, 61, 65, 67, 72, 74,
     81, 85, 88, 90, 97, 108, 120, 128, 130, 132, 137, 144, 146, 153, 155, 159,
     169, 175, 189, 193, 199, 200, 202, 213, 248, 267, 287, 292, 303, 315, 317, 321,
@@ -165,7 +195,7 @@ pub(super) static IQ3_XXS: [u16; 256] = [
 
 /// IQ3_S: 512 points of 4 coordinates.
 #[rustfmt::skip]
-pub(super) static IQ3_S: [u16; 512] = [
+pub(crate) static IQ3_S: [u16; 512] = [
     0, 1, 2, 5, 7, 8, 9, 10, 12, 14, 16, 17, 21, 27, 32, 34,
     37, 39, 41, 43, 48, 50, 57, 60, 63, 64, 65, 66, 68, 72, 73, 77,
     80, 83, 87, 89, 93, 100, 113, 117, 122, 128, 129, 133, 135, 136, 139, 142,
@@ -202,7 +232,7 @@ pub(super) static IQ3_S: [u16; 512] = [
 
 /// IQ1_S and IQ1_M: 2048 points of 8 coordinates.
 #[rustfmt::skip]
-pub(super) static IQ1: [u16; 2048] = [
+pub(crate) static IQ1: [u16; 2048] = [
     0, 2, 5, 8, 10, 17, 21, 32, 34, 40, 42, 69, 81, 84, 86, 101,
     128, 130, 136, 138, 149, 160, 162, 168, 170, 260, 261, 273, 276, 278, 281, 282,
     293, 321, 326, 329, 338, 341, 346, 353, 356, 358, 360, 389, 401, 404, 406, 421,

@@ -4,7 +4,7 @@ mod batch;
 pub mod extra;
 pub mod float;
 pub mod fp4;
-mod grids;
+pub(crate) mod grids;
 pub mod iq1;
 mod iq1_fit;
 pub mod iq2;

@@ -11,7 +11,7 @@ pub use saved::LAYOUT;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Backend, Heads, Matrix, Part, Rotation};
+use super::{Backend, Gate, Heads, Matrix, Part, Rotation, Vector};
 use crate::kernel::matmul::PackedTokens;
 use crate::kernel::{Activations, Pool, SharedMut, activation, elementwise};
 use crate::simd::Level;
@@ -41,6 +41,22 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// Becomes `data` in rows of `columns`.
+    pub fn fill(&mut self, data: &[f32], columns: usize) {
+        self.resize(data.len() / columns.max(1), columns);
+        self.data_mut().copy_from_slice(data);
+    }
+
+    /// Rows and columns.
+    pub(super) fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// All rows.
+    pub(super) fn contents(&self) -> &[f32] {
+        self.data()
+    }
+
     /// Makes it `[rows, columns]`; contents are then unspecified.
     fn resize(&mut self, rows: usize, columns: usize) {
         (self.rows, self.columns) = (rows, columns);
@@ -112,7 +128,7 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn rms_norm(&self, x: &Buffer, weight: &[f32], eps: f32, out: &mut Buffer) {
+    fn rms_norm(&self, x: &Buffer, weight: &Vector, eps: f32, out: &mut Buffer) {
         out.resize(x.rows(), x.columns);
         let to = SharedMut::new(out.data_mut());
         self.each_row(x.rows(), x.columns, |row| {
@@ -123,7 +139,7 @@ impl Backend for Cpu {
         });
     }
 
-    fn layer_norm(&self, x: &Buffer, weight: &[f32], bias: &[f32], eps: f32, out: &mut Buffer) {
+    fn layer_norm(&self, x: &Buffer, weight: &Vector, bias: &Vector, eps: f32, out: &mut Buffer) {
         out.resize(x.rows(), x.columns);
         let to = SharedMut::new(out.data_mut());
         self.each_row(x.rows(), x.columns, |row| {
@@ -150,25 +166,18 @@ impl Backend for Cpu {
         });
     }
 
-    fn swiglu(&self, gate_up: &Buffer, out: &mut Buffer) {
+    fn gate(&self, gate: Gate, gate_up: &Buffer, out: &mut Buffer) {
         let width = gate_up.columns / 2;
         out.resize(gate_up.rows(), width);
         let to = SharedMut::new(out.data_mut());
         self.each_row(gate_up.rows(), gate_up.columns, |row| {
-            let (gate, up) = gate_up.data()[row * 2 * width..][..2 * width].split_at(width);
+            let (opened, up) = gate_up.data()[row * 2 * width..][..2 * width].split_at(width);
             // Sound: each task writes its own row.
-            elementwise::swiglu(gate, up, unsafe { to.slice(row * width, width) });
-        });
-    }
-
-    fn gegelu(&self, gate_up: &Buffer, limit: f32, out: &mut Buffer) {
-        let width = gate_up.columns / 2;
-        out.resize(gate_up.rows(), width);
-        let to = SharedMut::new(out.data_mut());
-        self.each_row(gate_up.rows(), gate_up.columns, |row| {
-            let (gate, up) = gate_up.data()[row * 2 * width..][..2 * width].split_at(width);
-            // Sound: each task writes its own row.
-            activation::gegelu(self.level, gate, up, limit, unsafe { to.slice(row * width, width) });
+            let out = unsafe { to.slice(row * width, width) };
+            match gate {
+                Gate::Swiglu => elementwise::swiglu(opened, up, out),
+                Gate::Gegelu { limit } => activation::gegelu(self.level, opened, up, limit, out),
+            }
         });
     }
 
@@ -181,7 +190,7 @@ impl Backend for Cpu {
         });
     }
 
-    fn add_bias(&self, x: &mut Buffer, bias: &[f32]) {
+    fn add_bias(&self, x: &mut Buffer, bias: &Vector) {
         let (rows, columns) = (x.rows(), x.columns);
         let to = SharedMut::new(x.data_mut());
         // Sound: each task writes its own row.
@@ -231,9 +240,10 @@ impl Backend for Cpu {
         qkv: &Buffer,
         parts: &mut [Part<'_, Cache>],
         out: &mut Buffer,
-    ) {
+    ) -> Result<()> {
         out.resize(qkv.rows(), heads.count * heads.size);
         self.attend(layer, heads, rotation, qkv, parts, out);
+        Ok(())
     }
 
     fn gather(&self, x: &Buffer, rows: &[usize], out: &mut Buffer) {
@@ -243,7 +253,7 @@ impl Backend for Cpu {
         }
     }
 
-    fn read(&self, x: &Buffer) -> Vec<f32> {
-        x.data().to_vec()
+    fn read(&self, x: &Buffer) -> Result<Vec<f32>> {
+        Ok(x.data().to_vec())
     }
 }

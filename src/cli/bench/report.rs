@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::subject::Subject;
 use crate::bench::{Limits, Measurement, Test};
+use crate::cli::offload::GpuLayers;
 use crate::engine::KvType;
 
 /// How to print results.
@@ -27,6 +28,8 @@ pub struct Setup {
     pub batch: usize,
     pub ubatch: usize,
     pub threads: usize,
+    /// As asked for.
+    pub gpu_layers: Option<GpuLayers>,
     pub type_k: KvType,
     pub type_v: KvType,
 }
@@ -39,6 +42,10 @@ pub struct Row<'a> {
     pub limits: &'a Limits,
     /// Name of the processor.
     pub cpu: &'a str,
+    /// Names of the GPUs that take part.
+    pub gpu: String,
+    /// Layers on them; the head counts as one.
+    pub gpu_layers: usize,
     /// When it was measured, ISO 8601.
     pub time: String,
 }
@@ -135,15 +142,15 @@ impl Row<'_> {
 
     /// All but the single repetitions.
     fn fields(&self) -> Map<String, Value> {
-        let Setup { test, batch, ubatch, threads, type_k, type_v } = self.setup;
+        let Setup { test, batch, ubatch, threads, type_k, type_v, .. } = self.setup;
         let nanoseconds: Vec<f64> = self.seconds().iter().map(|seconds| seconds * 1e9).collect();
         let ((ns, ns_deviation), (speed, deviation)) = (statistics(&nanoseconds), statistics(&self.speeds()));
         let (read, products, share) = self.achieved();
         let fields = json!({
             "build_version": env!("CARGO_PKG_VERSION"),
             "cpu_info": self.cpu,
-            "gpu_info": "",
-            "backends": "CPU",
+            "gpu_info": self.gpu,
+            "backends": if self.gpu_layers > 0 { "CPU,GPU" } else { "CPU" },
             "isa": crate::simd::Level::current().name(),
             "model_filename": self.subject.filename,
             "model_type": self.subject.description,
@@ -154,7 +161,7 @@ impl Row<'_> {
             "n_threads": threads,
             "type_k": name(*type_k),
             "type_v": name(*type_v),
-            "n_gpu_layers": 0,
+            "n_gpu_layers": self.gpu_layers,
             "n_prompt": test.prompt,
             "n_gen": test.generate,
             "n_depth": test.depth,
@@ -197,6 +204,7 @@ impl Row<'_> {
             self.subject.description.clone(),
             size(self.subject.bytes),
             count(self.subject.parameters),
+            self.gpu_layers.to_string(),
             setup.threads.to_string(),
             setup.ubatch.min(setup.batch).to_string(),
             cache,
@@ -204,7 +212,8 @@ impl Row<'_> {
             format!("{speed:.2} ± {deviation:.2}"),
             format!("{:.1}", read / 1e9),
             format!("{:.1}", products / 1e9),
-            format!("{:.0} %", 100.0 * share),
+            // The limits are the CPU's.
+            if self.gpu_layers > 0 { "-".to_owned() } else { format!("{:.0} %", 100.0 * share) },
         ]
     }
 }
@@ -241,10 +250,11 @@ pub fn test_name(test: &Test) -> String {
 }
 
 /// Headings of the table, widths, and whether they are aligned to the right.
-const COLUMNS: [(&str, usize, bool); 11] = [
+const COLUMNS: [(&str, usize, bool); 12] = [
     ("model", 30, false),
     ("size", 10, true),
     ("params", 8, true),
+    ("ngl", 3, true),
     ("threads", 7, true),
     ("batch", 5, true),
     ("kv", 9, true),
@@ -319,6 +329,7 @@ mod tests {
                 batch: 2048,
                 ubatch: 512,
                 threads: 2,
+                gpu_layers: None,
                 type_k: KvType::F16,
                 type_v: KvType::F16,
             },
@@ -329,6 +340,8 @@ mod tests {
             },
             limits: &Limits { read: 40e9, integer: 1e12, float: 1e11 },
             cpu: "a processor",
+            gpu: String::new(),
+            gpu_layers: 0,
             time: "2026-01-01T00:00:00Z".into(),
         };
         let mut out = Vec::new();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, ValueEnum};
 
 use crate::cli::model::{CacheType, ModelArgs, NumaArg};
+use crate::cli::offload::OffloadArgs;
 use crate::text::SamplerOptions;
 
 const EXAMPLES: &str = "\
@@ -31,6 +32,8 @@ pub struct Args {
     pub prompt: PromptArgs,
     #[command(flatten)]
     pub machine: MachineArgs,
+    #[command(flatten)]
+    pub offload: OffloadArgs,
     #[command(flatten)]
     pub speculation: SpeculationArgs,
     #[command(flatten)]
@@ -117,9 +120,6 @@ pub struct MachineArgs {
     /// -ctv: element type of the cached values
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub cache_type_v: CacheType,
-    /// -ngl: layers to put on a GPU: a number, auto or all
-    #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", allow_negative_numbers = true)]
-    pub gpu_layers: Option<GpuLayers>,
     /// -fa: accepted; attention never stores its score matrix here
     #[arg(long, value_name = "on|off|auto", num_args = 0..=1, default_missing_value = "on")]
     #[arg(value_parser = ["on", "off", "auto"])]
@@ -236,26 +236,6 @@ pub enum When {
     Auto,
 }
 
-/// How many layers to put on a GPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GpuLayers {
-    Auto,
-    All,
-    Count(u64),
-}
-
-impl std::str::FromStr for GpuLayers {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text {
-            "auto" | "-1" => Ok(Self::Auto),
-            "all" | "-2" => Ok(Self::All),
-            _ => text.parse().map(Self::Count).map_err(|_| "expected a number of layers, auto or all".into()),
-        }
-    }
-}
-
 impl MachineArgs {
     /// Threads asked for; like llama.cpp, 0 and less mean as many as there are.
     pub fn threads(&self) -> Option<usize> {
@@ -325,13 +305,5 @@ mod tests {
         for wrong in ["", "15043", "15043+", "+1", "x-1", "1-nan", "-1-1"] {
             assert!(logit_bias(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn gpu_layers() {
-        assert_eq!("10".parse(), Ok(GpuLayers::Count(10)));
-        assert_eq!("auto".parse(), Ok(GpuLayers::Auto));
-        assert_eq!("all".parse(), Ok(GpuLayers::All));
-        assert!("some".parse::<GpuLayers>().is_err());
     }
 }

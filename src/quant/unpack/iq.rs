@@ -12,43 +12,13 @@ const SPAN: usize = 128;
 /// What is added to signed values to make lanes of them: IQ3_XXS reaches 62.
 const MIDDLE: u8 = 64;
 
-/// The points of an IQ2 codebook, a byte a coordinate.
-const fn eight_bytes<const N: usize>(points: &[u16; N], levels: [u8; 4]) -> [u64; N] {
-    let mut all = [0; N];
-    let mut i = 0;
-    while i < N {
-        let mut k = 0;
-        while k < 8 {
-            all[i] |= (levels[(points[i] >> (2 * k)) as usize & 3] as u64) << (8 * k);
-            k += 1;
-        }
-        i += 1;
-    }
-    all
-}
-
-/// The points of an IQ3 codebook, a byte a coordinate.
-const fn four_bytes<const N: usize>(points: &[u16; N], levels: [u8; 8]) -> [u32; N] {
-    let mut all = [0; N];
-    let mut i = 0;
-    while i < N {
-        let mut k = 0;
-        while k < 4 {
-            all[i] |= (levels[(points[i] >> (3 * k)) as usize & 7] as u32) << (8 * k);
-            k += 1;
-        }
-        i += 1;
-    }
-    all
-}
-
-static IQ2_XXS: [u64; 256] = eight_bytes(&grids::IQ2_XXS, grids::LEVELS_IQ2);
-static IQ2_XS: [u64; 512] = eight_bytes(&grids::IQ2_XS, grids::LEVELS_IQ2);
-static IQ2_S: [u64; 1024] = eight_bytes(&grids::IQ2_S, grids::LEVELS_IQ2);
-static IQ3_XXS: [u32; 256] = four_bytes(&grids::IQ3_XXS, grids::LEVELS_IQ3_XXS);
-static IQ3_S: [u32; 512] = four_bytes(&grids::IQ3_S, grids::LEVELS_IQ3_S);
+static IQ2_XXS: [u64; 256] = grids::eight_bytes(&grids::IQ2_XXS, grids::LEVELS_IQ2);
+static IQ2_XS: [u64; 512] = grids::eight_bytes(&grids::IQ2_XS, grids::LEVELS_IQ2);
+static IQ2_S: [u64; 1024] = grids::eight_bytes(&grids::IQ2_S, grids::LEVELS_IQ2);
+static IQ3_XXS: [u32; 256] = grids::four_bytes(&grids::IQ3_XXS, grids::LEVELS_IQ3_XXS);
+static IQ3_S: [u32; 512] = grids::four_bytes(&grids::IQ3_S, grids::LEVELS_IQ3_S);
 /// Eight times the levels -1, 0, 1, plus 16.
-static IQ1: [u64; 2048] = eight_bytes(&grids::IQ1, [8, 16, 24, 16]);
+static IQ1: [u64; 2048] = grids::eight_bytes(&grids::IQ1, [8, 16, 24, 16]);
 
 /// Magnitudes under their signs (a bit a column, 1 negative), plus [`MIDDLE`].
 #[inline(always)]
