@@ -2,7 +2,7 @@
 """Tiny checkpoints of every model of the Phi family, and the logits that transformers (float32) gives for them.
 
     scripts/family_goldens.py --golden tests/golden/family.json      what tests/family.rs checks
-    scripts/family_goldens.py --write FOLDER                         the checkpoints themselves, one folder a model
+    scripts/family_goldens.py --write FOLDER [--wide]                the checkpoints themselves, one folder a model
     scripts/family_goldens.py --tokenizers tests/data                trains the vocabulary; writes tokenizer-*.json
 
 Shapes follow the published models' proportions. Weights are a function of the tensor's name and the element's place
@@ -102,6 +102,22 @@ MODELS = {
     "phi-3-small-128k": ({**SMALL, "hidden_size": 64, "ff_intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
                           "num_key_value_heads": 2, "max_position_embeddings": 1024, "original_max_position_embeddings": 96,
                           "rope_scaling": longrope(8, short_mscale=1.0, long_mscale=1.19, original_max_position_embeddings=96)}, 120),
+}
+
+# The same models with the published heads and widths that K-quants can take: rows of whole 256-element blocks.
+WIDE = {
+    "phi-1_5": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
+    "phi-2": {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16},
+    "phi-3-mini-4k": {"hidden_size": 768, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8},
+    "phi-3-medium-128k": {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 1,
+                          "rope_scaling": longrope(64)},
+    "phi-4": {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 1},
+    "phi-4-mini": {"hidden_size": 768, "intermediate_size": 1024, "num_attention_heads": 6, "num_key_value_heads": 2,
+                   "rope_scaling": longrope(48)},
+    "phi-3.5-moe": {"hidden_size": 512, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 1,
+                    "num_local_experts": 16, "rope_scaling": longrope(64, short_mscale=1.243163121016122, long_mscale=1.243163121016122,
+                                                                      original_max_position_embeddings=32)},
+    "phi-tiny-moe": {"hidden_size": 512, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128},
 }
 
 
@@ -228,46 +244,52 @@ def train_tokenizers(folder):
         (folder / f"tokenizer-{name}.json").write_text(json.dumps(file, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
-def write(folder):
+def write(folder, wide):
+    for name, (config, _) in MODELS.items():
+        if not wide or name in WIDE:
+            write_checkpoint(name, {**config, **(WIDE[name] if wide else {})}, folder / name)
+
+
+def write_checkpoint(name, config, to, dtype="bfloat16"):
+    """A checkpoint folder with the files that the model called `name` has on the hub. Norms are exact in float32 only."""
     import torch
     from safetensors.torch import save_file
-    for name, (config, _) in MODELS.items():
-        to = folder / name
-        to.mkdir(parents=True, exist_ok=True)
-        (to / "config.json").write_text(json.dumps(config, indent=1))
-        save_file({k: torch.from_numpy(v).to(torch.bfloat16) for k, v in tensors(config).items()}, to / "model.safetensors",
-                  metadata={"format": "pt"})
-        if name.startswith(("phi-1", "phi-2", "phi-4")):
-            file = tokenizer(name)
-            (to / "tokenizer.json").write_text(json.dumps(file, ensure_ascii=False))
-            end = file["added_tokens"][1 if name == "phi-4" else 0]["content"]
-            (to / "tokenizer_config.json").write_text(json.dumps({
-                "tokenizer_class": "CodeGenTokenizer" if name < "phi-3" else "GPT2Tokenizer", "bos_token": end, "eos_token": end,
-                "unk_token": end, "add_prefix_space": False, "clean_up_tokenization_spaces": False,
-                "added_tokens_decoder": {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in file["added_tokens"]},
-                **({"chat_template": TEMPLATES[name]} if name in TEMPLATES else {})}, ensure_ascii=False))
-            (to / "vocab.json").write_text(json.dumps(file["model"]["vocab"], ensure_ascii=False))
-            (to / "merges.txt").write_text("#version: 0.2\n" + "\n".join(file["model"]["merges"]) + "\n")
-        if name.startswith(("phi-3-m", "phi-3.5", "phi-tiny")):
-            for part in ("tokenizer.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json"):
-                (to / part).write_bytes((ROOT / "models/phi-tiny" / part).read_bytes())
-        if name.startswith("phi-3-small"):
-            import base64
-            bytes_ = [*range(33, 127), *range(161, 173), *range(174, 256)]
-            table = {chr(b): b for b in bytes_}
-            table.update({chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in bytes_)})
-            lines = [base64.b64encode(bytes(table[c] for c in token)).decode() + f" {rank}"
-                     for token, rank in sorted(tokenizer("phi-4")["model"]["vocab"].items(), key=lambda item: item[1])]
-            (to / "cl100k_base.tiktoken").write_text("\n".join(lines) + "\n")
+    to.mkdir(parents=True, exist_ok=True)
+    (to / "config.json").write_text(json.dumps(config, indent=1))
+    save_file({k: torch.from_numpy(v).to(getattr(torch, dtype)) for k, v in tensors(config).items()}, to / "model.safetensors",
+              metadata={"format": "pt"})
+    if name.startswith(("phi-1", "phi-2", "phi-4")):
+        file = tokenizer(name)
+        (to / "tokenizer.json").write_text(json.dumps(file, ensure_ascii=False))
+        end = file["added_tokens"][1 if name == "phi-4" else 0]["content"]
+        (to / "tokenizer_config.json").write_text(json.dumps({
+            "tokenizer_class": "CodeGenTokenizer" if name < "phi-3" else "GPT2Tokenizer", "bos_token": end, "eos_token": end,
+            "unk_token": end, "add_prefix_space": False, "clean_up_tokenization_spaces": False,
+            "added_tokens_decoder": {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in file["added_tokens"]},
+            **({"chat_template": TEMPLATES[name]} if name in TEMPLATES else {})}, ensure_ascii=False))
+        (to / "vocab.json").write_text(json.dumps(file["model"]["vocab"], ensure_ascii=False))
+        (to / "merges.txt").write_text("#version: 0.2\n" + "\n".join(file["model"]["merges"]) + "\n")
+    if name.startswith(("phi-3-m", "phi-3.5", "phi-tiny")):
+        for part in ("tokenizer.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json"):
+            (to / part).write_bytes((ROOT / "models/phi-tiny" / part).read_bytes())
+    if name.startswith("phi-3-small"):
+        import base64
+        bytes_ = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        table = {chr(b): b for b in bytes_}
+        table.update({chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in bytes_)})
+        lines = [base64.b64encode(bytes(table[c] for c in token)).decode() + f" {rank}"
+                 for token, rank in sorted(tokenizer("phi-4")["model"]["vocab"].items(), key=lambda item: item[1])]
+        (to / "cl100k_base.tiktoken").write_text("\n".join(lines) + "\n")
 
 
-def transformers_logits(config, ids, long):
+def transformers_logits(config, ids, long, attention="eager", last=0):
+    """Logits `[positions, vocab]`, of the `last` positions only if it is not 0; `long`: beyond LongRoPE's limit."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     torch.manual_seed(0)
     kind = config["model_type"]
     parsed = AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"})
-    parsed._attn_implementation = "eager"
+    parsed._attn_implementation = attention
     model = AutoModelForCausalLM.from_config(parsed, torch_dtype=torch.float32).eval()
     state = {k: torch.from_numpy(v) for k, v in tensors(config).items()}
     if kind == "phimoe":
@@ -289,7 +311,7 @@ def transformers_logits(config, ids, long):
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     missing = model.load_state_dict(state, strict=True)
     with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0].double().numpy()
+        return model(torch.tensor([ids]), use_cache=False, logits_to_keep=last).logits[0].double().numpy()
 
 
 def goldens():
@@ -299,7 +321,7 @@ def goldens():
         ids = sequence(count)
         entry = {"config": config, "tensors": shapes(config), "ids": ids, "logits": {}}
         limit = config.get("original_max_position_embeddings") if config.get("rope_scaling") else None
-        lengths = sorted({8, limit or 8, count})
+        lengths = sorted({8, *([limit, limit + 1] if limit else []), count})
         for length in lengths:
             part = ids[:length]
             if config["model_type"] == "phi3small":
@@ -318,12 +340,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=Path)
     parser.add_argument("--write", type=Path)
+    parser.add_argument("--wide", action="store_true", help="with --write: models of 512 to 1280 elements")
     parser.add_argument("--tokenizers", type=Path)
     args = parser.parse_args()
     if args.tokenizers:
         train_tokenizers(args.tokenizers)
     if args.write:
-        write(args.write)
+        write(args.write, args.wide)
     if args.golden:
         args.golden.write_text(json.dumps(goldens(), separators=(",", ":")) + "\n")
 

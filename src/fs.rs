@@ -72,6 +72,10 @@ impl AtomicFile {
             }
         }
         let folder = folder_of(&target);
+        if !folder.exists() {
+            let missing = format!("the folder {} does not exist", folder.display());
+            return Err(Error::io("write", path, io::Error::new(io::ErrorKind::NotFound, missing)));
+        }
         ensure_space(&target, expected_bytes)?;
         if let Some(file) = unnamed(folder) {
             return Ok(Self::new(file, target, Stage::Unnamed, expected_bytes));

@@ -355,3 +355,24 @@ fn a_bench_reports_each_test_beside_the_limits() {
         assert!(message.contains(word), "{message}");
     }
 }
+
+#[test]
+fn tokenize_without_a_model_takes_the_one_in_the_box() {
+    let boxed = phi(&["tokenize", "-p", CONTROLLED, "--ids"]).output().unwrap();
+    let folder = models().join("phi-tiny");
+    let named = phi(&["tokenize", "-m", path(&folder), "-p", CONTROLLED, "--ids"]).output().unwrap();
+    assert_eq!(stdout(&boxed), stdout(&named));
+    assert!(String::from_utf8_lossy(&boxed.stderr).contains("phi-tiny"));
+}
+
+#[test]
+fn a_folder_that_is_not_there_and_a_model_that_is_on_the_hub_are_told() {
+    let folder = models().join("phi-tiny");
+    let out = "none/of/these/model.gguf";
+    let error_of = |arguments: &[&str]| error(&phi(arguments).output().unwrap(), 1);
+    let message = error_of(&["convert", path(&folder), "--outfile", out]);
+    assert!(message.contains("the folder none/of/these does not exist"), "{message}");
+    for command in [&["convert", "microsoft/phi-4"][..], &["inspect", "microsoft/phi-4"]] {
+        assert!(error_of(command).ends_with("give -hf microsoft/phi-4"));
+    }
+}

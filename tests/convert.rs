@@ -269,7 +269,9 @@ fn folders_that_are_no_checkpoints_are_refused() {
     let open = |path: &Path| Checkpoint::open(path).unwrap_err().to_string();
     assert!(open(&checkpoint.out()).contains("has no config.json"));
     assert!(open(&checkpoint.path().join("none")).contains("cannot open the checkpoint folder"));
-    assert!(open(&checkpoint.path().join("config.json")).contains("cannot open the checkpoint folder"));
+    assert!(
+        open(&checkpoint.path().join("config.json")).contains("it is a file; a checkpoint is the folder")
+    );
     fs::write(checkpoint.path().join("config.json"), "{\"architectures\": [").unwrap();
     assert!(error(&checkpoint).contains("config.json: not valid JSON"));
     fs::write(checkpoint.path().join("config.json"), "[".repeat(100_000)).unwrap();
@@ -297,6 +299,11 @@ fn failures_leave_nothing_behind() {
     };
     fails(&mut convert(&shard), "it is also the input");
     assert_eq!(fs::read(&shard).unwrap(), bytes);
+    let config = checkpoint.path().join("config.json");
+    let text = fs::read(&config).unwrap();
+    fails(&mut convert(&config), "it is also the input");
+    assert_eq!(fs::read(&config).unwrap(), text);
+    fails(phi().arg("convert").arg(&shard), "it is a file; a checkpoint is the folder");
     fails(&mut convert(&checkpoint.out().join("none/x.gguf")), "none/x.gguf");
     if cfg!(target_os = "linux") {
         fails(&mut convert(Path::new("/dev/full")), "the disk is full");

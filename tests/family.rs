@@ -91,6 +91,36 @@ fn logits_do_not_depend_on_threads_batches_or_how_the_prompt_was_cut() {
     }
 }
 
+/// Token by token over the limit, each step's logits are those of the whole sequence so far, which the goldens vouch for.
+#[test]
+fn sequences_that_grow_over_the_longrope_limit_are_as_computed_at_once() {
+    for (model, golden) in goldens().as_object().unwrap() {
+        let limit = &golden["config"]["original_max_position_embeddings"];
+        let Some(limit) = limit.as_u64().filter(|_| golden["config"]["rope_scaling"].is_object()) else {
+            continue;
+        };
+        let limit = limit as usize;
+        assert!(
+            golden["logits"].get((limit + 1).to_string()).is_some(),
+            "{model} has no golden beyond its limit"
+        );
+        let ids = ids(golden);
+        let engine = engine(&FamilyCheckpoint::new(model).gguf("F32"), 2, 64);
+        let whole = |length: usize| {
+            let mut sequence = engine.sequence(engine.model_context()).unwrap();
+            feed(&engine, &mut sequence, &ids[..length], 1)
+        };
+        let mut grown = engine.sequence(engine.model_context()).unwrap();
+        feed(&engine, &mut grown, &ids[..limit - 2], 1);
+        for length in limit - 1..=limit + 3 {
+            assert!(
+                feed(&engine, &mut grown, &ids[length - 1..length], 1) == whole(length),
+                "{model}, {length} tokens"
+            );
+        }
+    }
+}
+
 #[test]
 fn every_tensor_has_its_place_and_what_is_missing_is_told() {
     for model in goldens().as_object().unwrap().keys() {
@@ -184,4 +214,53 @@ fn an_unknown_architecture_is_named_with_those_that_are_supported() {
     for word in ["LlamaForCausalLM", "PhiForCausalLM", "Phi3SmallForCausalLM", "PhiMoEForCausalLM"] {
         assert!(error.contains(word), "{error}");
     }
+}
+
+#[test]
+fn an_unknown_tokenizer_is_named_with_those_that_are_supported() {
+    let plan = |model: &str, change: &dyn Fn(&mut Value)| {
+        let checkpoint = FamilyCheckpoint::new(model);
+        let path = checkpoint.path().join("tokenizer.json");
+        let mut json: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        change(&mut json);
+        std::fs::write(&path, json.to_string()).unwrap();
+        let checkpoint = phi::checkpoint::Checkpoint::open(checkpoint.path()).unwrap();
+        phi::convert::Conversion::plan(&checkpoint, &phi::convert::Options::default())
+    };
+    /// A model, what is changed in its tokenizer.json, and what the error says.
+    type Case = (&'static str, fn(&mut Value), [&'static str; 2]);
+    let refused: [Case; 4] = [
+        ("phi-2", |json| json["model"]["type"] = "Unigram".into(), ["\"Unigram\"", "BPE"]),
+        (
+            "phi-2",
+            |json| {
+                json["model"]["type"] = "WordPiece".into();
+                json["decoder"] = Value::Null;
+            },
+            ["WordPiece", "SentencePiece's tokenizer.model"],
+        ),
+        (
+            "phi-2",
+            |json| json["pre_tokenizer"] = serde_json::json!({ "type": "Whitespace" }),
+            ["Whitespace", "Split with a regular expression, and ByteLevel"],
+        ),
+        (
+            "phi-4",
+            |json| json["normalizer"] = serde_json::json!({ "type": "NFKC" }),
+            ["NFKC", "supported is no normalizer"],
+        ),
+    ];
+    for (model, change, words) in refused {
+        let error = plan(model, &change).err().unwrap().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+    // A pattern that has no name is no unknown tokenizer: the file carries it.
+    let unnamed = plan("phi-4", &|json| {
+        json["pre_tokenizer"]["pretokenizers"][0]["pattern"] = serde_json::json!({ "Regex": r"\w+|\W+" });
+        json["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Isolated".into();
+    })
+    .unwrap();
+    assert!(unnamed.warnings().is_empty());
+    let tokenizer = Tokenizer::from_gguf(phi::gguf::Source::metadata(&unnamed)).unwrap();
+    assert_eq!(tokenizer.decode(&tokenizer.encode("a1, b", Special::Text), false), "a1, b");
 }

@@ -97,6 +97,52 @@ fn checkpoints_and_safetensors_are_shown() {
 }
 
 #[test]
+fn a_checkpoint_is_shown_as_the_files_it_can_become() {
+    let checkpoint = TestCheckpoint::new();
+    let text = inspect(&checkpoint.path(), &[]);
+    assert!(text.contains("Model: a shape of its own: architecture phi3, 2 layers of 32"), "{text}");
+    let row = text.lines().find(|line| line.trim_start().starts_with("Q4_K_M")).unwrap();
+    assert!(row.ends_with("fits"), "{row}");
+    assert!(text.contains("8192 tokens") && text.contains("BF16") && !text.contains("MXFP4"), "{text}");
+    let json: Value = serde_json::from_str(&inspect(&checkpoint.path(), &["--json"])).unwrap();
+    let model = &json["model"];
+    assert_eq!((&model["runs"], &model["architecture"]), (&Value::from(true), &Value::from("phi3")));
+    let types = model["as_gguf"].as_array().unwrap();
+    for kind in ["BF16", "Q8_0", "Q4_K_M"] {
+        let made = types.iter().find(|made| made["type"] == kind).unwrap();
+        let file = checkpoint.out().join(kind);
+        let done = phi().arg("quantize").arg(checkpoint.path()).arg(&file).arg(kind).output().unwrap();
+        assert!(done.status.success());
+        assert_eq!(made["file_bytes"], std::fs::metadata(&file).unwrap().len(), "{kind}");
+        let of_file: Value = serde_json::from_str(&inspect(&file, &["--json"])).unwrap();
+        for key in ["weights_bytes", "bytes_per_token"] {
+            assert_eq!(made[key], of_file["model"][key], "{kind} {key}");
+        }
+        let caches = |contexts: &Value| {
+            contexts.as_array().unwrap().iter().map(|c| c["needed_bytes"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(caches(&made["contexts"]), caches(&of_file["model"]["contexts"]), "{kind}");
+    }
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_converted_is_shown_with_the_reason() {
+    let checkpoint = TestCheckpoint::new();
+    let path = checkpoint.path().join("config.json");
+    let config = std::fs::read_to_string(&path).unwrap().replace("Phi3ForCausalLM", "LlamaForCausalLM");
+    std::fs::write(&path, config).unwrap();
+    let text = inspect(&checkpoint.path(), &[]);
+    assert!(text.contains("300 × 32"), "{text}");
+    let line = text.lines().find(|line| line.starts_with("Model:")).unwrap();
+    assert!(
+        line.contains("cannot be run")
+            && line.contains("LlamaForCausalLM")
+            && line.contains("Phi3ForCausalLM"),
+        "{line}"
+    );
+}
+
+#[test]
 fn what_cannot_be_read_is_an_error() {
     let checkpoint = TestCheckpoint::new();
     for (path, expected) in [

@@ -4,6 +4,8 @@
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
+    #[error("it is a file; a checkpoint is the folder that config.json and the .safetensors files are in")]
+    NotAFolder,
     #[error(
         "the folder has no {0}, so it is no Hugging Face checkpoint; give the folder that config.json and the .safetensors files are in"
     )]

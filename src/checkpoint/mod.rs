@@ -30,23 +30,25 @@ const TEXT_LIMIT: u64 = 256 << 20;
 /// Templates besides the main one are in here.
 const TEMPLATES: &str = "additional_chat_templates";
 
+/// Files that are read besides the weights.
+const TEXT_FILES: &[&str] = &[
+    "README.md",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    tiktoken::NAME,
+    weights::INDEX,
+];
+
 /// Whether a file of a checkpoint is one of those read here besides the weights; `name` is its path in the folder.
 pub fn is_text_file(name: &str) -> bool {
-    const NAMES: &[&str] = &[
-        "README.md",
-        "added_tokens.json",
-        "chat_template.jinja",
-        "chat_template.json",
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        tiktoken::NAME,
-        weights::INDEX,
-    ];
     let template = || name.strip_prefix(TEMPLATES)?.strip_prefix('/')?.strip_suffix(".jinja");
-    NAMES.contains(&name) || template().is_some_and(|name| !name.contains('/'))
+    TEXT_FILES.contains(&name) || template().is_some_and(|name| !name.contains('/'))
 }
 
 /// An opened checkpoint folder of a supported architecture.
@@ -105,10 +107,10 @@ impl Checkpoint {
 
     fn open_with(folder: &Path, with_weights: bool) -> Result<Self> {
         let config_path = folder.join("config.json");
-        if !folder.is_dir() {
-            let error = std::fs::metadata(folder).err();
-            let error = error.unwrap_or_else(|| std::io::ErrorKind::NotADirectory.into());
-            return Err(Error::io("open the checkpoint folder", folder, error));
+        match std::fs::metadata(folder) {
+            Err(error) => return Err(Error::io("open the checkpoint folder", folder, error)),
+            Ok(found) if !found.is_dir() => return Err(Error::invalid(folder, Fault::NotAFolder)),
+            Ok(_) => {}
         }
         let invalid = |fault| Error::invalid(&config_path, fault);
         let config_json = config_json(folder)?;
@@ -165,6 +167,12 @@ impl Checkpoint {
     /// config.json as it is.
     pub fn config_json(&self) -> &Value {
         &self.config_json
+    }
+
+    /// The files it consists of, whether or not all of them are there: none may be written to.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let texts = TEXT_FILES.iter().map(|name| self.folder.join(name));
+        self.weights.files().map(Path::to_owned).chain(texts).collect()
     }
 
     pub fn weights(&self) -> &Arc<Weights> {

@@ -1,9 +1,10 @@
 //! `-hf USER/MODEL`: models from the Hugging Face hub.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use indicatif::ProgressBar;
+use tempfile::TempDir;
 
 use super::progress;
 use crate::checkpoint::Checkpoint;
@@ -87,25 +88,31 @@ impl Found {
 
     /// Decides what to run, and downloads it if it is a GGUF file.
     pub fn model(&self, spec: &Spec, file: Option<&str>) -> Result<Model> {
-        let kind = spec.kind.as_deref();
-        match hub::model(&self.revision.files, kind, file).map_err(|fault| self.error(fault))? {
+        match self.choice(spec.kind.as_deref(), file)? {
             Choice::Gguf(files) => {
                 let fetch = |progress: &mut dyn FnMut(Event<'_>)| {
                     self.hub.fetch_gguf(&self.revision, &files, progress)
                 };
                 self.download(fetch).map(Model::Gguf)
             }
-            Choice::Checkpoint(files) => {
-                let unknown = |kind: &str| {
-                    Error::Usage(format!(
-                        "{}: {kind:?} is neither in a GGUF file's name nor a type to quantize the checkpoint to",
-                        self.revision.repo
-                    ))
-                };
-                let parse = |kind| FileType::from_name(kind).ok_or_else(|| unknown(kind));
-                Ok(Model::Checkpoint(files, kind.map(parse).transpose()?))
-            }
+            Choice::Checkpoint(files) => Ok(Model::Checkpoint(files, self.kind(spec)?)),
         }
+    }
+
+    fn choice(&self, kind: Option<&str>, file: Option<&str>) -> Result<Choice> {
+        hub::model(&self.revision.files, kind, file).map_err(|fault| self.error(fault))
+    }
+
+    /// The type that the checkpoint is to be quantized to, if the command line says one.
+    fn kind(&self, spec: &Spec) -> Result<Option<FileType>> {
+        let unknown = |kind: &str| {
+            Error::Usage(format!(
+                "{}: {kind:?} is neither in a GGUF file's name nor a type to quantize the checkpoint to",
+                self.revision.repo
+            ))
+        };
+        let parse = |kind: &str| FileType::from_name(kind).ok_or_else(|| unknown(kind));
+        spec.kind.as_deref().map(parse).transpose()
     }
 
     /// The checkpoint's files.
@@ -165,6 +172,77 @@ impl Found {
             bar.finish_and_clear();
         }
         fetched
+    }
+}
+
+/// A model to look at, where it is or as an outline.
+#[derive(Debug)]
+pub struct Outline {
+    pub path: PathBuf,
+    /// Keeps an outline until it was looked at.
+    _folder: Option<TempDir>,
+}
+
+impl Outline {
+    /// What there is to look at of `spec`: what was downloaded of it, or what its checkpoint was quantized to, or else its
+    /// files without their weights.
+    pub fn of(spec: &Spec, file: Option<&str>, access: &Access) -> Result<Self> {
+        let here = Access { hf_token: None, offline: true };
+        match Found::look_up(&here, &spec.repo).and_then(|found| found.downloaded(spec, file)) {
+            Ok(path) => return Ok(Self { path, _folder: None }),
+            Err(error @ Error::Usage(_)) => return Err(error),
+            Err(error) if access.offline => return Err(error),
+            Err(_) => {}
+        }
+        let found = Found::look_up(access, &spec.repo)?;
+        let scratch = tempfile::Builder::new().prefix("phi-").tempdir();
+        let scratch = scratch.map_err(|error| Error::io("write to", std::env::temp_dir(), error))?;
+        let path = found.outline(spec, file, scratch.path())?;
+        eprintln!("phi: {} has not been downloaded; this is what the tables of its files say", spec.repo);
+        Ok(Self { path, _folder: Some(scratch) })
+    }
+}
+
+impl Found {
+    /// Where a model is that was downloaded before.
+    fn downloaded(&self, spec: &Spec, file: Option<&str>) -> Result<PathBuf> {
+        let silent = &mut |_: Event<'_>| ();
+        match self.choice(spec.kind.as_deref(), file)? {
+            Choice::Gguf(files) => self.hub.fetch_gguf(&self.revision, &files, silent),
+            Choice::Checkpoint(files) => match self.made(spec)? {
+                Some(path) => Ok(path),
+                None => self.hub.fetch_checkpoint(&self.revision, &files, silent),
+            },
+        }
+    }
+
+    /// Writes the model's files without their weights to `folder`; returns what is to be opened.
+    fn outline(&self, spec: &Spec, file: Option<&str>, folder: &Path) -> Result<PathBuf> {
+        match self.choice(spec.kind.as_deref(), file)? {
+            Choice::Gguf(files) => {
+                self.hub.outline_gguf(&self.revision, &files, folder)?;
+                Ok(files.first().map_or(folder.to_owned(), |first| folder.join(first)))
+            }
+            Choice::Checkpoint(files) => {
+                self.made(spec)?;
+                // Names are guessed from a folder's.
+                let folder = folder.join(self.revision.repo.model());
+                self.hub.outline_checkpoint(&self.revision, &files, &folder)?;
+                Ok(folder)
+            }
+        }
+    }
+
+    /// What the checkpoint was quantized to, if a type is asked for.
+    fn made(&self, spec: &Spec) -> Result<Option<PathBuf>> {
+        let Some(kind) = self.kind(spec)? else { return Ok(None) };
+        let (repo, name) = (&spec.repo, kind.name());
+        let path = Some(self.made_path(kind)).filter(|path| path.is_file());
+        path.map(Some).ok_or_else(|| {
+            Error::Usage(format!(
+                "{repo} has not been quantized to {name} yet, which `phi run -hf {repo}:{name}` does; without a type it is the checkpoint that is meant"
+            ))
+        })
     }
 }
 

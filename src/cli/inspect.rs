@@ -7,31 +7,33 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 mod machine;
+mod table;
 
 use machine::Machine;
+use table::{bits_per_weight, columns, human_count, plain, shorten};
 
+use super::hub::{Access, Outline, Spec};
 use crate::checkpoint::{self, Weights};
 use crate::fs::human_bytes;
 use crate::gguf::{Array, Gguf, Value};
 
 /// Elements of an array that are shown, unless all are asked for.
 const ARRAY_HEAD: usize = 6;
-/// Characters of a value that a line of the table has room for.
-const VALUE_WIDTH: usize = 90;
 
-/// Show the metadata and the tensors of a GGUF file, a checkpoint folder or a safetensors file; of a GGUF file also which
-/// model it is and the memory that it takes.
+/// Show the metadata and the tensors of a GGUF file, a checkpoint folder or a safetensors file; of the first two also
+/// which model it is and the memory that it takes, of a checkpoint as a GGUF file of each of the usual types.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   phi inspect model.gguf
   phi inspect model-00001-of-00003.gguf        any part of a split model shows all of it
-  phi inspect Phi-3.5-mini-instruct            a checkpoint folder: config.json and the weights
+  phi inspect Phi-3.5-mini-instruct            a checkpoint, and what it would be as GGUF
+  phi inspect -hf microsoft/phi-4              before its weights are downloaded, or after
   phi inspect model.gguf --json --full | jq '.metadata.\"tokenizer.ggml.tokens\".value[32000]'")]
 pub struct Args {
     /// GGUF file (any part of a split one), checkpoint folder or .safetensors file
-    #[arg(value_name = "MODEL")]
-    model: PathBuf,
+    #[arg(value_name = "MODEL", required_unless_present = "hf_repo", conflicts_with = "hf_repo")]
+    model: Option<PathBuf>,
 
     /// The same as JSON
     #[arg(long)]
@@ -40,11 +42,30 @@ pub struct Args {
     /// Arrays and texts in full instead of their beginnings
     #[arg(long)]
     full: bool,
+
+    /// -hf: a model on the Hugging Face hub: one of its GGUF files, or its checkpoint, or with a TYPE what that was
+    /// quantized to. Weights that are not there are not downloaded
+    #[arg(long, value_name = "USER/MODEL[:TYPE]", help_heading = "Hub")]
+    hf_repo: Option<Spec>,
+
+    /// -hff: the GGUF file to take from there
+    #[arg(long, value_name = "FILE", requires = "hf_repo", help_heading = "Hub")]
+    hf_file: Option<String>,
+
+    #[command(flatten, next_help_heading = "Hub")]
+    access: Access,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let report = Report::of(&args.model)?;
+    let report = match (&args.model, &args.hf_repo) {
+        (Some(path), _) => Report::of(path)?,
+        (None, Some(spec)) => {
+            let found = Outline::of(spec, args.hf_file.as_deref(), &args.access)?;
+            Report::of(&found.path)?
+        }
+        (None, None) => unreachable!("clap asks for one of the two"),
+    };
     let text = if args.json { report.json(args.full)? } else { report.table(args.full) };
     match io::stdout().lock().write_all(text.as_bytes()) {
         // A reader that has seen enough (head, less) is no failure.
@@ -60,7 +81,7 @@ struct Report {
     file_bytes: u64,
     entries: Vec<Entry>,
     tensors: Vec<Row>,
-    /// What running it takes; only of a GGUF file.
+    /// What running it takes; not of a safetensors file, which is no model by itself.
     machine: Option<Machine>,
     /// How `Row::shape` is to be read.
     shape_order: &'static str,
@@ -133,7 +154,8 @@ impl Report {
         let weights = Weights::open(folder)?;
         let mut entries = Vec::new();
         flatten("", &config, &mut entries);
-        Ok(Self::of_weights("Hugging Face checkpoint".into(), &weights, entries))
+        let report = Self::of_weights("Hugging Face checkpoint".into(), &weights, entries);
+        Ok(Self { machine: Some(Machine::of_checkpoint(folder)), ..report })
     }
 
     fn of_weights(format: String, weights: &Weights, entries: Vec<Entry>) -> Self {
@@ -220,7 +242,7 @@ impl Report {
             let _ = writeln!(out, "\nMetadata: {} keys", self.entries.len());
             let rows =
                 self.entries.iter().map(|entry| [entry.key.clone(), entry.kind.clone(), entry.shown(full)]);
-            columns(&mut out, &rows.collect::<Vec<_>>(), [false; 3]);
+            columns(&mut out, &rows.collect::<Vec<_>>(), &[false; 3]);
         }
         let _ = writeln!(out, "\nTensors: {} (shapes: {})", self.tensors.len(), self.shape_order);
         let several = self.files.len() > 1;
@@ -243,14 +265,10 @@ impl Report {
             head.map(|title| if title == "file" { String::new() } else { title })
         };
         let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
-        columns(&mut out, &rows, [false, false, true, true, true, false]);
+        columns(&mut out, &rows, &[false, false, true, true, true, false]);
         self.write_sums(&mut out);
         if let Some(machine) = &self.machine {
-            let _ = writeln!(out, "\nModel: {}", plain(&machine.summary));
-            columns(&mut out, &machine.rows(), [true, true, true, false]);
-            if !machine.memory().is_empty() {
-                let _ = writeln!(out, "  {}", machine.memory());
-            }
+            machine.write(&mut out);
         }
         out
     }
@@ -276,7 +294,7 @@ impl Report {
         if rows.len() != 2 {
             rows.push(row("all", self.tensors.len(), self.parameters(), self.tensor_bytes()));
         }
-        columns(out, &rows, [false, true, true, true, true]);
+        columns(out, &rows, &[false, true, true, true, true]);
     }
 }
 
@@ -309,53 +327,6 @@ impl Entry {
             }
             value => json!({ "type": self.kind, "value": value }),
         }
-    }
-}
-
-/// `text` cut to the table's width, with `end` (or "…") to show that there is more.
-fn shorten(text: &str, full: bool, end: &str) -> String {
-    if full || text.chars().count() <= VALUE_WIDTH {
-        return text.to_owned() + end;
-    }
-    text.chars().take(VALUE_WIDTH - 1).chain(['…']).collect()
-}
-
-/// `text` on one line, without what could control a terminal.
-fn plain(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
-    }
-    out
-}
-
-/// Writes rows in aligned columns; `right[i]` aligns column i to the right.
-fn columns<const N: usize>(out: &mut String, rows: &[[String; N]], right: [bool; N]) {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; N] = std::array::from_fn(width);
-    for row in rows {
-        let mut line = String::from(" ");
-        for ((cell, width), right) in row.iter().zip(widths).zip(right) {
-            line.push(' ');
-            let _ = if right { write!(line, "{cell:>width$}") } else { write!(line, "{cell:<width$}") };
-            line.push(' ');
-        }
-        out.push_str(line.trim_end());
-        out.push('\n');
-    }
-}
-
-fn bits_per_weight(bytes: u64, elements: u64) -> f64 {
-    if elements == 0 { 0.0 } else { bytes as f64 * 8.0 / elements as f64 }
-}
-
-/// "3.82 G", "19.8 M".
-fn human_count(count: u64) -> String {
-    match count as f64 {
-        count if count >= 1e9 => format!("{:.2} G", count / 1e9),
-        count if count >= 1e6 => format!("{:.2} M", count / 1e6),
-        count if count >= 1e4 => format!("{:.1} k", count / 1e3),
-        count => format!("{count}"),
     }
 }
 

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::Error;
+use crate::hub::RepoName;
 
 mod argv;
 mod bench;
@@ -53,7 +54,7 @@ Use it
 
 Look into it
   perplexity  Measure how well a model predicts: perplexity, divergence, multiple choice
-  inspect     Show the metadata and the tensors of a GGUF or safetensors file
+  inspect     Show what a model is made of, which one it is, and the memory that it takes
   check       Look for damage: structure, values, tensors, vocabulary
   bench       Measure how fast models run, beside what the machine could do at best
   logits      Print a model's logits, for comparing implementations
@@ -151,12 +152,21 @@ fn report(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(is_closed_pipe) {
         return ExitCode::SUCCESS;
     }
-    let message = format!("{error:#}");
+    let hint = error.downcast_ref().and_then(hub_hint).unwrap_or_default();
+    let message = format!("{error:#}{hint}");
     eprintln!("error: {}", message.replace('\n', " "));
     match error.downcast_ref() {
         Some(Error::Usage(_)) => ExitCode::from(WRONG_USAGE),
         _ => ExitCode::from(FAILED),
     }
+}
+
+/// What to add where USER/MODEL was given as a file or a folder.
+fn hub_hint(error: &Error) -> Option<String> {
+    let Error::Io { path, action, cause } = error else { return None };
+    let name = path.to_str().filter(|name| !name.ends_with(".gguf") && name.parse::<RepoName>().is_ok())?;
+    (cause.kind() == io::ErrorKind::NotFound && action.starts_with("open"))
+        .then(|| format!("; for a model of the Hugging Face hub give -hf {name}"))
 }
 
 fn is_closed_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {
@@ -178,6 +188,16 @@ mod tests {
             let line = format!("\n  {} ", command.get_name());
             assert!(HELP.contains(&line), "{} is missing in HELP", command.get_name());
         }
+    }
+
+    #[test]
+    fn a_name_of_the_hub_where_a_file_was_expected_is_told() {
+        let missing = |path: &str| Error::io("open", path, io::ErrorKind::NotFound.into());
+        assert!(hub_hint(&missing("microsoft/phi-4")).unwrap().ends_with("give -hf microsoft/phi-4"));
+        for path in ["phi-4", "models/phi.gguf", "/a/b", "../b", "a/b/c"] {
+            assert_eq!(hub_hint(&missing(path)), None, "{path}");
+        }
+        assert_eq!(hub_hint(&Error::Usage("x".into())), None);
     }
 
     #[test]

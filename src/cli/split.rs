@@ -58,7 +58,8 @@ pub fn split(args: SplitArgs) -> anyhow::Result<()> {
     let bar = bar(&gguf);
     let paths = split::split(&gguf, &args.prefix, options, &mut |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
-    eprintln!("{} parts, {} tensors", paths.len(), gguf.tensors().len());
+    let plural = if paths.len() == 1 { "" } else { "s" };
+    eprintln!("{} part{plural}, {} tensors", paths.len(), gguf.tensors().len());
     Ok(())
 }
 
@@ -68,7 +69,9 @@ pub fn merge(args: MergeArgs) -> anyhow::Result<()> {
     let bar = bar(&gguf);
     split::merge(&gguf, &args.output, &mut |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
-    eprintln!("{}: {} tensors of {} parts", args.output.display(), gguf.tensors().len(), gguf.files().len());
+    let plural = if gguf.files().len() == 1 { "" } else { "s" };
+    let (tensors, files) = (gguf.tensors().len(), gguf.files().len());
+    eprintln!("{}: {tensors} tensors of {files} part{plural}", args.output.display());
     Ok(())
 }
 

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::hub::{Found, HubArgs, Model};
 use super::input;
+use super::model::{self, ModelArgs};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Conversion};
 use crate::gguf::{Gguf, Source};
+use crate::quant::recipe::FileType;
 use crate::text::{Special, Tokenizer};
 use crate::{Error, Result};
 
@@ -16,15 +19,16 @@ const EXAMPLES: &str = "\
 Examples
   phi tokenize -m phi.gguf -p '<|user|>\\nHello<|end|>\\n'      one token a line: its id and its text
   phi tokenize -m Phi-3.5-mini-instruct -f notes.txt --ids    a checkpoint folder will do, too
+  phi tokenize -hf microsoft/phi-4 -p Hello                   a checkpoint on the hub, without its weights
 ";
 
 /// Show the tokens of a text
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A GGUF file, or a checkpoint folder
-    #[arg(short, long, value_name = "MODEL")]
-    model: PathBuf,
+    /// A GGUF file, or a checkpoint folder [default: the small model in the box]
+    #[arg(short, long, value_name = "MODEL", conflicts_with = "hf_repo")]
+    model: Option<PathBuf>,
     #[command(flatten)]
     input: Input,
     /// Print the ids only, as [1, 2, 3]
@@ -48,6 +52,8 @@ pub struct Args {
     /// Print {"ids": […], "pieces": […], "count": n}
     #[arg(long, conflicts_with_all = ["ids", "show_count"])]
     json: bool,
+    #[command(flatten, next_help_heading = "Hub")]
+    hub: HubArgs,
 }
 
 /// Where the text comes from.
@@ -67,8 +73,8 @@ struct Input {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let tokenizer = tokenizer(&args.model)?;
     let text = args.input.text()?;
+    let tokenizer = tokenizer(&args)?;
     let escapes = if args.input.prompt.is_some() { !args.no_escape } else { args.escape };
     let text = input::escaped(&text, escapes)?;
     let special = if args.no_parse_special { Special::Text } else { Special::Parse };
@@ -109,16 +115,29 @@ fn visible(bytes: &[u8]) -> String {
     }
 }
 
-/// The tokenizer of a GGUF file, or of a checkpoint folder (without touching its weights).
-fn tokenizer(model: &Path) -> Result<Tokenizer> {
-    let tokenizer = if model.is_dir() {
-        let checkpoint = Checkpoint::open(model)?;
-        let options = convert::Options { vocab_only: true, ..Default::default() };
-        Tokenizer::from_gguf(Conversion::plan(&checkpoint, &options)?.metadata())
-    } else {
-        Tokenizer::from_gguf(Gguf::open(model)?.metadata())
-    };
-    tokenizer.map_err(|fault| Error::invalid(model, fault))
+/// The model's tokenizer; of a checkpoint without touching its weights.
+fn tokenizer(args: &Args) -> Result<Tokenizer> {
+    match (&args.model, &args.hub.hf_repo) {
+        (Some(folder), _) if folder.is_dir() => of_checkpoint(&Checkpoint::open_for_vocabulary(folder)?),
+        (Some(path), _) => model::tokenizer(&Gguf::open(path)?),
+        (None, Some(spec)) => {
+            let found = Found::look_up(&args.hub.access, &spec.repo)?;
+            match found.model(spec, args.hub.hf_file.as_deref())? {
+                Model::Gguf(path) => model::tokenizer(&Gguf::open(&path)?),
+                Model::Checkpoint(files, _) => of_checkpoint(&found.open_vocabulary(&files)?),
+            }
+        }
+        (None, None) => {
+            let boxed = ModelArgs { model: None, quantize: FileType::F16, hub: HubArgs::default() };
+            model::tokenizer(&*model::open(&boxed)?)
+        }
+    }
+}
+
+fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Tokenizer> {
+    let options = convert::Options { vocab_only: true, ..Default::default() };
+    let conversion = Conversion::plan(checkpoint, &options)?;
+    Tokenizer::from_gguf(conversion.metadata()).map_err(|fault| Error::invalid(checkpoint.path(), fault))
 }
 
 impl Input {

@@ -24,6 +24,12 @@ pub enum Fault {
         "the folder has neither tokenizer.model nor tokenizer.json (nor, for Phi-3-small, cl100k_base.tiktoken); download the whole checkpoint"
     )]
     NoTokenizer,
+    #[error("its tokenizer cannot be used: {0}")]
+    Tokenizer(String),
+    #[error(
+        "its tokenizer is of the kind {0}; supported are BPE, byte-level or with byte_fallback, SentencePiece's tokenizer.model, and Phi-3-small's cl100k_base.tiktoken"
+    )]
+    TokenizerKind(String),
     #[error("tokenizer.json cannot stand in for the missing tokenizer.model: {0}")]
     TokenizerJson(&'static str),
     #[error(

@@ -71,6 +71,8 @@ pub struct Options {
 /// A checkpoint's counterpart as a GGUF model: metadata and tensors, converted when they are read.
 pub struct Conversion {
     folder: PathBuf,
+    /// The checkpoint's own files.
+    files: Vec<PathBuf>,
     weights: Arc<Weights>,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
@@ -97,6 +99,7 @@ impl Conversion {
         let base = base_type(weights, options.outtype);
         let mut this = Self {
             folder: checkpoint.path().to_owned(),
+            files: checkpoint.files(),
             weights: Arc::clone(weights),
             metadata: Metadata::new(),
             tensors: Vec::new(),
@@ -268,8 +271,7 @@ impl Conversion {
         sentencepiece.into_iter().for_each(|vocabulary| vocabulary.write(metadata));
         special::write(checkpoint, vocab_size, metadata);
         hyper::write_own_keys(config, metadata);
-        self.warnings.extend(vocabulary::write_own_keys(checkpoint, metadata));
-        Ok(())
+        vocabulary::write_own_keys(checkpoint, metadata)
     }
 
     /// What the user should know: one sentence each.
@@ -311,7 +313,7 @@ impl Conversion {
     ///
     /// Errors: those of [`Writer`], an output that is one of the checkpoint's own files.
     pub fn write(&self, path: &Path, threads: usize, progress: &mut dyn FnMut(u64)) -> Result<()> {
-        fs::ensure_distinct(path, self.weights.files())?;
+        fs::ensure_distinct(path, self.files.iter().map(PathBuf::as_path))?;
         let declarations: Vec<TensorDecl> = self.tensors.iter().map(TensorInfo::declaration).collect();
         let mut writer = Writer::create(path, &self.metadata, &declarations)?;
         let mut written = 0;

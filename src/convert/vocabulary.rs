@@ -43,6 +43,10 @@ impl Vocabulary {
             types: vec![token_type::UNUSED; size],
         };
         match (&files.model, &files.json) {
+            // Without a tokenizer.json the scores are all there is, and they are not those of merges.
+            (Some(model), None) if !model.is_bpe => {
+                return Err(Fault::TokenizerKind("UNIGRAM, by its tokenizer.model".to_owned()));
+            }
             (Some(model), _) => vocabulary.take_model(model)?,
             (None, Some(json)) => vocabulary.take_json(json)?,
             (None, None) => return Err(Fault::NoTokenizer),
@@ -94,12 +98,12 @@ impl Vocabulary {
     /// after those.
     fn take_json(&mut self, json: &Json) -> Result<(), Fault> {
         let model = json.get("model").ok_or(Fault::TokenizerJson("it has no \"model\""))?;
-        if model.get("type").and_then(Json::as_str) != Some("BPE")
-            || model.get("byte_fallback").and_then(Json::as_bool) != Some(true)
-        {
-            return Err(Fault::TokenizerJson(
-                "its model is not a BPE with byte_fallback, as SentencePiece's is",
-            ));
+        let kind = model.get("type").and_then(Json::as_str).unwrap_or("BPE");
+        if kind != "BPE" {
+            return Err(Fault::TokenizerKind(kind.to_owned()));
+        }
+        if model.get("byte_fallback").and_then(Json::as_bool) != Some(true) {
+            return Err(Fault::TokenizerKind("BPE, neither byte-level nor with byte_fallback".to_owned()));
         }
         let vocab = model.get("vocab").and_then(Json::as_object);
         let vocab = vocab.ok_or(Fault::TokenizerJson("it has no \"vocab\""))?;
@@ -211,8 +215,8 @@ fn is_byte(token: &str) -> bool {
 /// Writes the keys of our own that make tokenization exact (docs/formats.md): `phi.tokenizer.added.*`,
 /// `phi.generation.eos_token_ids`, and tokenizer.json itself where it says more than all other keys together.
 ///
-/// Returns a warning if tokenizer.json is of a kind that is not understood here; it is then in the file all the same.
-pub(super) fn write_own_keys(checkpoint: &Checkpoint, metadata: &mut Metadata) -> Option<String> {
+/// Errors: a tokenizer.json of a kind that is not supported: nothing here could use the model.
+pub(super) fn write_own_keys(checkpoint: &Checkpoint, metadata: &mut Metadata) -> Result<(), Fault> {
     let files = checkpoint.tokenizer();
     let size = checkpoint.config().vocab_size as usize;
     let (ids, flags) = added_tokens(files, size).into_iter().unzip();
@@ -243,15 +247,12 @@ pub(super) fn write_own_keys(checkpoint: &Checkpoint, metadata: &mut Metadata) -
             // tiktoken has no order among the ways to make a token.
             metadata.set("phi.tokenizer.rank_by_product", Value::Bool(true));
         }
-        return None;
+        return Ok(());
     };
-    let suffices = Tokenizer::metadata_suffices(metadata, text);
-    if !matches!(suffices, Ok(true)) {
+    if !Tokenizer::metadata_suffices(metadata, text).map_err(|fault| Fault::Tokenizer(fault.to_string()))? {
         metadata.set("tokenizer.huggingface.json", Value::String(text.clone()));
     }
-    suffices.err().map(|fault| {
-        format!("tokenizer.json is not understood ({fault}); others may read the file, `phi run` cannot")
-    })
+    Ok(())
 }
 
 /// Writes which tokens the model never says, where its own code leaves them out: `phi.unused_token_ids`.

@@ -20,7 +20,7 @@ pub(crate) use source::no_such_rows;
 pub use split::{parse_part_name, part_name};
 pub use tensor_type::TensorType;
 pub use value::{Array, Metadata, Value};
-pub use writer::{Output, TensorDecl, Writer};
+pub use writer::{Output, TensorDecl, Writer, file_bytes};
 
 /// A tensor's entry in a file's table.
 #[derive(Clone, Debug, PartialEq)]

@@ -140,6 +140,13 @@ impl Writer {
     }
 }
 
+/// Bytes of the file that a [`Writer`] makes of this.
+///
+/// Errors: a declaration without a size (see [`Fault`]).
+pub fn file_bytes(metadata: &Metadata, tensors: &[TensorDecl]) -> Result<u64, Fault> {
+    Layout::new(metadata, tensors).map(|layout| layout.total())
+}
+
 /// A file's head and the sizes that follow from it.
 struct Layout {
     /// Header, metadata and tensor table, padded.

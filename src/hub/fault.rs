@@ -46,7 +46,9 @@ pub enum Fault {
     Checksum { found: String, expected: String },
     #[error("{0}")]
     NothingToRun(String),
-    #[error("it has not been downloaded yet; run the command once without --offline and HF_HUB_OFFLINE")]
+    #[error(
+        "it has not been downloaded yet; `phi run -hf` does that, unless --offline or HF_HUB_OFFLINE forbids it"
+    )]
     NotThere,
 }
 

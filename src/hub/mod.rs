@@ -10,6 +10,7 @@ mod choose;
 mod client;
 mod download;
 mod fault;
+mod outline;
 
 use std::ffi::OsString;
 use std::fmt;

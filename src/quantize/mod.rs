@@ -189,14 +189,10 @@ impl Plan {
 
     /// The started outputs, one a part.
     fn writers(&self, sink: Sink<'_>) -> Result<Vec<Writer>> {
-        let declared = |part: usize| -> Vec<_> {
-            let tensors = self.tensors.iter().filter(|tensor| tensor.part == part);
-            tensors.map(Planned::declaration).collect()
-        };
         let start = |(index, part): (usize, &Part)| match sink {
-            Sink::Memory(label) => Writer::in_memory(label, &part.metadata, &declared(index)),
+            Sink::Memory(label) => Writer::in_memory(label, &part.metadata, &self.declarations(index)),
             Sink::File(path) => {
-                Writer::create(&self.output_path(path, index), &part.metadata, &declared(index))
+                Writer::create(&self.output_path(path, index), &part.metadata, &self.declarations(index))
             }
         };
         self.parts.iter().enumerate().map(start).collect()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::{Imatrix, Options};
-use crate::gguf::{Metadata, Source, TensorDecl, TensorInfo, TensorType, Value};
+use crate::gguf::{self, Metadata, Source, TensorDecl, TensorInfo, TensorType, Value};
 use crate::quant::recipe::{Architecture, Choice, FileType, Recipe, Role, Tensor, layer_of};
 use crate::{Error, Result, quant};
 
@@ -97,7 +97,13 @@ impl Planned {
         self.source_row_bytes() * (rows.end - rows.start)
     }
 
-    pub(super) fn declaration(&self) -> TensorDecl {
+    /// What it is in the output, but for its place there.
+    pub fn info(&self) -> TensorInfo {
+        let TensorDecl { name, shape, kind } = self.declaration();
+        TensorInfo { name, shape, kind, offset: 0, file: self.part }
+    }
+
+    fn declaration(&self) -> TensorDecl {
         TensorDecl { name: self.name.clone(), shape: self.shape.clone(), kind: self.kind }
     }
 }
@@ -184,6 +190,24 @@ impl Plan {
 
     pub fn elements(&self) -> u64 {
         self.tensors.iter().map(Planned::elements).sum()
+    }
+
+    /// Bytes of all output files, metadata and padding included.
+    ///
+    /// # Errors
+    /// A tensor without a size.
+    pub fn file_bytes(&self, source: &dyn Source) -> Result<u64> {
+        let bytes = |(index, part): (usize, &Part)| {
+            gguf::file_bytes(&part.metadata, &self.declarations(index))
+                .map_err(|fault| Error::invalid(source.path(), fault))
+        };
+        self.parts.iter().enumerate().map(bytes).sum()
+    }
+
+    /// The tensors of part `index`.
+    pub(super) fn declarations(&self, index: usize) -> Vec<TensorDecl> {
+        let tensors = self.tensors.iter().filter(|tensor| tensor.part == index);
+        tensors.map(Planned::declaration).collect()
     }
 }
 

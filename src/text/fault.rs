@@ -25,8 +25,8 @@ pub enum Fault {
     /// The vocabulary has no entries, or more than can be numbered.
     #[error("the vocabulary has {0} entries; expected 1 to 16,777,216")]
     VocabularySize(usize),
-    /// The embedded `tokenizer.huggingface.json` is malformed.
-    #[error("the metadata's tokenizer.huggingface.json is not a tokenizer: {0}")]
+    /// tokenizer.json, which GGUF embeds as `tokenizer.huggingface.json`, is malformed.
+    #[error("tokenizer.json (or tokenizer.huggingface.json in the metadata) is not a tokenizer: {0}")]
     Json(String),
     /// A well-formed tokenizer of a kind that is not implemented.
     #[error("{0}")]

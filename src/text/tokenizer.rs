@@ -163,6 +163,9 @@ impl Tokenizer {
     /// Whether the metadata without [`huggingface::KEY`] describes the same encoding and decoding as `tokenizer_json`.
     ///
     /// Where it does not, a converter embeds the file under `tokenizer.huggingface.json`.
+    ///
+    /// # Errors
+    /// The file is of a kind that is not implemented, or does not belong to the metadata's vocabulary.
     pub fn metadata_suffices(metadata: &Metadata, tokenizer_json: &str) -> Result<bool, Fault> {
         let keys = Keys(metadata);
         let vocabulary = Vocabulary::from_metadata(&keys)?;
@@ -172,8 +175,9 @@ impl Tokenizer {
             .into_iter()
             .enumerate()
             .all(|(id, piece)| piece.is_none_or(|piece| piece == vocabulary.piece(id as u32)));
-        let (mut written, mut implied) =
-            (Parts::from_json(tokenizer_json, &vocabulary)?, Parts::from_keys(&keys, &vocabulary)?);
+        let mut written = Parts::from_json(tokenizer_json, &vocabulary)?;
+        // A pattern without a name, for instance, is in the file only.
+        let Ok(mut implied) = Parts::from_keys(&keys, &vocabulary) else { return Ok(false) };
         for parts in [&mut written, &mut implied] {
             parts.added.sort_by_key(|token| token.id);
             parts.added.iter_mut().for_each(|token| token.control = false);

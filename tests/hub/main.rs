@@ -346,6 +346,66 @@ fn names_that_lead_elsewhere_are_refused() {
 }
 
 #[test]
+fn what_was_downloaded_can_be_inspected() {
+    let setup = Setup::tiny(Faults::default());
+    let inspect = |arguments: &[&str]| setup.phi(&[&["inspect", "-hf"], arguments].concat());
+    let error = fails(&inspect(&["local/phi-tiny", "--offline"]), 1);
+    assert!(error.contains("local/phi-tiny: it has not been downloaded yet; `phi run -hf`"), "{error}");
+    answers(&setup.run(&["-hf", "local/phi-tiny:F16"]));
+    setup.server().log();
+    let text = |spec: &str| String::from_utf8(inspect(&[spec]).stdout).unwrap();
+    let (checkpoint, made) = (text("local/phi-tiny"), text("local/phi-tiny:F16"));
+    assert!(checkpoint.contains("Hugging Face checkpoint") && checkpoint.contains("Q4_K_M"), "{checkpoint}");
+    assert!(made.contains("GGUF version 3") && made.contains("Model: "), "{made}");
+    let error = fails(&inspect(&["local/phi-tiny:Q6_K"]), 2);
+    assert!(error.contains("`phi run -hf local/phi-tiny:Q6_K`"), "{error}");
+    assert!(setup.server().log().is_empty(), "nothing is asked of the network");
+}
+
+#[test]
+fn what_was_not_downloaded_is_inspected_without_its_weights() {
+    let setup = Setup::tiny(Faults::default());
+    let inspect = |arguments: &[&str]| {
+        let done = setup.phi(&[&["inspect", "--json"], arguments].concat());
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let mut report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+        report["model"]["free_memory_bytes"].take();
+        report
+    };
+    let outline = inspect(&["-hf", "local/phi-tiny"]);
+    assert_eq!(outline, inspect(&[tiny_folder().to_str().unwrap()]), "as if it were here");
+    let snapshot = setup.repo().join("snapshots").join(COMMIT);
+    assert!(snapshot.join("config.json").exists() && !snapshot.join(WEIGHTS).exists());
+    fails(&setup.phi(&["inspect", "-hf", "local/phi-tiny", "--offline"]), 1);
+}
+
+#[test]
+fn gguf_files_that_were_not_downloaded_are_inspected_too() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("tiny-Q8_0.gguf");
+    let mut convert = Command::new(cargo_bin("phi"));
+    convert.arg("convert").arg(tiny_folder()).args(["--outtype", "q8_0", "--outfile"]).arg(&file);
+    assert!(convert.output().unwrap().status.success());
+    let files = BTreeMap::from([(name(&file), fs::read(&file).unwrap())]);
+    let setup = Setup::new(files, Faults::default());
+    let done = setup.phi(&["inspect", "-hf", "local/phi-tiny"]);
+    let text = String::from_utf8(done.stdout).unwrap();
+    assert!(text.starts_with("tiny-Q8_0.gguf: GGUF version 3, ") && text.contains("Model: "), "{text}");
+    assert!(!setup.repo().exists(), "nothing is kept of it");
+    let error = fails(&setup.phi(&["inspect", "-hf", "local/phi-tiny:Q2_K"]), 1);
+    assert!(error.contains("no GGUF file of type Q2_K"), "{error}");
+}
+
+#[test]
+fn tokenize_leaves_the_weights_where_they_are() {
+    let setup = Setup::tiny(Faults::default());
+    let done = setup.phi(&["tokenize", "-hf", "local/phi-tiny", "-p", "<|user|>", "--json"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(String::from_utf8_lossy(&done.stdout).contains("<|user|>"));
+    assert!(!setup.server().log().iter().any(|request| request.path.contains(WEIGHTS)));
+}
+
+#[test]
 fn a_renamed_model_is_followed() {
     let setup = Setup::tiny(Faults::default());
     answers(&setup.run(&["-hf", "old/name:F16"]));
