@@ -409,10 +409,7 @@ fn span_of_floats<I: Isa, const R: usize, const T: usize>(
         let mut exact = [[isa.f_splat(0.0); R]; T];
         for g in part * span.exact..(part + 1) * span.exact {
             let mut dot = [[isa.w_splat(0); R]; T];
-            let starts = match span.starts {
-                Some(starts) => Some(&starts[g * T..(g + 1) * T]),
-                None => None,
-            };
+            let starts = span.starts.map(|starts| &starts[g * T..(g + 1) * T]);
             let rows = &span.rows[g * rows..(g + 1) * rows];
             let tokens = &span.tokens[g * tokens..(g + 1) * tokens];
             isa.w_dots(&mut dot, rows, tokens, starts, span.largest);
