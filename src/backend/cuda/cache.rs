@@ -59,12 +59,9 @@ impl Cache {
         // All of them before any takes its place: a cache that could not grow is as it was.
         let grown: Vec<Layer> = self.shape.layers.clone().map(|_| layer()).collect::<Result<_>>()?;
         for (before, grown) in self.layers.iter().zip(&grown) {
-            cuda.copy(&before.keys, &grown.keys, self.shape.position_bytes(self.shape.keys) * self.room)?;
-            cuda.copy(
-                &before.values,
-                &grown.values,
-                self.shape.position_bytes(self.shape.values) * self.room,
-            )?;
+            let bytes = |kind| self.shape.position_bytes(kind) as usize * self.room;
+            cuda.copy(&before.keys, &grown.keys, bytes(self.shape.keys))?;
+            cuda.copy(&before.values, &grown.values, bytes(self.shape.values))?;
         }
         (self.layers, self.room) = (grown, room);
         Ok(())
