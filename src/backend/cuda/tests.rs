@@ -124,13 +124,20 @@ fn products_of_every_type_equal_the_cpus() {
                 CPU.linear(&decoded, &x_cpu, &mut want).unwrap();
                 let what = format!("{kind}, {rows} rows of {columns}, {tokens} tokens");
                 let out = cuda.read(&out).unwrap();
-                if kind.is_quantized() {
-                    assert_close_int8(&out, &CPU.read(&want).unwrap(), &what);
-                    let mut x_cpu = cpu::Buffer::default();
-                    x_cpu.fill(&rounded(&data), columns);
-                    CPU.linear(&decoded, &x_cpu, &mut want).unwrap();
+                if !kind.is_quantized() {
+                    assert_close(&out, &CPU.read(&want).unwrap(), &what);
+                    continue;
                 }
-                assert_close(&out, &CPU.read(&want).unwrap(), &what);
+                // A handful of results may be small by chance, and what int8 costs large beside them.
+                if rows > 5 {
+                    assert_close_int8(&out, &CPU.read(&want).unwrap(), &what);
+                }
+                // Beyond int8, nothing is lost.
+                let mut x_cpu = cpu::Buffer::default();
+                x_cpu.fill(&rounded(&data), columns);
+                CPU.linear(&decoded, &x_cpu, &mut want).unwrap();
+                let beyond = difference(&out, &CPU.read(&want).unwrap());
+                assert!(beyond < 1e-4, "{what}, rounded: {beyond:e}");
             }
             let ids = [rows as u32 - 1, 0, 3];
             let (mut out, mut want) = Default::default();
@@ -179,17 +186,18 @@ fn products_end_in_sums_and_gates() {
     for tokens in 1..=11 {
         for bias in [None, Some(&bias)] {
             let what = format!("{tokens} tokens, bias: {}", bias.is_some());
-            let (x, x_cpu) = both(&cuda, &random.floats(tokens * columns), columns);
+            // What int8 costs is another test's.
+            let (x, x_cpu) = both(&cuda, &rounded(&random.floats(tokens * columns)), columns);
             let (mut sum, mut sum_cpu) = both(&cuda, &random.floats(tokens * rows), rows);
             let (mut scratch, mut scratch_cpu) = Default::default();
             cuda.linear_add(&weights, bias, &x, &mut scratch, &mut sum).unwrap();
             CPU.linear_add(&decoded, bias, &x_cpu, &mut scratch_cpu, &mut sum_cpu).unwrap();
-            assert_close_int8(&cuda.read(&sum).unwrap(), &CPU.read(&sum_cpu).unwrap(), &what);
+            assert_close(&cuda.read(&sum).unwrap(), &CPU.read(&sum_cpu).unwrap(), &what);
             for gate in [Gate::Swiglu, Gate::Gegelu { limit: 1.5 }] {
                 let (mut out, mut want) = Default::default();
                 cuda.linear_gate(&weights, bias, gate, &x, &mut scratch, &mut out).unwrap();
                 CPU.linear_gate(&decoded, bias, gate, &x_cpu, &mut scratch_cpu, &mut want).unwrap();
-                assert_close_int8(
+                assert_close(
                     &cuda.read(&out).unwrap(),
                     &CPU.read(&want).unwrap(),
                     &format!("{what}, {gate:?}"),
