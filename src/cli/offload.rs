@@ -257,7 +257,8 @@ impl DeviceArgs {
                     self.main_gpu
                 )));
             }
-            chosen = vec![chosen.swap_remove(self.main_gpu)];
+            chosen.swap(0, self.main_gpu);
+            chosen.truncate(1);
         }
         Ok(chosen)
     }

@@ -36,7 +36,6 @@ const RING_BYTES: usize = 8 << 20;
 
 /// A graphics processor, and what is on it.
 pub struct Cuda {
-    adapter: Adapter,
     // What has memory on the device goes before the context does.
     ring: Mutex<Ring>,
     matrices: RwLock<HashMap<MatrixId, Arc<Storage>>>,
@@ -89,7 +88,6 @@ impl Cuda {
     pub fn open(adapter: &Adapter) -> Result<Self> {
         let context = Context::open(adapter)?;
         Ok(Self {
-            adapter: adapter.clone(),
             ring: Mutex::new(Ring::new(&context, RING_BYTES)?),
             matrices: RwLock::default(),
             vectors: Mutex::default(),
@@ -98,11 +96,6 @@ impl Cuda {
             kernels: Kernels::new(&context),
             context,
         })
-    }
-
-    /// What it is.
-    pub fn adapter(&self) -> &Adapter {
-        &self.adapter
     }
 
     /// Notes an error of an operation that returns nothing: the next result that is read says it.

@@ -68,8 +68,9 @@ fn assert_close_int8(ours: &[f32], want: &[f32], what: &str) {
 fn rounded(x: &[f32]) -> Vec<f32> {
     let mut out = Vec::new();
     for group in x.chunks(32) {
-        let scale = group.iter().fold(0.0_f32, |most, x| most.max(x.abs())) / 127.0;
-        out.extend(group.iter().map(|x| (x / scale).round_ties_even() * scale));
+        let largest = group.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+        let (scale, inverse) = (largest / 127.0, 127.0 / largest);
+        out.extend(group.iter().map(|x| (x * inverse).round_ties_even() * scale));
     }
     out
 }
@@ -137,7 +138,7 @@ fn products_of_every_type_equal_the_cpus() {
                 x_cpu.fill(&rounded(&data), columns);
                 CPU.linear(&decoded, &x_cpu, &mut want).unwrap();
                 let beyond = difference(&out, &CPU.read(&want).unwrap());
-                assert!(beyond < 1e-4, "{what}, rounded: {beyond:e}");
+                assert!(beyond < 1e-5, "{what}, rounded: {beyond:e}");
             }
             let ids = [rows as u32 - 1, 0, 3];
             let (mut out, mut want) = Default::default();
@@ -345,6 +346,7 @@ fn attention_takes_every_type_of_cache() {
 }
 
 #[test]
+#[allow(clippy::single_range_in_vec_init, reason = "one sequence is one range of rows")]
 fn sequences_of_a_batch_do_not_mix() {
     let Some(cuda) = cuda() else { return };
     let heads = heads(2, 2, 64, usize::MAX);

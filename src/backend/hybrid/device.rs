@@ -1,7 +1,7 @@
 //! A graphics processor, whichever way it is reached: through wgpu or through NVIDIA's driver. In a build with neither
 //! there are no values of these types.
 
-#![cfg_attr(not(any(feature = "gpu", feature = "cuda")), allow(unused_variables))]
+#![cfg_attr(not(feature = "gpu"), allow(unused_variables))]
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ macro_rules! inside {
     ($value:expr, $inner:ident, $side:ident => $body:expr) => {
         match *$value {
             #[cfg(feature = "gpu")]
-            Self::Wgpu(ref $inner) => {
+            Self::Wgpu(ref $inner, ..) => {
                 macro_rules! $side {
                     ($of:expr) => {
                         $of.wgpu
@@ -27,7 +27,7 @@ macro_rules! inside {
                 $body
             }
             #[cfg(feature = "cuda")]
-            Self::Cuda(ref $inner) => {
+            Self::Cuda(ref $inner, ..) => {
                 macro_rules! $side {
                     ($of:expr) => {
                         $of.cuda
@@ -40,15 +40,16 @@ macro_rules! inside {
     ($value:expr, $inner:ident => $body:expr) => {
         match *$value {
             #[cfg(feature = "gpu")]
-            Self::Wgpu(ref $inner) => $body,
+            Self::Wgpu(ref $inner, ..) => $body,
             #[cfg(feature = "cuda")]
-            Self::Cuda(ref $inner) => $body,
+            Self::Cuda(ref $inner, ..) => $body,
         }
     };
 }
 
 /// A graphics processor that was found.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there are a handful")]
 pub enum Adapter {
     #[cfg(feature = "gpu")]
     Wgpu(gpu::Adapter),
@@ -59,12 +60,13 @@ pub enum Adapter {
 impl Adapter {
     /// Those of this machine: wgpu's, software on demand, then CUDA's. One processor may be among both.
     pub fn all(software: bool) -> Vec<Adapter> {
-        let mut all = Vec::new();
-        #[cfg(feature = "gpu")]
-        all.extend(gpu::Adapter::all(software).into_iter().map(Self::Wgpu));
-        #[cfg(feature = "cuda")]
-        all.extend(cuda::Adapter::all().into_iter().map(Self::Cuda));
-        all
+        let found: &[Vec<Adapter>] = &[
+            #[cfg(feature = "gpu")]
+            gpu::Adapter::all(software).into_iter().map(Self::Wgpu).collect(),
+            #[cfg(feature = "cuda")]
+            cuda::Adapter::all().into_iter().map(Self::Cuda).collect(),
+        ];
+        found.concat()
     }
 
     /// Whether it is reached through NVIDIA's own driver.
@@ -114,12 +116,12 @@ impl Adapter {
 }
 
 /// A graphics processor, and what is on it.
-#[allow(clippy::large_enum_variant, reason = "there are a handful, made once")]
+#[allow(clippy::large_enum_variant, reason = "there are a handful")]
 pub enum Device {
     #[cfg(feature = "gpu")]
-    Wgpu(gpu::Gpu),
+    Wgpu(gpu::Gpu, Adapter),
     #[cfg(feature = "cuda")]
-    Cuda(cuda::Cuda),
+    Cuda(cuda::Cuda, Adapter),
 }
 
 impl Device {
@@ -128,19 +130,19 @@ impl Device {
     pub fn open(adapter: &Adapter) -> Result<Self> {
         match *adapter {
             #[cfg(feature = "gpu")]
-            Adapter::Wgpu(ref adapter) => gpu::Gpu::open(adapter).map(Self::Wgpu),
+            Adapter::Wgpu(ref found) => Ok(Self::Wgpu(gpu::Gpu::open(found)?, adapter.clone())),
             #[cfg(feature = "cuda")]
-            Adapter::Cuda(ref adapter) => cuda::Cuda::open(adapter).map(Self::Cuda),
+            Adapter::Cuda(ref found) => Ok(Self::Cuda(cuda::Cuda::open(found)?, adapter.clone())),
         }
     }
 
     /// What it is.
-    pub fn adapter(&self) -> Adapter {
+    pub fn adapter(&self) -> &Adapter {
         match *self {
             #[cfg(feature = "gpu")]
-            Self::Wgpu(ref device) => Adapter::Wgpu(device.adapter().clone()),
+            Self::Wgpu(_, ref adapter) => adapter,
             #[cfg(feature = "cuda")]
-            Self::Cuda(ref device) => Adapter::Cuda(device.adapter().clone()),
+            Self::Cuda(_, ref adapter) => adapter,
         }
     }
 
@@ -226,9 +228,9 @@ impl DeviceCache {
     pub fn reserve(&mut self, device: &Device, positions: usize) -> Result<()> {
         match *device {
             #[cfg(feature = "gpu")]
-            Device::Wgpu(ref device) => self.wgpu.reserve(device, positions),
+            Device::Wgpu(ref device, _) => self.wgpu.reserve(device, positions),
             #[cfg(feature = "cuda")]
-            Device::Cuda(ref device) => self.cuda.reserve(device, positions),
+            Device::Cuda(ref device, _) => self.cuda.reserve(device, positions),
         }
     }
 
@@ -236,9 +238,9 @@ impl DeviceCache {
     pub fn save(&self, device: &Device, positions: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
         match *device {
             #[cfg(feature = "gpu")]
-            Device::Wgpu(ref device) => self.wgpu.save(device, positions, out),
+            Device::Wgpu(ref device, _) => self.wgpu.save(device, positions, out),
             #[cfg(feature = "cuda")]
-            Device::Cuda(ref device) => self.cuda.save(device, positions, out),
+            Device::Cuda(ref device, _) => self.cuda.save(device, positions, out),
         }
     }
 
@@ -246,9 +248,9 @@ impl DeviceCache {
     pub fn restore(&self, device: &Device, positions: Range<usize>, bytes: &mut &[u8]) -> Result<()> {
         match *device {
             #[cfg(feature = "gpu")]
-            Device::Wgpu(ref device) => self.wgpu.restore(device, positions, bytes),
+            Device::Wgpu(ref device, _) => self.wgpu.restore(device, positions, bytes),
             #[cfg(feature = "cuda")]
-            Device::Cuda(ref device) => self.cuda.restore(device, positions, bytes),
+            Device::Cuda(ref device, _) => self.cuda.restore(device, positions, bytes),
         }
     }
 }
