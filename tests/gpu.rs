@@ -187,7 +187,9 @@ fn fewer_layers_go_where_memory_is_short() {
         .map(|tensor| gguf.data(tensor).len() as u64)
         .sum();
     // One layer fits, and what a pass needs besides; two do not.
-    let adapter = adapter.limited(layer * 3 / 2 + 4096);
+    #[allow(irrefutable_let_patterns, reason = "a build without CUDA has one kind")]
+    let Adapter::Wgpu(adapter) = adapter else { return };
+    let adapter = Adapter::Wgpu(adapter.limited(layer * 3 / 2 + 4096));
     let mut notes = Vec::new();
     let options = options(on(&adapter, OffloadLayers::All), KvType::F16);
     let engine = Engine::with_events(Arc::clone(&gguf), options, &mut |event| {

@@ -2,7 +2,12 @@
 //!
 //! A forward pass is written against [`Backend`] and does not know where its buffers are.
 
+#[cfg(any(feature = "gpu", feature = "cuda"))]
+mod codebooks;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod device_cache;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod hybrid;

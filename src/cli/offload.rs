@@ -41,6 +41,9 @@ pub struct DeviceArgs {
     /// -dev: which GPUs, by the names that --list-devices shows; none for the CPU alone
     #[arg(long, value_name = "NAMES", value_delimiter = ',', env = "PHI_DEVICE", hide_env_values = true)]
     device: Vec<String>,
+    /// How to reach NVIDIA's GPUs when no --device is named: cuda is their own driver, wgpu is Vulkan
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    gpu_backend: GpuBackend,
     /// List the GPUs of this machine and leave
     #[arg(long)]
     list_devices: bool,
@@ -59,6 +62,30 @@ pub struct DeviceArgs {
     /// -ot: put tensors whose names match a regular expression elsewhere: 'ffn_.*_exps=CPU'
     #[arg(long, value_name = "REGEX=DEVICE", value_delimiter = ',')]
     override_tensor: Vec<Override>,
+}
+
+/// Whether auto means CUDA where its driver is. Its kernels have only run on an emulated device so far; to be true once
+/// scripts/gpu-check.sh has passed on hardware.
+const AUTO_IS_CUDA: bool = false;
+
+/// How to reach GPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum GpuBackend {
+    #[default]
+    Auto,
+    Cuda,
+    Wgpu,
+}
+
+impl GpuBackend {
+    /// Whether `adapter` is one of those that are used unasked.
+    fn has(self, adapter: &Adapter) -> bool {
+        match self {
+            Self::Auto => adapter.is_cuda() == AUTO_IS_CUDA,
+            Self::Cuda => adapter.is_cuda(),
+            Self::Wgpu => !adapter.is_cuda(),
+        }
+    }
 }
 
 /// How to use several GPUs.
@@ -107,7 +134,7 @@ impl FromStr for Override {
     }
 }
 
-/// The GPUs of this machine and their names: Vulkan0, Vulkan1 …; software ones last.
+/// The GPUs of this machine and their names: Vulkan0, Vulkan1 …, CUDA0 …; software ones last.
 fn named() -> Vec<(String, Adapter)> {
     let mut all = Adapter::all(true);
     all.sort_by_key(Adapter::is_software);
@@ -215,7 +242,9 @@ impl DeviceArgs {
     /// Those of `all` that are to be used: the ones that -dev names, or all but software.
     fn choose(&self, all: Vec<(String, Adapter)>) -> Result<Vec<(String, Adapter)>> {
         let mut chosen: Vec<(String, Adapter)> = if self.device.is_empty() {
-            all.into_iter().filter(|(_, adapter)| !adapter.is_software()).collect()
+            all.into_iter()
+                .filter(|(_, adapter)| !adapter.is_software() && self.gpu_backend.has(adapter))
+                .collect()
         } else {
             let names: Vec<String> = all.iter().map(|(name, _)| name.clone()).collect();
             let find = |name: &String| position(&names, name).map(|at| all[at].clone());
@@ -229,7 +258,8 @@ impl DeviceArgs {
                     self.main_gpu
                 )));
             }
-            chosen = vec![chosen.swap_remove(self.main_gpu)];
+            chosen.swap(0, self.main_gpu);
+            chosen.truncate(1);
         }
         Ok(chosen)
     }

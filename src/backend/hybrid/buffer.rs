@@ -30,6 +30,7 @@ impl Buffer {
 }
 
 /// A buffer where an operation wants it.
+#[allow(clippy::large_enum_variant, reason = "it lives on the stack for one operation")]
 pub(super) enum Visitor<'a> {
     Same(&'a Buffer),
     /// A copy, whose memory goes home when the operation is recorded.

@@ -5,20 +5,12 @@
 
 mod buffer;
 mod cache;
-#[cfg(not(feature = "gpu"))]
-mod none;
+mod device;
 
 pub use buffer::Buffer;
 pub use cache::{Cache, CacheShape};
-
-#[cfg(feature = "gpu")]
-pub use super::gpu::{Adapter, Gpu as Device};
-#[cfg(feature = "gpu")]
-use super::gpu::{Buffer as DeviceBuffer, Cache as DeviceCache, CacheShape as DeviceShape};
-#[cfg(not(feature = "gpu"))]
-pub use none::{Adapter, Device};
-#[cfg(not(feature = "gpu"))]
-use none::{DeviceBuffer, DeviceCache, DeviceShape};
+pub use device::{Adapter, Device};
+use device::{DeviceBuffer, DeviceCache, DeviceShape};
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -1,0 +1,178 @@
+//! Attention on a device: rotate, append to the cache, attend, put the splits together.
+
+use std::ops::Range;
+
+use super::cache::{Cache, kv_number};
+use super::device::lock;
+use super::launch;
+use super::modules::Module;
+use super::{Buffer, Cuda, Scratch};
+use crate::backend::{BlockSparse, Heads, Rotation};
+use crate::kernel::kv::padded_head;
+use crate::{Error, Result};
+
+/// Up to so many rows, each is attended by itself.
+const FEW_ROWS: usize = 8;
+/// Positions of a split of `attend_row`.
+const SPLIT: usize = 128;
+/// Queries of a tile of `attend_tile`.
+const TILE: usize = 32;
+
+/// Rows of a batch that continue one sequence.
+pub(super) struct Sequence<'a> {
+    pub cache: &'a Cache,
+    pub rows: Range<usize>,
+    /// Of the first row.
+    pub position: usize,
+}
+
+/// Names of the kernels for a few rows and for a tile, by the padded size of a head.
+fn kernels(padded: usize) -> Option<[&'static str; 2]> {
+    Some(match padded {
+        32 => ["attend_row_32", "attend_tile_32"],
+        64 => ["attend_row_64", "attend_tile_64"],
+        96 => ["attend_row_96", "attend_tile_96"],
+        128 => ["attend_row_128", "attend_tile_128"],
+        _ => return None,
+    })
+}
+
+impl Cuda {
+    pub(super) fn attend(
+        &self,
+        layer: usize,
+        heads: &Heads,
+        rotation: &Rotation,
+        qkv: &Buffer,
+        sequences: &[Sequence<'_>],
+        out: &Buffer,
+    ) -> Result<()> {
+        let mut scratch = lock(&self.scratch);
+        if scratch.rotation != rotation.id() {
+            self.ensure(&mut scratch.cosines, rotation.cos.len())?;
+            self.ensure(&mut scratch.sines, rotation.sin.len())?;
+            for (storage, angles) in [(&scratch.cosines, &rotation.cos), (&scratch.sines, &rotation.sin)] {
+                if let Some(storage) = storage {
+                    self.send_words(angles.iter().map(|angle| angle.to_bits()), storage)?;
+                }
+            }
+            scratch.rotation = rotation.id();
+        }
+        self.ensure(&mut scratch.queries, qkv.rows * heads.count * padded_head(heads.size))?;
+        for sequence in sequences {
+            self.append(layer, heads, rotation.pairs, qkv, sequence, &scratch)?;
+            self.attend_sequence(layer, heads, sequence, &mut scratch, out)?;
+        }
+        Ok(())
+    }
+
+    fn append(
+        &self,
+        layer: usize,
+        heads: &Heads,
+        pairs: usize,
+        qkv: &Buffer,
+        sequence: &Sequence<'_>,
+        scratch: &Scratch,
+    ) -> Result<()> {
+        let shape = &sequence.cache.shape;
+        let storages = sequence.cache.layer(layer);
+        let padded = padded_head(heads.size);
+        let parameters = launch::Append {
+            qkv: qkv.pointer(),
+            cosines: scratch.cosines.as_ref().map_or(0, |storage| storage.pointer()),
+            sines: scratch.sines.as_ref().map_or(0, |storage| storage.pointer()),
+            queries: scratch.queries.as_ref().map_or(0, |storage| storage.pointer()),
+            keys: storages.keys.pointer(),
+            values: storages.values.pointer(),
+            first_row: sequence.rows.start as u32,
+            at: sequence.position as u32,
+            heads: heads.count as u32,
+            kv_heads: heads.kv_count as u32,
+            size: heads.size as u32,
+            padded: padded as u32,
+            pairs: pairs as u32,
+            scale: heads.scale,
+            key_kind: kv_number(shape.keys),
+            value_kind: kv_number(shape.values),
+        };
+        let items = (heads.count + 2 * heads.kv_count) * padded / 32;
+        let groups = [items.div_ceil(4), sequence.rows.len(), 1];
+        self.launch(Module::attention(shape.keys, shape.values), "append", groups, 128, &parameters)
+    }
+
+    fn attend_sequence(
+        &self,
+        layer: usize,
+        heads: &Heads,
+        sequence: &Sequence<'_>,
+        scratch: &mut Scratch,
+        out: &Buffer,
+    ) -> Result<()> {
+        let padded = padded_head(heads.size);
+        let Some(names) = kernels(padded) else {
+            let size = heads.size;
+            return Err(Error::Unsupported(format!(
+                "attention heads of {size} elements are not for CUDA, which takes up to 128: use --gpu-backend wgpu"
+            )));
+        };
+        let shape = &sequence.cache.shape;
+        let module = Module::attention(shape.keys, shape.values);
+        let rows = sequence.rows.len();
+        let few = rows <= FEW_ROWS;
+        let length = sequence.position + rows;
+        let start = (sequence.position + 1).saturating_sub(heads.window) / SPLIT * SPLIT;
+        let splits = if few { (length - start).div_ceil(SPLIT) } else { 1 };
+        if splits > 1 {
+            self.ensure(&mut scratch.splits, rows * heads.count * splits * (padded + 4))?;
+        }
+        let left = match &scratch.splits {
+            Some(left) if splits > 1 => left.pointer(),
+            _ => out.pointer(),
+        };
+        let storages = sequence.cache.layer(layer);
+        let of = |f: fn(&BlockSparse) -> usize| heads.sparse.as_ref().map_or(0, f) as u32;
+        let parameters = launch::Attend {
+            queries: scratch.queries.as_ref().map_or(0, |storage| storage.pointer()),
+            keys: storages.keys.pointer(),
+            values: storages.values.pointer(),
+            out: left,
+            first_row: sequence.rows.start as u32,
+            rows: rows as u32,
+            position: sequence.position as u32,
+            heads: heads.count as u32,
+            kv_heads: heads.kv_count as u32,
+            size: heads.size as u32,
+            // Room to add a position to it.
+            window: heads.window.min(1 << 30) as u32,
+            length: length as u32,
+            start: start as u32,
+            splits: splits as u32,
+            block: of(|sparse| sparse.block),
+            local: of(|sparse| sparse.local),
+            stride: of(|sparse| sparse.stride),
+            head_step: of(|sparse| sparse.head_step),
+            key_kind: kv_number(shape.keys),
+            value_kind: kv_number(shape.values),
+        };
+        let (name, groups) = if few {
+            (names[0], [splits, heads.count, rows])
+        } else {
+            (names[1], [rows.div_ceil(TILE), heads.count, 1])
+        };
+        self.launch(module, name, groups, 128, &parameters)?;
+        if splits > 1 {
+            let parameters = launch::Combine {
+                splits: left,
+                out: out.pointer(),
+                first_row: sequence.rows.start as u32,
+                heads: heads.count as u32,
+                size: heads.size as u32,
+                padded: padded as u32,
+                count: splits as u32,
+            };
+            self.launch(module, "combine", [heads.count, rows, 1], 128, &parameters)?;
+        }
+        Ok(())
+    }
+}

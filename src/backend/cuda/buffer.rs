@@ -1,0 +1,147 @@
+//! Memory on a device, and the way there.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use super::device::Context;
+use super::driver::Pointer;
+use crate::Result;
+
+/// A piece of a device's memory.
+pub(super) struct Storage {
+    context: Arc<Context>,
+    pointer: Pointer,
+    bytes: usize,
+}
+
+impl Storage {
+    /// # Errors
+    /// Too little memory on the device.
+    pub fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
+        let bytes = bytes.next_multiple_of(16).max(16);
+        Ok(Self { pointer: context.allocate(bytes)?, context: Arc::clone(context), bytes })
+    }
+
+    /// Bytes it has.
+    pub fn size(&self) -> usize {
+        self.bytes
+    }
+
+    /// Where it begins on the device.
+    pub fn pointer(&self) -> Pointer {
+        self.pointer
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        self.context.free(self.pointer);
+    }
+}
+
+/// A buffer's elements as int8, as kernels/elementwise.cu makes them.
+pub(super) struct Quantized {
+    /// `[rows, columns]`.
+    pub q: Storage,
+    /// `[rows, columns / 16]` pairs of a scale and a sum.
+    pub scales: Storage,
+}
+
+/// `[rows, columns]` of f32 on a device.
+#[derive(Default)]
+pub struct Buffer {
+    /// Keeps the size of the largest use.
+    pub(super) storage: Option<Storage>,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) quantized: Option<Quantized>,
+    /// Whether `quantized` is of what the buffer holds now.
+    pub(super) is_quantized: bool,
+}
+
+impl Buffer {
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    pub(super) fn elements(&self) -> usize {
+        self.rows * self.columns
+    }
+
+    /// Where its elements are.
+    ///
+    /// # Panics
+    /// If it was never written to.
+    pub(super) fn pointer(&self) -> Pointer {
+        self.storage.as_ref().expect("a buffer is written before it is read").pointer
+    }
+}
+
+/// Host memory that the device can read by itself: small uploads need not wait for the device.
+pub(super) struct Ring {
+    context: Arc<Context>,
+    memory: *mut c_void,
+    bytes: usize,
+    /// Bytes in use since the device was last waited for.
+    used: usize,
+}
+
+// Sound: the memory is the ring's own.
+unsafe impl Send for Ring {}
+
+impl Ring {
+    /// # Errors
+    /// Too little memory.
+    pub fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
+        context.enter()?;
+        let mut memory = std::ptr::null_mut();
+        // Sound: the pointer is to a pointer.
+        context.check(unsafe { (context.driver.allocate_host)(&mut memory, bytes, 0) })?;
+        Ok(Self { context: Arc::clone(context), memory, bytes, used: 0 })
+    }
+
+    /// Writes `bytes` to `to` after everything that was launched; `to` has room for them.
+    pub fn send(&mut self, bytes: &[u8], to: Pointer) -> Result<()> {
+        for (i, piece) in bytes.chunks(self.bytes).enumerate() {
+            if self.used + piece.len() > self.bytes {
+                self.context.wait()?;
+                self.used = 0;
+            }
+            let to = to + (i * self.bytes) as Pointer;
+            self.context.enter()?;
+            // Sound: the piece fits between `used` and the end, where the device reads nothing at the moment.
+            let code = unsafe {
+                let from = self.memory.cast::<u8>().add(self.used);
+                std::ptr::copy_nonoverlapping(piece.as_ptr(), from, piece.len());
+                (self.context.driver.to_device)(to, from.cast(), piece.len(), self.context.stream)
+            };
+            self.context.check(code)?;
+            self.used += piece.len().next_multiple_of(16);
+        }
+        Ok(())
+    }
+
+    /// Reads what is at `from` after everything that was launched.
+    pub fn fetch(&mut self, from: Pointer, to: &mut [u8]) -> Result<()> {
+        self.context.faultless()?;
+        self.context.enter()?;
+        // Sound: the device writes as many bytes as `to` has, and is waited for.
+        let code = unsafe {
+            (self.context.driver.to_host)(to.as_mut_ptr().cast(), from, to.len(), self.context.stream)
+        };
+        self.context.check(code)?;
+        self.context.wait()?;
+        self.used = 0;
+        Ok(())
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // What is on its way must arrive first; a device that failed reads nothing any more.
+        let _ = self.context.wait();
+        // Sound: it is the driver's, and nobody else's.
+        unsafe { (self.context.driver.free_host)(self.memory) };
+    }
+}

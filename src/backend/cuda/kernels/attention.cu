@@ -1,0 +1,379 @@
+// Attention over a cache of one element type: KIND is its number in kv.cuh; KV_ANY takes keys and values of any two.
+
+#include "common.cuh"
+#include "kv.cuh"
+
+// See `Append` in launch.rs.
+struct Append {
+    // A row is all queries, then all keys, then all values.
+    const float* qkv;
+    // [rows][pairs]
+    const float* cosines;
+    const float* sines;
+    // [rows][heads][padded]: rotated and scaled.
+    float* queries;
+    // [positions][kv_heads][padded / 32] groups.
+    u32* keys;
+    u32* values;
+    // Rows from first_row on are appended, the first one as position number `at`.
+    u32 first_row;
+    u32 at;
+    u32 heads;
+    u32 kv_heads;
+    // Elements of a head, and with its padding.
+    u32 size;
+    u32 padded;
+    u32 pairs;
+    float scale;
+    int key_kind;
+    int value_kind;
+};
+
+// See `Attend` in launch.rs.
+struct Attend {
+    const float* queries;
+    const u32* keys;
+    const u32* values;
+    // The result if there is one split, [rows][heads][size]; else [rows][heads][splits][padded + 4]: the unscaled sum, the
+    // largest score and the sum of exponentials.
+    float* out;
+    // Rows from first_row on; the first of them is at position `position`.
+    u32 first_row;
+    u32 rows;
+    u32 position;
+    u32 heads;
+    u32 kv_heads;
+    u32 size;
+    u32 window;
+    // Positions in the cache, and the first one that any row sees, a multiple of 128.
+    u32 length;
+    u32 start;
+    // How many shares of 128 positions each row's work is cut into; 1 for a tile's.
+    u32 splits;
+    // Block-sparse attention: positions of a block (0: none), blocks back, every how many-th, step from head to head.
+    u32 block;
+    u32 local;
+    u32 stride;
+    u32 head_step;
+    int key_kind;
+    int value_kind;
+};
+
+DEVICE float rotated(const Append& p, const float* head, u32 row, u32 e, bool rotate) {
+    if (e >= p.size) {
+        return 0.0f;
+    }
+    float x = head[e];
+    if (!rotate || e >= 2 * p.pairs) {
+        return x;
+    }
+    u64 angle = (u64)row * p.pairs + e % p.pairs;
+    if (e < p.pairs) {
+        return x * p.cosines[angle] - head[e + p.pairs] * p.sines[angle];
+    }
+    return x * p.cosines[angle] + head[e - p.pairs] * p.sines[angle];
+}
+
+// Rotates queries and keys; queries go, scaled and padded, where attention reads them; keys and values into the cache. A warp
+// takes a group of 32 elements, a lane each.
+KERNEL(append, Append, 128, 1) {
+    u32 groups = p.padded / 32;
+    u32 item = blockIdx.x * 4 + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    u32 head = item / groups, group = item % groups;
+    if (head >= p.heads + 2 * p.kv_heads) {
+        return;
+    }
+    u32 row = p.first_row + blockIdx.y;
+    const float* from = p.qkv + ((u64)row * (p.heads + 2 * p.kv_heads) + head) * p.size;
+    float x = rotated(p, from, row, group * 32 + lane, head < p.heads + p.kv_heads);
+    u64 position = p.at + blockIdx.y;
+    if (head < p.heads) {
+        p.queries[((u64)row * p.heads + head) * p.padded + group * 32 + lane] = p.scale * x;
+    } else if (head < p.heads + p.kv_heads) {
+        u64 at = (position * p.kv_heads + head - p.heads) * groups + group;
+        store_lane<KIND>(p.keys + at * group_words(p.key_kind), lane, x, p.key_kind);
+    } else {
+        u64 at = (position * p.kv_heads + head - p.heads - p.kv_heads) * groups + group;
+        store_lane<KIND>(p.values + at * group_words(p.value_kind), lane, x, p.value_kind);
+    }
+}
+
+DEVICE bool sees(const Attend& p, u32 head, u32 query, u32 key) {
+    if (key > query || key + p.window <= query) {
+        return false;
+    }
+    if (p.block == 0) {
+        return true;
+    }
+    u32 past = key / p.block;
+    return query / p.block - past < p.local || (past + head * p.head_step + 1) % p.stride == 0;
+}
+
+// Vector number `four` of a key, or value, at a position.
+template <u32 PADDED>
+DEVICE float4 vector_at(const Attend& p, const u32* array, int kind, u32 position, u32 kv_head, u32 four) {
+    u64 group = ((u64)position * p.kv_heads + kv_head) * (PADDED / 32) + four / 8;
+    u32 words = KIND == KV_ANY ? group_words(kind) : group_words(KIND);
+    return load4<KIND>(array + group * words, four % 8, kind);
+}
+
+DEVICE float dot4(float4 a, float4 b) {
+    return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+}
+
+// Leaves vector number `four` of a row's and head's sum.
+template <u32 PADDED>
+DEVICE void leave(const Attend& p, u32 row, u32 head, u32 split, u32 four, float4 sum, float largest, float total) {
+    float elements[4] = {sum.x, sum.y, sum.z, sum.w};
+    if (p.splits == 1) {
+        float* to = p.out + ((u64)row * p.heads + head) * p.size;
+        for (u32 i = 0; i < 4; i++) {
+            if (four * 4 + i < p.size) {
+                to[four * 4 + i] = elements[i] / fmaxf(total, 1.0e-37f);
+            }
+        }
+        return;
+    }
+    float* to = p.out + (((u64)(row - p.first_row) * p.heads + head) * p.splits + split) * (PADDED + 4);
+    *(float4*)(to + four * 4) = sum;
+    if (four == 0) {
+        to[PADDED] = largest;
+        to[PADDED + 1] = total;
+    }
+}
+
+// One query of one head over 128 positions: for a few rows, where reading the cache is all the work.
+template <u32 PADDED>
+DEVICE void attend_row(const Attend& p) {
+    const u32 THREADS = 128, SPLIT = 128, FOURS = PADDED / 4;
+    // Threads that share a position's score; threads that share a vector of the result.
+    const u32 LANES_ = 4, SHARE = THREADS / FOURS;
+    __shared__ float4 query[FOURS];
+    __shared__ float weights[SPLIT];
+    __shared__ float reduced[4];
+    __shared__ float4 sums[THREADS];
+    u32 thread = threadIdx.x, head = blockIdx.y;
+    u32 row = p.first_row + blockIdx.z;
+    u32 kv_head = head / (p.heads / p.kv_heads);
+    u32 position = p.position + blockIdx.z;
+    u32 start = p.start + blockIdx.x * SPLIT;
+    u32 count = min_u(SPLIT, p.length - start);
+    if (thread < FOURS) {
+        query[thread] = ((const float4*)p.queries)[((u64)row * p.heads + head) * FOURS + thread];
+    }
+    __syncthreads();
+    u32 lane = thread % LANES_;
+    for (u32 i = thread / LANES_; i < SPLIT; i += THREADS / LANES_) {
+        float score = 0.0f;
+        if (i < count) {
+            for (u32 four = lane; four < FOURS; four += LANES_) {
+                score += dot4(query[four], vector_at<PADDED>(p, p.keys, p.key_kind, start + i, kv_head, four));
+            }
+        }
+        score += __shfl_xor_sync(ALL, score, 1);
+        score += __shfl_xor_sync(ALL, score, 2);
+        if (lane == 0) {
+            weights[i] = score;
+        }
+    }
+    __syncthreads();
+    float score = LOWEST;
+    if (thread < count && sees(p, head, position, start + thread)) {
+        score = weights[thread];
+    }
+    float largest = block_max(score, reduced, 4);
+    float weight = score > LOWEST ? expf(score - largest) : 0.0f;
+    weights[thread] = weight;
+    float total = block_sum(weight, reduced, 4);
+    u32 four = thread % FOURS, share = thread / FOURS;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (share < SHARE) {
+        for (u32 i = share; i < count; i += SHARE) {
+            float4 value = vector_at<PADDED>(p, p.values, p.value_kind, start + i, kv_head, four);
+            sum.x += weights[i] * value.x;
+            sum.y += weights[i] * value.y;
+            sum.z += weights[i] * value.z;
+            sum.w += weights[i] * value.w;
+        }
+    }
+    sums[thread] = sum;
+    __syncthreads();
+    if (share == 0) {
+        for (u32 i = 1; i < SHARE; i++) {
+            float4 other = sums[thread + i * FOURS];
+            sum.x += other.x;
+            sum.y += other.y;
+            sum.z += other.z;
+            sum.w += other.w;
+        }
+        leave<PADDED>(p, row, head, blockIdx.x, four, sum, largest, total);
+    }
+}
+
+// A tile of 32 queries of one head over the cache, 16 positions at a time, with the online softmax of FlashAttention
+// (Dao et al. 2022): for prompts, where the products are the work. Four threads share a query.
+template <u32 PADDED>
+DEVICE void attend_tile(const Attend& p) {
+    const u32 TILE = 32, BLOCK = 16, THREADS = 128, LANES_ = 4, FOURS = PADDED / 4, OWN = FOURS / LANES_;
+    // A row of shared memory is a vector longer, so that rows lie in different banks.
+    const u32 ROW = FOURS + 1;
+    __shared__ float4 query[TILE * ROW];
+    // A block's keys, then its values.
+    __shared__ float4 block[BLOCK * ROW];
+    __shared__ float scores[TILE * (BLOCK + 1)];
+    u32 thread = threadIdx.x, head = blockIdx.y;
+    u32 kv_head = head / (p.heads / p.kv_heads);
+    u32 first = blockIdx.x * TILE;
+    u32 last = min_u(first + TILE, p.rows) - 1;
+    for (u32 i = thread; i < TILE * FOURS; i += THREADS) {
+        u64 row = p.first_row + min_u(first + i / FOURS, last);
+        query[i / FOURS * ROW + i % FOURS] = ((const float4*)p.queries)[(row * p.heads + head) * FOURS + i % FOURS];
+    }
+    u32 own = thread / LANES_, lane = thread % LANES_;
+    u32 row = first + own;
+    u32 position = p.position + row;
+    // The positions that any query of the tile sees.
+    u32 oldest = p.position + first;
+    u32 begin = 0;
+    if (oldest + 1 > p.window) {
+        begin = oldest + 1 - p.window;
+    }
+    begin = begin / BLOCK * BLOCK;
+    u32 end = min_u(p.position + last + 1, p.length);
+    float largest = LOWEST, total = 0.0f;
+    float4 sum[OWN];
+#pragma unroll
+    for (u32 i = 0; i < OWN; i++) {
+        sum[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+    for (u32 start = begin; start < end; start += BLOCK) {
+        __syncthreads();
+        for (u32 i = thread; i < BLOCK * FOURS; i += THREADS) {
+            u32 at = min_u(start + i / FOURS, p.length - 1);
+            block[i / FOURS * ROW + i % FOURS] = vector_at<PADDED>(p, p.keys, p.key_kind, at, kv_head, i % FOURS);
+        }
+        __syncthreads();
+        float found[BLOCK / LANES_];
+#pragma unroll
+        for (u32 j = 0; j < BLOCK / LANES_; j++) {
+            found[j] = 0.0f;
+        }
+        for (u32 four = 0; four < FOURS; four++) {
+            float4 mine = query[own * ROW + four];
+#pragma unroll
+            for (u32 j = 0; j < BLOCK / LANES_; j++) {
+                found[j] += dot4(mine, block[(j * LANES_ + lane) * ROW + four]);
+            }
+        }
+#pragma unroll
+        for (u32 j = 0; j < BLOCK / LANES_; j++) {
+            u32 key = j * LANES_ + lane;
+            bool seen = start + key < p.length && sees(p, head, position, start + key);
+            scores[own * (BLOCK + 1) + key] = seen ? found[j] : LOWEST;
+        }
+        __syncthreads();
+        for (u32 i = thread; i < BLOCK * FOURS; i += THREADS) {
+            u32 at = min_u(start + i / FOURS, p.length - 1);
+            block[i / FOURS * ROW + i % FOURS] = vector_at<PADDED>(p, p.values, p.value_kind, at, kv_head, i % FOURS);
+        }
+        float next = largest;
+        for (u32 j = 0; j < BLOCK; j++) {
+            next = fmaxf(next, scores[own * (BLOCK + 1) + j]);
+        }
+        float shrink = expf(largest - next);
+        largest = next;
+        total *= shrink;
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            sum[i].x *= shrink;
+            sum[i].y *= shrink;
+            sum[i].z *= shrink;
+            sum[i].w *= shrink;
+        }
+        __syncthreads();
+        for (u32 j = 0; j < BLOCK; j++) {
+            float score = scores[own * (BLOCK + 1) + j];
+            float weight = score > LOWEST ? expf(score - largest) : 0.0f;
+            total += weight;
+#pragma unroll
+            for (u32 i = 0; i < OWN; i++) {
+                float4 value = block[j * ROW + i * LANES_ + lane];
+                sum[i].x += weight * value.x;
+                sum[i].y += weight * value.y;
+                sum[i].z += weight * value.z;
+                sum[i].w += weight * value.w;
+            }
+        }
+    }
+    if (row <= last) {
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            leave<PADDED>(p, p.first_row + row, head, 0, i * LANES_ + lane, sum[i], largest, total);
+        }
+    }
+}
+
+KERNEL(attend_row_32, Attend, 128, 4) {
+    attend_row<32>(p);
+}
+
+KERNEL(attend_row_64, Attend, 128, 4) {
+    attend_row<64>(p);
+}
+
+KERNEL(attend_row_96, Attend, 128, 4) {
+    attend_row<96>(p);
+}
+
+KERNEL(attend_row_128, Attend, 128, 4) {
+    attend_row<128>(p);
+}
+
+KERNEL(attend_tile_32, Attend, 128, 4) {
+    attend_tile<32>(p);
+}
+
+KERNEL(attend_tile_64, Attend, 128, 4) {
+    attend_tile<64>(p);
+}
+
+KERNEL(attend_tile_96, Attend, 128, 4) {
+    attend_tile<96>(p);
+}
+
+KERNEL(attend_tile_128, Attend, 128, 4) {
+    attend_tile<128>(p);
+}
+
+// See `Combine` in launch.rs.
+struct Combine {
+    const float* splits;
+    float* out;
+    u32 first_row;
+    u32 heads;
+    u32 size;
+    u32 padded;
+    u32 count;
+};
+
+// Puts splits together: a block a row and head, a thread an element.
+KERNEL(combine, Combine, 128, 1) {
+    u32 e = threadIdx.x;
+    if (e >= p.size) {
+        return;
+    }
+    u32 width = p.padded + 4;
+    const float* first = p.splits + ((u64)blockIdx.y * p.heads + blockIdx.x) * p.count * width;
+    float largest = first[p.padded];
+    for (u32 i = 1; i < p.count; i++) {
+        largest = fmaxf(largest, first[(u64)i * width + p.padded]);
+    }
+    float total = 0.0f, sum = 0.0f;
+    for (u32 i = 0; i < p.count; i++) {
+        const float* split = first + (u64)i * width;
+        float weight = expf(split[p.padded] - largest);
+        total += weight * split[p.padded + 1];
+        sum += weight * split[e];
+    }
+    p.out[((u64)(p.first_row + blockIdx.y) * p.heads + blockIdx.x) * p.size + e] = sum / fmaxf(total, 1.0e-37f);
+}

@@ -1,0 +1,161 @@
+// What every kernel begins with: types, halves, sums over a warp, tensor-core products. kernels.cuh has the parameters.
+//
+// The same sources are compiled for a GPU (by NVRTC, without any header of CUDA) and, for tests, for the CPU: then
+// PHI_EMULATED is defined and emulation.h stands for the GPU.
+
+#ifdef PHI_EMULATED
+#include "emulation.h"
+#else
+#define DEVICE static __device__ __forceinline__
+// A kernel of `threads` threads a block, of which `blocks` should fit a multiprocessor.
+#define KERNEL(name, Params, threads, blocks)                                                                          \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)
+#endif
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+const u32 WARP = 32;
+const u32 ALL = 0xffffffffu;
+const float LOWEST = -3.0e38f;
+
+DEVICE u32 min_u(u32 a, u32 b) {
+    return a < b ? a : b;
+}
+
+DEVICE u32 max_u(u32 a, u32 b) {
+    return a > b ? a : b;
+}
+
+#ifndef PHI_EMULATED
+DEVICE float half_to_float(u32 bits) {
+    float x;
+    asm("{ .reg .b16 h; cvt.u16.u32 h, %1; cvt.f32.f16 %0, h; }" : "=f"(x) : "r"(bits));
+    return x;
+}
+
+// Rounded to nearest even.
+DEVICE u32 float_to_half(float x) {
+    u32 bits;
+    asm("{ .reg .b16 h; cvt.rn.f16.f32 h, %1; cvt.u32.u16 %0, h; }" : "=r"(bits) : "f"(x));
+    return bits;
+}
+
+DEVICE float bits_to_float(u32 bits) {
+    return __uint_as_float(bits);
+}
+
+DEVICE u32 float_to_bits(float x) {
+    return __float_as_uint(x);
+}
+
+// c += a · b over 32 columns, as mma.m16n8k32: with lane = 4 g + t, `a` has rows g, g + 8 at columns 4 t and at 16 + 4 t, `b`
+// column g at rows 4 t and 16 + 4 t, `c` rows g, g + 8 at columns 2 t, 2 t + 1. Four int8 a word.
+DEVICE void mma32(int c[4], const u32 a[4], const u32 b[2]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The same over 16 columns: `a` and `b` at columns 4 t only.
+DEVICE void mma16(int c[4], const u32 a[2], u32 b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+#endif
+
+// The sum over the warp's lanes, in all of them.
+DEVICE float warp_sum(float x) {
+    for (u32 s = WARP / 2; s > 0; s /= 2) {
+        x += __shfl_xor_sync(ALL, x, s);
+    }
+    return x;
+}
+
+DEVICE float warp_max(float x) {
+    for (u32 s = WARP / 2; s > 0; s /= 2) {
+        x = fmaxf(x, __shfl_xor_sync(ALL, x, s));
+    }
+    return x;
+}
+
+// The sum over a block's threads, in all of them; `shared` has a place for each warp.
+DEVICE float block_sum(float x, float* shared, u32 warps) {
+    x = warp_sum(x);
+    __syncthreads();
+    if (threadIdx.x % WARP == 0) {
+        shared[threadIdx.x / WARP] = x;
+    }
+    __syncthreads();
+    float all = 0.0f;
+    for (u32 i = 0; i < warps; i++) {
+        all += shared[i];
+    }
+    return all;
+}
+
+DEVICE float block_max(float x, float* shared, u32 warps) {
+    x = warp_max(x);
+    __syncthreads();
+    if (threadIdx.x % WARP == 0) {
+        shared[threadIdx.x / WARP] = x;
+    }
+    __syncthreads();
+    float all = shared[0];
+    for (u32 i = 1; i < warps; i++) {
+        all = fmaxf(all, shared[i]);
+    }
+    return all;
+}
+
+// Four words, element by element.
+DEVICE uint4 operator&(uint4 a, u32 b) {
+    return make_uint4(a.x & b, a.y & b, a.z & b, a.w & b);
+}
+
+DEVICE uint4 operator|(uint4 a, uint4 b) {
+    return make_uint4(a.x | b.x, a.y | b.y, a.z | b.z, a.w | b.w);
+}
+
+DEVICE uint4 operator&(uint4 a, uint4 b) {
+    return make_uint4(a.x & b.x, a.y & b.y, a.z & b.z, a.w & b.w);
+}
+
+DEVICE uint4 operator^(uint4 a, uint4 b) {
+    return make_uint4(a.x ^ b.x, a.y ^ b.y, a.z ^ b.z, a.w ^ b.w);
+}
+
+DEVICE uint4 operator^(uint4 a, u32 b) {
+    return make_uint4(a.x ^ b, a.y ^ b, a.z ^ b, a.w ^ b);
+}
+
+DEVICE uint4 operator+(uint4 a, uint4 b) {
+    return make_uint4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+DEVICE uint4 operator+(uint4 a, u32 b) {
+    return make_uint4(a.x + b, a.y + b, a.z + b, a.w + b);
+}
+
+DEVICE uint4 operator-(uint4 a, uint4 b) {
+    return make_uint4(a.x - b.x, a.y - b.y, a.z - b.z, a.w - b.w);
+}
+
+DEVICE uint4 operator*(uint4 a, u32 b) {
+    return make_uint4(a.x * b, a.y * b, a.z * b, a.w * b);
+}
+
+DEVICE uint4 operator>>(uint4 a, u32 b) {
+    return make_uint4(a.x >> b, a.y >> b, a.z >> b, a.w >> b);
+}
+
+DEVICE uint4 operator<<(uint4 a, u32 b) {
+    return make_uint4(a.x << b, a.y << b, a.z << b, a.w << b);
+}
+
+DEVICE uint4 four(u32 a) {
+    return make_uint4(a, a, a, a);
+}

@@ -1,0 +1,260 @@
+// The GPU that tests compile the kernels for: the CPU. A thread of a block is a fiber; barriers and shuffles switch between
+// them. Blocks run one after the other, so that what is shared by a block is static.
+
+#pragma once
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <map>
+#include <string>
+
+#define DEVICE static inline
+#define __shared__ static
+#define __grid_constant__
+#define CHECKED(what)                                                                                                  \
+    do {                                                                                                               \
+        if (!(what)) {                                                                                                 \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #what);                                                 \
+            abort();                                                                                                   \
+        }                                                                                                              \
+    } while (0)
+
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct dim3 {
+    uint32_t x, y, z;
+};
+
+static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+    return {x, y, z, w};
+}
+static inline float2 make_float2(float x, float y) {
+    return {x, y};
+}
+static inline float4 make_float4(float x, float y, float z, float w) {
+    return {x, y, z, w};
+}
+
+namespace emulation {
+
+const uint32_t MOST_THREADS = 256;
+
+// Where the threads of a warp or of a block wait for each other.
+struct Barrier {
+    uint32_t members, arrived, round;
+};
+
+struct Fiber {
+    jmp_buf place;
+    void* stack;
+    dim3 thread;
+    bool done;
+};
+
+struct Machine {
+    Fiber fibers[MOST_THREADS];
+    jmp_buf home;
+    uint32_t threads, current;
+    Barrier block;
+    Barrier warps[MOST_THREADS / 32];
+    // What lanes hand to each other.
+    uint64_t slots[MOST_THREADS];
+    uint32_t fragments[MOST_THREADS][8];
+    dim3 block_number, blocks;
+    void (*run)(const void*);
+    const void* parameters;
+};
+
+extern Machine machine;
+// Lets another thread go on.
+void yield();
+void wait(Barrier& barrier);
+
+inline Barrier& warp() {
+    return machine.warps[machine.current / 32];
+}
+
+struct Kernel {
+    void (*run)(const void*);
+    size_t parameter_bytes;
+    uint32_t threads;
+};
+
+std::map<std::string, Kernel>& kernels();
+
+template <typename P>
+struct Register {
+    Register(const char* module, const char* name, void (*run)(const void*), uint32_t threads) {
+        kernels()[std::string(module) + "/" + name] = {run, sizeof(P), threads};
+    }
+};
+
+template <typename T>
+T shuffle(T x, uint32_t from) {
+    uint64_t bits = 0;
+    memcpy(&bits, &x, sizeof x);
+    uint32_t me = machine.current;
+    machine.slots[me] = bits;
+    wait(warp());
+    bits = machine.slots[me / 32 * 32 + from];
+    // Nobody writes again before all have read.
+    wait(warp());
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+}  // namespace emulation
+
+#define threadIdx (emulation::machine.fibers[emulation::machine.current].thread)
+#define blockIdx (emulation::machine.block_number)
+#define gridDim (emulation::machine.blocks)
+
+#define KERNEL(name, Params, threads, blocks)                                                                          \
+    static void name(const Params& p);                                                                                 \
+    static emulation::Register<Params> register_##name(                                                                \
+        MODULE, #name, [](const void* p) { name(*(const Params*)p); }, threads                                         \
+    );                                                                                                                 \
+    static void name(const Params& p)
+
+static inline void __syncthreads() {
+    emulation::wait(emulation::machine.block);
+}
+
+template <typename T>
+static inline T __shfl_xor_sync(uint32_t, T x, uint32_t mask) {
+    return emulation::shuffle(x, (emulation::machine.current % 32) ^ mask);
+}
+
+template <typename T>
+static inline T __shfl_sync(uint32_t, T x, uint32_t lane) {
+    return emulation::shuffle(x, lane);
+}
+
+static inline uint32_t __ballot_sync(uint32_t, bool vote) {
+    uint32_t me = emulation::machine.current;
+    emulation::machine.slots[me] = vote;
+    emulation::wait(emulation::warp());
+    uint32_t votes = 0;
+    for (uint32_t i = 0; i < 32; i++) {
+        votes |= (uint32_t)emulation::machine.slots[me / 32 * 32 + i] << i;
+    }
+    emulation::wait(emulation::warp());
+    return votes;
+}
+
+static inline int __ffs(uint32_t x) {
+    return __builtin_ffs((int)x);
+}
+
+static inline float __fmaf_rn(float a, float b, float c) {
+    return fmaf(a, b, c);
+}
+
+static inline int __dp4a(int a, int b, int sum) {
+    for (int i = 0; i < 4; i++) {
+        sum += (int)(int8_t)(a >> (8 * i)) * (int)(int8_t)(b >> (8 * i));
+    }
+    return sum;
+}
+
+static inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
+    return (uint32_t)(((uint64_t)high << 32 | low) >> (shift & 31));
+}
+
+static inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
+    uint64_t bytes = (uint64_t)high << 32 | low;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; i++) {
+        out |= (uint32_t)(bytes >> (8 * ((selector >> (4 * i)) & 7)) & 255) << (8 * i);
+    }
+    return out;
+}
+
+static inline float bits_to_float(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static inline uint32_t float_to_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+static inline float half_to_float(uint32_t bits) {
+    uint32_t exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    float x = exponent == 0    ? ldexpf((float)mantissa, -24)
+              : exponent == 31 ? (mantissa ? NAN : INFINITY)
+                               : ldexpf((float)(mantissa + 1024), (int)exponent - 25);
+    return bits & 0x8000 ? -x : x;
+}
+
+static inline uint32_t float_to_half(float x) {
+    uint32_t sign = float_to_bits(x) >> 16 & 0x8000;
+    float size = fabsf(x);
+    if (size != size) {
+        return 0x7fff;
+    }
+    if (size >= 65520.0f) {
+        return sign | 0x7c00;
+    }
+    int exponent;
+    frexpf(size, &exponent);
+    exponent = exponent < -13 ? -13 : exponent;
+    // A multiple of the step there is at this size, rounded to even.
+    uint32_t steps = (uint32_t)rintf(ldexpf(size, 11 - exponent));
+    return sign | (((uint32_t)(exponent + 13) << 10) + steps);
+}
+
+namespace emulation {
+
+// The words that lane `lane` of this warp has laid out, after a wait.
+inline const uint32_t* fragment(uint32_t lane) {
+    return machine.fragments[machine.current / 32 * 32 + lane];
+}
+
+}  // namespace emulation
+
+// See common.cuh: `words` is 2 for 32 columns, 1 for 16.
+static inline void mma(int c[4], const uint32_t* a, const uint32_t* b, uint32_t words) {
+    uint32_t lane = emulation::machine.current % 32;
+    uint32_t* mine = emulation::machine.fragments[emulation::machine.current];
+    memcpy(mine, a, 8 * words);
+    memcpy(mine + 4, b, 4 * words);
+    emulation::wait(emulation::warp());
+    for (uint32_t i = 0; i < 4; i++) {
+        uint32_t row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
+        for (uint32_t t = 0; t < 4; t++) {
+            for (uint32_t k = 0; k < words; k++) {
+                uint32_t x = emulation::fragment(row % 8 * 4 + t)[row / 8 + 2 * k];
+                uint32_t y = emulation::fragment(column * 4 + t)[4 + k];
+                c[i] = __dp4a((int)x, (int)y, c[i]);
+            }
+        }
+    }
+    emulation::wait(emulation::warp());
+}
+
+static inline void mma32(int c[4], const uint32_t a[4], const uint32_t b[2]) {
+    mma(c, a, b, 2);
+}
+
+static inline void mma16(int c[4], const uint32_t a[2], uint32_t b) {
+    mma(c, a, &b, 1);
+}
