@@ -1,7 +1,7 @@
 //! A graphics processor, whichever way it is reached: through wgpu or through NVIDIA's driver. In a build with neither
 //! there are no values of these types.
 
-#![cfg_attr(not(feature = "gpu"), allow(unused_variables))]
+#![cfg_attr(not(feature = "gpu"), allow(unused_variables, clippy::ptr_arg))]
 
 use std::ops::Range;
 
