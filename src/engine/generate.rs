@@ -30,6 +30,10 @@ pub(crate) trait Decoder {
     fn feed_each(&mut self, tokens: &[u32]) -> Result<Vec<f32>>;
     /// Tokens that may be fed in one batch with the same logits as one by one.
     fn stretch(&self) -> usize;
+    /// The time by which passes are measured.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 }
 
 /// Picks the next token from logits `[vocab]` and remembers what was said.
@@ -311,12 +315,12 @@ impl Ahead {
         let Some(speculator) = speculator else {
             return Ok(Self::new(decoder.feed(&[id], &mut |_| ControlFlow::Continue(()))?, &[]));
         };
-        let start = Instant::now();
+        let start = decoder.now();
         let most = decoder.stretch().min(decoder.room());
         let guess = speculator.draft(most.saturating_sub(1))?;
         let tokens = [&[id], guess].concat();
         let logits = decoder.feed_each(&tokens)?;
-        speculator.fed(start.elapsed());
+        speculator.fed(decoder.now() - start);
         Ok(Self::new(logits, &tokens[1..]))
     }
 
