@@ -38,7 +38,7 @@ impl PackedTokens {
     pub fn pack<F: Unpack>(&mut self, _format: F, level: Level, tokens: &Activations, pool: &Pool) {
         assert_eq!(tokens.span, F::SPAN);
         let padded = tokens.padded();
-        let tile = tile(level).1;
+        let tile = tile_tokens(level, tokens.rows);
         (self.rows, self.padded, self.span, self.tile) = (tokens.rows, padded, tokens.span, tile);
         let tiles = self.tiles();
         let (quads, scales) = (padded / 4 * tile, padded / F::SPAN * tile);
@@ -209,17 +209,23 @@ pub fn panel_rows(level: Level) -> usize {
     dispatch_at(level, Rows)
 }
 
-/// [`Isa::TILE`] of `level`.
-fn tile(level: Level) -> (usize, usize) {
-    struct Tile;
+/// Up to so many tokens, the tile is the one that leaves fewer of its places empty.
+const SMALL_BATCH: usize = 32;
+
+/// Tokens of a tile at `level` for a batch of `tokens`.
+fn tile_tokens(level: Level, tokens: usize) -> usize {
+    struct Tile(usize);
     impl Kernel for Tile {
-        type Output = (usize, usize);
+        type Output = usize;
         #[inline(always)]
-        fn run<I: Isa>(self, _isa: I) -> (usize, usize) {
-            I::TILE
+        fn run<I: Isa>(self, _isa: I) -> usize {
+            let large = I::TILE.1;
+            let is_small =
+                self.0 <= SMALL_BATCH && self.0.next_multiple_of(I::SMALL) < self.0.next_multiple_of(large);
+            if is_small { I::SMALL } else { large }
         }
     }
-    dispatch_at(level, Tile)
+    dispatch_at(level, Tile(tokens))
 }
 
 impl<F: Unpack> PanelProducts<'_, F> {
@@ -235,15 +241,19 @@ impl<F: Unpack> Kernel for PanelProducts<'_, F> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         assert_eq!(self.tokens.span, F::SPAN);
-        assert_eq!(self.tokens.tile, I::TILE.1);
         unpack_panel::<F, I>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
-        isa.tile(self);
+        if self.tokens.tile == I::TILE.1 {
+            isa.tile(self);
+        } else {
+            isa.small_tile(self);
+        }
     }
 }
 
 impl<F: Unpack> TileKernel for PanelProducts<'_, F> {
     #[inline(always)]
     fn run<I: Isa, const R: usize, const T: usize>(mut self, isa: I) {
+        assert_eq!(self.tokens.tile, T);
         let rows = self.rows.len() / self.row_bytes;
         for tile in 0..self.tokens.tiles() {
             self.tile::<I, R, T>(isa, tile, rows);

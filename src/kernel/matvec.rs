@@ -12,7 +12,7 @@ const GROUP: usize = 4;
 const MAX_GROUP_ROWS: usize = GROUP * MAX_ROWS;
 
 /// Bytes that are asked for ahead in each row of a sweep, and where a sweep has few rows.
-const AHEAD: usize = 768;
+const AHEAD: usize = 512;
 const FAR_AHEAD: usize = 4096;
 
 /// `out[token][row] = rows[row] · tokens[token]` for quantized `rows`.

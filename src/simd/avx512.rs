@@ -37,6 +37,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     const LANES: usize = 16;
     const ROWS: usize = 2;
     const TILE: (usize, usize) = (2, 6);
+    const SMALL: usize = if VNNI { 4 } else { Self::TILE.1 };
     const FLOAT_SCALES: bool = VNNI;
     type B = __m512i;
     type N = __m512i;
@@ -63,6 +64,15 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     #[inline(always)]
     fn tile<K: TileKernel>(self, kernel: K) {
         kernel.run::<Self, 2, 6>(self);
+    }
+
+    #[inline(always)]
+    fn small_tile<K: TileKernel>(self, kernel: K) {
+        if VNNI {
+            kernel.run::<Self, 2, 4>(self);
+        } else {
+            self.tile(kernel);
+        }
     }
 
     #[inline(always)]
@@ -426,21 +436,14 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         const { assert!(R == 2) };
         assert!(VNNI);
         for t in 0..T {
-            let sums = [self.w_splat(starts.map_or(0, |starts| starts[t])); 2];
-            for r in 0..2 {
-                dot[t][r] = sums[r];
-            }
+            dot[t] = [self.w_splat(starts.map_or(0, |starts| starts[t])); R];
         }
         let (rows, tokens) = (rows.as_chunks::<32>().0, tokens.as_chunks::<T>().0);
         for q in 0..rows.len().min(tokens.len()) {
             let row = [self.w_load(&rows[q][..16]), self.w_load(&rows[q][16..])];
             for t in 0..T {
-                let mut sums = [dot[t][0], dot[t][1]];
                 // Sound: the token proves AVX-512 with VNNI.
-                unsafe { dot_token(&mut sums, row, &tokens[q][t]) };
-                for r in 0..2 {
-                    dot[t][r] = sums[r];
-                }
+                unsafe { dot_token(&mut dot[t], row, &tokens[q][t]) };
             }
         }
     }
@@ -663,7 +666,8 @@ fn add_pairs(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
 /// tile ahead and runs out of registers.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-fn dot_token(sum: &mut [__m512i; 2], rows: [__m512i; 2], token: &i32) {
+fn dot_token<const R: usize>(sum: &mut [__m512i; R], rows: [__m512i; 2], token: &i32) {
+    const { assert!(R == 2) };
     let _token: __m512i;
     // Sound: reads `token`, and writes registers only.
     unsafe {

@@ -62,6 +62,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const ROWS: usize;
     /// Row vectors and tokens of a matmul tile that the registers hold.
     const TILE: (usize, usize);
+    /// Tokens of [`Isa::small_tile`].
+    const SMALL: usize = Self::TILE.1;
     /// Whether [`Isa::f_span_tile`] wants the scales as floats where these are exact.
     const FLOAT_SCALES: bool = false;
     /// Words (of four columns each) of a row or token that lie side by side in a matmul tile's operands: 1 or 2.
@@ -83,6 +85,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// Runs `kernel` with the tile [`Isa::TILE`], from inside a function compiled for this ISA.
     fn tile<K: TileKernel>(self, kernel: K);
+
+    /// As [`Isa::tile`], with fewer tokens ([`Isa::SMALL`]), for batches that would leave much of a tile empty.
+    #[inline(always)]
+    fn small_tile<K: TileKernel>(self, kernel: K) {
+        self.tile(kernel);
+    }
 
     /// Asks for the cache line at `at` to be fetched; any address will do.
     fn prefetch(self, at: *const u8);
