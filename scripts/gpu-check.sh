@@ -29,7 +29,7 @@ command -v nvidia-smi > /dev/null && nvidia-smi -L
 
 step 'kernels and models against the CPU'
 for test in ${TESTS:-}; do
-    "$test" gpu --test-threads 2 2>&1 | grep -E '^test |panicked|skipped' || true
+    "$test" gpu cuda device --test-threads 2 2>&1 | grep -E '^test |panicked|skipped' || true
 done
 
 help=$("$PHI" bench --help)

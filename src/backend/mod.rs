@@ -8,6 +8,10 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device_cache;
+#[cfg(any(feature = "gpu", feature = "cuda"))]
+mod device_largest;
+#[cfg(all(test, any(feature = "gpu", feature = "cuda")))]
+mod device_tests;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod hybrid;
@@ -204,6 +208,9 @@ pub enum Gate {
     Gegelu { limit: f32 },
 }
 
+/// A row's largest elements with their numbers: the largest first, and of equals the one with the lower number.
+pub type Largest = Vec<(u32, f32)>;
+
 /// What a device can do. Buffers are `[rows, columns]` of f32.
 ///
 /// Devices may run behind: what goes wrong in an operation that returns nothing is told by [`Self::read`].
@@ -307,6 +314,15 @@ pub trait Backend: Send + Sync {
         }
         self.gate(gate, scratch, out);
         Ok(())
+    }
+
+    /// The `count` largest elements of each row (fewer if it has fewer), found where `x` is. NaN counts as larger than
+    /// anything, and -0 as 0. `None` if that saves nothing over [`Self::read`].
+    ///
+    /// # Errors
+    /// What went wrong on the device before.
+    fn largest(&self, _x: &Self::Buffer, _count: usize) -> Result<Option<Vec<Largest>>> {
+        Ok(None)
     }
 
     /// The buffer's contents, copied to the host.

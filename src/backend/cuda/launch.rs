@@ -69,7 +69,7 @@ parameters! {
         offset: u32,
         factor: f32,
     }
-    Largest { x: Pointer, out: Pointer, columns: u32 }
+    Largest { x: Pointer, out: Pointer, columns: u32, count: u32, is_first: u32 }
     Append {
         qkv: Pointer,
         cosines: Pointer,

@@ -9,6 +9,7 @@ mod buffer;
 mod cache;
 mod device;
 mod driver;
+mod largest;
 mod launch;
 mod linear;
 mod modules;
@@ -23,7 +24,7 @@ pub use device::Adapter;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::{Backend, Gate, Heads, Matrix, MatrixId, Part, Rotation, Vector};
+use super::{Backend, Gate, Heads, Largest, Matrix, MatrixId, Part, Rotation, Vector};
 use crate::gguf::TensorType;
 use crate::{Error, Result};
 use buffer::{Quantized, Ring, Storage};
@@ -59,6 +60,8 @@ struct Scratch {
     splits: Option<Storage>,
     /// Row numbers.
     rows: Option<Storage>,
+    /// What a pass leaves of the largest elements, and what the next does.
+    largest: [Option<Storage>; 2],
     /// Of a product's input.
     quantized: Option<Quantized>,
 }
@@ -210,17 +213,6 @@ impl Cuda {
         let Some(storage) = &scratch.rows else { return Ok(0) };
         self.send_words(words, storage)?;
         Ok(storage.pointer())
-    }
-
-    /// The number of each row's largest element, the first of several.
-    pub fn largest(&self, x: &Buffer) -> Result<Vec<u32>> {
-        let storage = self.storage(x.rows * 4)?;
-        let parameters =
-            launch::Largest { x: x.pointer(), out: storage.pointer(), columns: x.columns as u32 };
-        self.launch(Module::elementwise(), "largest", [x.rows, 1, 1], 256, &parameters)?;
-        let mut bytes = vec![0; x.rows * 4];
-        self.fetch(storage.pointer(), &mut bytes)?;
-        Ok(bytes.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect())
     }
 }
 
@@ -391,6 +383,11 @@ impl Backend for Cuda {
             let numbers = self.numbers(&mut scratch, rows.iter().map(|&row| row as u32))?;
             self.each("gather", out.elements(), [x.pointer(), numbers, out.pointer()], &each)
         }));
+    }
+
+    fn largest(&self, x: &Buffer, count: usize) -> Result<Option<Vec<Largest>>> {
+        self.context.faultless()?;
+        self.find_largest(x, count)
     }
 
     fn read(&self, x: &Buffer) -> Result<Vec<f32>> {

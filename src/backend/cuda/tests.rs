@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 use super::modules::Module;
 use super::{Adapter, Cache, CacheShape, Cuda};
 use crate::backend::cpu::{self, Cpu};
+use crate::backend::device_tests::{self, Subject};
 use crate::backend::{Backend, BlockSparse, Gate, Heads, Matrix, Part, Rotation, Vector};
 use crate::gguf::{Gguf, Metadata, Output, TensorDecl, TensorType, Writer};
 use crate::kernel::kv::KvType;
@@ -267,8 +268,15 @@ fn norms_and_elementwise_operations_equal_the_cpus() {
         CPU.scatter_add(&want, &chosen, &weights, &mut sum_cpu);
         same!(sum, sum_cpu, "scatter-add");
     }
-    let (x, _) = both(&cuda, &[1.0, 5.0, 5.0, -2.0, -1.0, -3.0, -1.5, -0.5], 4);
-    assert_eq!(cuda.largest(&x).unwrap(), [1, 3]);
+}
+
+#[test]
+fn the_largest_elements_are_found() {
+    let Some(cuda) = cuda() else { return };
+    device_tests::the_largest_elements_are_found(&Subject {
+        device: &cuda,
+        write: &|data, columns| both(&cuda, data, columns).0,
+    });
 }
 
 /// Feeds batches of these sizes to a sequence on both backends and compares what attention gives.

@@ -112,7 +112,9 @@ pub(super) enum Kernel {
     Combine {
         padded: u32,
     },
-    Largest,
+    Largest {
+        is_first: bool,
+    },
 }
 
 /// How a kernel sees its buffers, in the order of its bindings: `r` reads, `w` writes.
@@ -270,7 +272,8 @@ impl Kernel {
                 text.push_str(include_str!("shaders/combine.wgsl"));
                 "rw"
             }
-            Self::Largest => {
+            Self::Largest { is_first } => {
+                flags.push(if is_first { "first" } else { "later" });
                 text.push_str(include_str!("shaders/largest.wgsl"));
                 "rw"
             }
@@ -369,8 +372,8 @@ mod tests {
     }
 
     fn all_kernels() -> Vec<Kernel> {
-        let mut all =
-            vec![Kernel::RmsNorm, Kernel::LayerNorm, Kernel::Largest, Kernel::Combine { padded: 96 }];
+        let mut all = vec![Kernel::RmsNorm, Kernel::LayerNorm, Kernel::Combine { padded: 96 }];
+        all.extend([true, false].map(|is_first| Kernel::Largest { is_first }));
         let gate = Activation::Gegelu;
         let elements =
             [Element::Add, Element::Gelu, Element::Gate(gate), Element::Gather, Element::ScatterAdd];

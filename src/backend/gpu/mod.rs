@@ -10,6 +10,7 @@ mod cache;
 mod device;
 mod fault;
 mod kernels;
+mod largest;
 mod linear;
 mod memory;
 mod pipeline_cache;
@@ -25,7 +26,7 @@ pub use device::Adapter;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::{Backend, Gate, Heads, Matrix, MatrixId, Part, Rotation, Vector};
+use super::{Backend, Gate, Heads, Largest, Matrix, MatrixId, Part, Rotation, Vector};
 use crate::gguf::TensorType;
 use crate::{Error, Result};
 use buffer::Storage;
@@ -65,6 +66,8 @@ struct Scratch {
     splits: Option<Storage>,
     /// Row numbers.
     rows: Option<Storage>,
+    /// What a pass leaves of the largest elements, and what the next does.
+    largest: [Option<Storage>; 2],
 }
 
 impl Gpu {
@@ -193,15 +196,6 @@ impl Gpu {
             }
             (Err(error), _) | (_, Err(error)) => self.note(&error),
         }
-    }
-
-    /// The number of each row's largest element, the first of several.
-    pub fn largest(&self, x: &Buffer) -> Result<Vec<u32>> {
-        let storage = self.storage(x.rows as u64 * 4)?;
-        let parameters = [x.columns as u32];
-        self.run(Kernel::Largest, &[x.storage(), &storage], &parameters, [x.rows as u32, 1, 1], 0);
-        let bytes = self.fetch(&storage, 0, x.rows as u64 * 4)?;
-        Ok(bytes.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect())
     }
 }
 
@@ -368,6 +362,10 @@ impl Backend for Gpu {
         }
         let storages = [x.storage(), numbers, out.storage()];
         self.each(Element::Gather, out.elements(), storages, [x.columns as u32, 0, 0, 0]);
+    }
+
+    fn largest(&self, x: &Buffer, count: usize) -> Result<Option<Vec<Largest>>> {
+        self.find_largest(x, count)
     }
 
     fn read(&self, x: &Buffer) -> Result<Vec<f32>> {

@@ -10,7 +10,7 @@ use crate::backend::cuda;
 pub(super) use crate::backend::device_cache::CacheShape as DeviceShape;
 #[cfg(feature = "gpu")]
 use crate::backend::gpu;
-use crate::backend::{Backend, Gate, Heads, Matrix, MatrixId, Part, Rotation, Vector};
+use crate::backend::{Backend, Gate, Heads, Largest, Matrix, MatrixId, Part, Rotation, Vector};
 use crate::{Error, Result};
 
 /// `$body` for what is in an [`Adapter`] or a [`Device`]; fields `$side` of buffers and caches are those of that kind.
@@ -361,6 +361,10 @@ impl Backend for Device {
 
     fn gather(&self, x: &DeviceBuffer, rows: &[usize], out: &mut DeviceBuffer) {
         inside!(self, device, side => device.gather(&side!(x), rows, &mut side!(out)))
+    }
+
+    fn largest(&self, x: &DeviceBuffer, count: usize) -> Result<Option<Vec<Largest>>> {
+        inside!(self, device, side => device.largest(&side!(x), count))
     }
 
     fn read(&self, x: &DeviceBuffer) -> Result<Vec<f32>> {

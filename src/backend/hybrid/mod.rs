@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::cpu::Cpu;
-use super::{Backend, Gate, Heads, Matrix, MatrixId, Part, Rotation, Vector};
+use super::{Backend, Gate, Heads, Largest, Matrix, MatrixId, Part, Rotation, Vector};
 use crate::Result;
 use buffer::Visitor;
 
@@ -377,6 +377,13 @@ impl Backend for Hybrid {
         match x.place {
             Place::Host => self.cpu.gather(&x.host, rows, &mut out.host),
             Place::Device(device) => self.devices[device].gather(&x.device, rows, &mut out.device),
+        }
+    }
+
+    fn largest(&self, x: &Buffer, count: usize) -> Result<Option<Vec<Largest>>> {
+        match x.place {
+            Place::Host => self.cpu.largest(&x.host, count),
+            Place::Device(device) => self.devices[device].largest(&x.device, count),
         }
     }
 
