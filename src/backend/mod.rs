@@ -88,6 +88,14 @@ impl Matrix {
     }
 }
 
+impl MatrixId {
+    /// The same for all experts of a tensor.
+    #[cfg(feature = "gpu")]
+    fn of_tensor(self) -> Self {
+        Self { first_row: 0, ..self }
+    }
+}
+
 /// Identity of a [`Matrix`] while its file is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MatrixId {
@@ -211,6 +219,18 @@ pub enum Gate {
 /// A row's largest elements with their numbers: the largest first, and of equals the one with the lower number.
 pub type Largest = Vec<(u32, f32)>;
 
+/// The experts of a mixture, each a SwiGLU; a row goes through two of them, which SparseMixer chooses.
+pub struct Mixture<'a> {
+    /// An expert each: `[feed_forward, hidden]`.
+    pub gate: &'a [Matrix],
+    /// An expert each: `[feed_forward, hidden]`.
+    pub up: &'a [Matrix],
+    /// An expert each: `[hidden, feed_forward]`.
+    pub down: &'a [Matrix],
+    /// SparseMixer's threshold.
+    pub jitter: f32,
+}
+
 /// What a device can do. Buffers are `[rows, columns]` of f32.
 ///
 /// Devices may run behind: what goes wrong in an operation that returns nothing is told by [`Self::read`].
@@ -256,6 +276,18 @@ pub trait Backend: Send + Sync {
 
     /// `out` becomes zeros of the shape of `x`.
     fn zeros_like(&self, x: &Self::Buffer, out: &mut Self::Buffer);
+
+    /// `out = Σ weight · expert(x)` over the two experts of each row, which its `scores` `[rows, experts]` decide, if that
+    /// needs nobody to look at them. Otherwise false, and nothing is done.
+    fn mixture(
+        &self,
+        _mixture: &Mixture<'_>,
+        _scores: &Self::Buffer,
+        _x: &Self::Buffer,
+        _out: &mut Self::Buffer,
+    ) -> Result<bool> {
+        Ok(false)
+    }
 
     /// `out[rows[i]] += weights[i] * x[i]`; no row is named twice.
     fn scatter_add(&self, x: &Self::Buffer, rows: &[usize], weights: &[f32], out: &mut Self::Buffer);

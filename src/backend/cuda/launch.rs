@@ -47,6 +47,8 @@ parameters! {
         ending: u32,
         limit: f32,
     }
+    Picked { product: Product, table: Pointer, routes: Pointer, picks: u32 }
+    Route { scores: Pointer, routes: Pointer, rows: u32, experts: u32, closeness: f32 }
     Embed { weights: Pointer, codebook: Pointer, ids: Pointer, out: Pointer, columns: u32, row_bytes: u32 }
     Norm {
         x: Pointer,

@@ -12,6 +12,7 @@ mod driver;
 mod largest;
 mod launch;
 mod linear;
+mod mixture;
 mod modules;
 #[cfg(test)]
 mod tests;
@@ -24,12 +25,13 @@ pub use device::Adapter;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::{Backend, Gate, Heads, Largest, Matrix, MatrixId, Part, Rotation, Vector};
+use super::{Backend, Gate, Heads, Largest, Matrix, MatrixId, Mixture, Part, Rotation, Vector};
 use crate::gguf::TensorType;
 use crate::{Error, Result};
 use buffer::{Quantized, Ring, Storage};
 use device::{Context, lock};
 use linear::Ending;
+use mixture::MixtureScratch;
 use modules::{Kernels, Module};
 
 /// Bytes of host memory that uploads go through.
@@ -43,6 +45,9 @@ pub struct Cuda {
     vectors: Mutex<HashMap<u64, Arc<Storage>>>,
     codebooks: Mutex<HashMap<TensorType, Arc<Storage>>>,
     scratch: Mutex<Scratch>,
+    mixture: Mutex<MixtureScratch>,
+    /// Of the experts' matrices, by the first one's.
+    tables: Mutex<HashMap<MatrixId, Arc<Storage>>>,
     kernels: Kernels,
     context: Arc<Context>,
 }
@@ -96,6 +101,8 @@ impl Cuda {
             vectors: Mutex::default(),
             codebooks: Mutex::default(),
             scratch: Mutex::default(),
+            mixture: Mutex::default(),
+            tables: Mutex::default(),
             kernels: Kernels::new(&context),
             context,
         })
@@ -342,6 +349,10 @@ impl Backend for Cuda {
             // Sound: the buffer has that many bytes.
             self.context.check(unsafe { call(out.pointer(), 0, out.elements() * 4, self.context.stream) })
         }));
+    }
+
+    fn mixture(&self, mixture: &Mixture<'_>, scores: &Buffer, x: &Buffer, out: &mut Buffer) -> Result<bool> {
+        self.mix(mixture, scores, x, out)
     }
 
     fn scatter_add(&self, x: &Buffer, rows: &[usize], weights: &[f32], out: &mut Buffer) {

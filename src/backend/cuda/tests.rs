@@ -2,24 +2,16 @@
 
 mod emulation;
 
-use std::sync::{Arc, LazyLock};
-
 use super::modules::Module;
 use super::{Adapter, Cache, CacheShape, Cuda};
-use crate::backend::cpu::{self, Cpu};
-use crate::backend::device_tests::{self, Subject};
-use crate::backend::{Backend, BlockSparse, Gate, Heads, Matrix, Part, Rotation, Vector};
-use crate::gguf::{Gguf, Metadata, Output, TensorDecl, TensorType, Writer};
+use crate::backend::cpu;
+use crate::backend::device_tests::{self, CPU, Random, Subject, assert_close, difference, matrices};
+use crate::backend::{Backend, BlockSparse, Gate, Heads, Part, Rotation, Vector};
+use crate::gguf::TensorType;
 use crate::kernel::kv::KvType;
-use crate::quant;
 
-/// Largest relative error in the l2 norm.
-const TOLERANCE: f64 = 1e-3;
-/// The same for products of int8.
+/// Largest relative error of products of int8 in the l2 norm.
 const TOLERANCE_INT8: f64 = 1e-2;
-
-/// Two threads are enough for shapes this small.
-static CPU: LazyLock<Cpu> = LazyLock::new(|| Cpu::new(2));
 
 /// Opens the first device; says so where there is none.
 fn cuda() -> Option<Cuda> {
@@ -30,36 +22,7 @@ fn cuda() -> Option<Cuda> {
     adapter.map(|adapter| Cuda::open(&adapter).expect("the device opens"))
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    /// In -1..1.
-    fn float(&mut self) -> f32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    fn floats(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.float() * self.float() * 2.0).collect()
-    }
-}
-
-fn difference(ours: &[f32], want: &[f32]) -> f64 {
-    assert_eq!(ours.len(), want.len());
-    let square = |x: f64| x * x;
-    let error: f64 = ours.iter().zip(want).map(|(a, b)| square(f64::from(a - b))).sum();
-    (error / want.iter().map(|x| square(f64::from(*x))).sum::<f64>().max(1e-30)).sqrt()
-}
-
-fn assert_close(ours: &[f32], want: &[f32], what: &str) {
-    let difference = difference(ours, want);
-    assert!(difference <= TOLERANCE, "{what}: {difference:e}");
-}
-
-/// The same for products of int8.
+/// As [`assert_close`], for products of int8.
 fn assert_close_int8(ours: &[f32], want: &[f32], what: &str) {
     let difference = difference(ours, want);
     assert!(difference <= TOLERANCE_INT8, "{what}: {difference:e}");
@@ -74,27 +37,6 @@ fn rounded(x: &[f32]) -> Vec<f32> {
         out.extend(group.iter().map(|x| (x * inverse).round_ties_even() * scale));
     }
     out
-}
-
-/// The rows as a matrix of type `kind`, and as one of what its blocks decode to.
-fn matrices(kind: TensorType, values: &[f32], columns: usize) -> [Matrix; 2] {
-    let rows = values.len() / columns;
-    let mut bytes = vec![0; rows * kind.row_bytes(columns as u64).unwrap() as usize];
-    let importance = vec![1.0; columns];
-    let importance = quant::needs_weights(kind).then_some(&importance[..]);
-    quant::encode(kind, values, columns, importance, &mut bytes).unwrap();
-    let mut decoded = vec![0.0; values.len()];
-    quant::decode(kind, &bytes, &mut decoded).unwrap();
-    let plain: Vec<u8> = decoded.iter().flat_map(|x| x.to_le_bytes()).collect();
-    [matrix(kind, rows, columns, &bytes), matrix(TensorType::F32, rows, columns, &plain)]
-}
-
-fn matrix(kind: TensorType, rows: usize, columns: usize, bytes: &[u8]) -> Matrix {
-    let tensor = TensorDecl { name: "w".to_owned(), shape: vec![columns as u64, rows as u64], kind };
-    let mut writer = Writer::in_memory("test", &Metadata::new(), &[tensor]).unwrap();
-    writer.write(bytes).unwrap();
-    let Output::Memory(image) = writer.finish().unwrap() else { panic!("it is in memory") };
-    Matrix::new(Arc::new(Gguf::from_bytes(image, "test").unwrap()), 0)
 }
 
 /// The same buffer on both.
@@ -270,13 +212,25 @@ fn norms_and_elementwise_operations_equal_the_cpus() {
     }
 }
 
-#[test]
-fn the_largest_elements_are_found() {
+/// Runs a test that all kinds of devices have.
+fn ask(test: impl Fn(&Subject<'_, Cuda>)) {
     let Some(cuda) = cuda() else { return };
-    device_tests::the_largest_elements_are_found(&Subject {
+    test(&Subject {
         device: &cuda,
         write: &|data, columns| both(&cuda, data, columns).0,
+        upload: &|matrix| cuda.upload(matrix, &mut |_| {}).unwrap(),
+        tolerance: 3.0 * TOLERANCE_INT8,
     });
+}
+
+#[test]
+fn the_largest_elements_are_found() {
+    ask(|subject| device_tests::the_largest_elements_are_found(subject));
+}
+
+#[test]
+fn experts_are_chosen_on_the_device() {
+    ask(|subject| device_tests::experts_are_chosen_on_the_device(subject));
 }
 
 /// Feeds batches of these sizes to a sequence on both backends and compares what attention gives.

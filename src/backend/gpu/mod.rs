@@ -13,6 +13,7 @@ mod kernels;
 mod largest;
 mod linear;
 mod memory;
+mod mixture;
 mod pipeline_cache;
 mod recorder;
 #[cfg(test)]
@@ -26,15 +27,16 @@ pub use device::Adapter;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::{Backend, Gate, Heads, Largest, Matrix, MatrixId, Part, Rotation, Vector};
+use super::{Backend, Gate, Heads, Largest, Matrix, MatrixId, Mixture, Part, Rotation, Vector};
 use crate::gguf::TensorType;
 use crate::{Error, Result};
 use buffer::Storage;
 use device::{Device, lock};
 use kernels::{Activation, Element, Kernel, Kernels};
+use mixture::MixtureScratch;
 use pipeline_cache::PipelineCache;
 use recorder::{Dispatch, Recorder, spread};
-use weights::Resident;
+use weights::{Resident, Stack};
 
 /// Threads of a workgroup of the element-wise kernels.
 const ELEMENT_THREADS: usize = 256;
@@ -46,11 +48,14 @@ pub struct Gpu {
     kernels: Kernels,
     recorder: Mutex<Recorder>,
     matrices: RwLock<HashMap<MatrixId, Arc<Resident>>>,
+    /// By the first expert's matrix.
+    stacks: Mutex<HashMap<MatrixId, Stack>>,
     vectors: Mutex<HashMap<u64, Arc<Storage>>>,
     codebooks: Mutex<HashMap<TensorType, Arc<Storage>>>,
     /// Stands for what a kernel's variant does not use.
     nothing: Storage,
     scratch: Mutex<Scratch>,
+    mixture: Mutex<MixtureScratch>,
 }
 
 /// Storages of operations in progress, reused from one to the next.
@@ -90,10 +95,12 @@ impl Gpu {
             device,
             recorder: Mutex::default(),
             matrices: RwLock::default(),
+            stacks: Mutex::default(),
             vectors: Mutex::default(),
             codebooks: Mutex::default(),
             nothing,
             scratch: Mutex::default(),
+            mixture: Mutex::default(),
         })
     }
 
@@ -317,6 +324,10 @@ impl Backend for Gpu {
         self.resize(out, x.rows, x.columns);
         let bytes = out.elements() as u64 * 4;
         lock(&self.recorder).clear(&self.device, out.storage(), bytes);
+    }
+
+    fn mixture(&self, mixture: &Mixture<'_>, scores: &Buffer, x: &Buffer, out: &mut Buffer) -> Result<bool> {
+        self.mix(mixture, scores, x, out)
     }
 
     fn scatter_add(&self, x: &Buffer, rows: &[usize], weights: &[f32], out: &mut Buffer) {

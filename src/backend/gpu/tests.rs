@@ -1,22 +1,13 @@
 //! Every kernel against the CPU's, on whatever device there is: a real one, or Mesa's software driver.
 
-use std::sync::{Arc, LazyLock};
-
 use super::kernels::{Activation, Ending, Kernel, Kernels};
 use super::pipeline_cache::PipelineCache;
 use super::{Adapter, Cache, CacheShape, Gpu};
-use crate::backend::cpu::{self, Cpu};
-use crate::backend::device_tests::{self, Subject};
-use crate::backend::{Backend, BlockSparse, Gate, Heads, Matrix, Part, Rotation, Vector};
-use crate::gguf::{Gguf, Metadata, Output, TensorDecl, TensorType, Writer};
+use crate::backend::cpu;
+use crate::backend::device_tests::{self, CPU, Random, Subject, TOLERANCE, assert_close, matrices, matrix};
+use crate::backend::{Backend, BlockSparse, Gate, Heads, Part, Rotation, Vector};
+use crate::gguf::TensorType;
 use crate::kernel::kv::KvType;
-use crate::quant;
-
-/// Largest relative error in the l2 norm.
-const TOLERANCE: f64 = 1e-3;
-
-/// Two threads are enough for shapes this small.
-static CPU: LazyLock<Cpu> = LazyLock::new(|| Cpu::new(2));
 
 /// Opens the first device, whose kernels see at most `bytes` of a buffer; says so where there is none.
 fn gpu(bytes: u64) -> Option<Gpu> {
@@ -27,56 +18,6 @@ fn gpu(bytes: u64) -> Option<Gpu> {
         );
     }
     adapter.map(|adapter| Gpu::with_limit(&adapter, bytes).expect("the device opens"))
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    /// In -1..1.
-    fn float(&mut self) -> f32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    fn floats(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.float() * self.float() * 2.0).collect()
-    }
-}
-
-fn difference(ours: &[f32], want: &[f32]) -> f64 {
-    assert_eq!(ours.len(), want.len());
-    let square = |x: f64| x * x;
-    let error: f64 = ours.iter().zip(want).map(|(a, b)| square(f64::from(a - b))).sum();
-    (error / want.iter().map(|x| square(f64::from(*x))).sum::<f64>().max(1e-30)).sqrt()
-}
-
-fn assert_close(ours: &[f32], want: &[f32], what: &str) {
-    let difference = difference(ours, want);
-    assert!(difference <= TOLERANCE, "{what}: {difference:e}");
-}
-
-/// The rows as a matrix of type `kind`, and as one of what its blocks decode to.
-fn matrices(kind: TensorType, values: &[f32], columns: usize) -> [Matrix; 2] {
-    let rows = values.len() / columns;
-    let mut bytes = vec![0; rows * kind.row_bytes(columns as u64).unwrap() as usize];
-    let importance = vec![1.0; columns];
-    let importance = quant::needs_weights(kind).then_some(&importance[..]);
-    quant::encode(kind, values, columns, importance, &mut bytes).unwrap();
-    let mut decoded = vec![0.0; values.len()];
-    quant::decode(kind, &bytes, &mut decoded).unwrap();
-    let plain: Vec<u8> = decoded.iter().flat_map(|x| x.to_le_bytes()).collect();
-    [matrix(kind, rows, columns, &bytes), matrix(TensorType::F32, rows, columns, &plain)]
-}
-
-fn matrix(kind: TensorType, rows: usize, columns: usize, bytes: &[u8]) -> Matrix {
-    let tensor = TensorDecl { name: "w".to_owned(), shape: vec![columns as u64, rows as u64], kind };
-    let mut writer = Writer::in_memory("test", &Metadata::new(), &[tensor]).unwrap();
-    writer.write(bytes).unwrap();
-    let Output::Memory(image) = writer.finish().unwrap() else { panic!("it is in memory") };
-    Matrix::new(Arc::new(Gguf::from_bytes(image, "test").unwrap()), 0)
 }
 
 /// The same buffer on both.
@@ -264,13 +205,25 @@ fn norms_and_elementwise_operations_equal_the_cpus() {
     }
 }
 
-#[test]
-fn the_largest_elements_are_found() {
+/// Runs a test that all kinds of devices have.
+fn ask(test: impl Fn(&Subject<'_, Gpu>)) {
     let Some(gpu) = gpu(u64::MAX) else { return };
-    device_tests::the_largest_elements_are_found(&Subject {
+    test(&Subject {
         device: &gpu,
         write: &|data, columns| both(&gpu, data, columns).0,
+        upload: &|matrix| gpu.upload(matrix, &mut |_| {}).unwrap(),
+        tolerance: TOLERANCE,
     });
+}
+
+#[test]
+fn the_largest_elements_are_found() {
+    ask(|subject| device_tests::the_largest_elements_are_found(subject));
+}
+
+#[test]
+fn experts_are_chosen_on_the_device() {
+    ask(|subject| device_tests::experts_are_chosen_on_the_device(subject));
 }
 
 /// Feeds batches of these sizes to a sequence on both backends and compares what attention gives.

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::cpu::Cpu;
-use super::{Backend, Gate, Heads, Largest, Matrix, MatrixId, Part, Rotation, Vector};
+use super::{Backend, Gate, Heads, Largest, Matrix, MatrixId, Mixture, Part, Rotation, Vector};
 use crate::Result;
 use buffer::Visitor;
 
@@ -333,6 +333,21 @@ impl Backend for Hybrid {
         match x.place {
             Place::Host => self.cpu.zeros_like(&x.host, &mut out.host),
             Place::Device(device) => self.devices[device].zeros_like(&x.device, &mut out.device),
+        }
+    }
+
+    fn mixture(&self, mixture: &Mixture<'_>, scores: &Buffer, x: &Buffer, out: &mut Buffer) -> Result<bool> {
+        // Experts of a tensor are all in one place.
+        let mut places =
+            [mixture.gate, mixture.up, mixture.down].map(|experts| self.home(&experts[0])).into_iter();
+        match places.next() {
+            Some(Place::Device(device)) if places.all(|place| place == Place::Device(device)) => {
+                let (scores, x) =
+                    (self.at(scores, Place::Device(device))?, self.at(x, Place::Device(device))?);
+                out.aim(Place::Device(device));
+                self.devices[device].mixture(mixture, &scores.device, &x.device, &mut out.device)
+            }
+            _ => Ok(false),
         }
     }
 

@@ -16,6 +16,7 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+typedef long long s64;
 
 const u32 WARP = 32;
 const u32 ALL = 0xffffffffu;

@@ -42,6 +42,18 @@ struct Elements {
     float factor;
 };
 
+// See `Route` in launch.rs.
+struct Route {
+    // [rows][experts]
+    const float* scores;
+    // [rows][4]: the experts in ascending order, and what each counts, as bits.
+    u32* routes;
+    u32 rows;
+    u32 experts;
+    // How far from the best, relative to the larger, a score is close.
+    float closeness;
+};
+
 struct Largest {
     // Floats as bits in a first pass, then what the pass before left.
     const u32* x;
@@ -156,6 +168,55 @@ KERNEL(scatter_add, Elements, 256, 1) {
     u32 row = i / p.columns;
     float weight = bits_to_float(p.rows[p.items / p.columns + row]);
     p.to[p.rows[row] * p.columns + i % p.columns] += weight * p.source[i];
+}
+
+// The results of a row's two experts come one after the other; `rows` is what `route` leaves.
+KERNEL(mix, Elements, 256, 1) {
+    EACH
+    u32 row = i / p.columns;
+    u64 first = (u64)2 * row * p.columns + i % p.columns;
+    float one = bits_to_float(p.rows[4 * row + 2]) * p.source[first];
+    p.to[i] = one + bits_to_float(p.rows[4 * row + 3]) * p.source[first + p.columns];
+}
+
+// The best expert but `taken`; `weight` is its share in the softmax over those that are close to it.
+DEVICE u32 best_expert(const Route& p, const float* scores, u32 taken, float* weight) {
+    u32 expert = 0;
+    float largest = -3.4028234e38f;
+    for (u32 i = 0; i < p.experts; i++) {
+        if (i != taken && scores[i] > largest) {
+            expert = i;
+            largest = scores[i];
+        }
+    }
+    float sum = 0.0f;
+    for (u32 i = 0; i < p.experts; i++) {
+        float size = fmaxf(fabsf(scores[i]), largest);
+        // 0 / 0 counts as close.
+        bool is_close = size == 0.0f || (largest - scores[i]) / size <= p.closeness;
+        if (i != taken && is_close) {
+            sum += expf(scores[i] - largest);
+        }
+    }
+    *weight = 1.0f / sum;
+    return expert;
+}
+
+// Which two experts each row goes through, and what they count: SparseMixer, as model/experts.rs has it. A thread takes a row.
+KERNEL(route, Route, 32, 1) {
+    u32 row = threadIdx.x;
+    if (row >= p.rows) {
+        return;
+    }
+    float weights[2];
+    u32 first = best_expert(p, p.scores + row * p.experts, 0xffffffff, &weights[0]);
+    u32 second = best_expert(p, p.scores + row * p.experts, first, &weights[1]);
+    bool in_order = first < second;
+    u32* routes = p.routes + 4 * row;
+    routes[0] = min_u(first, second);
+    routes[1] = max_u(first, second);
+    routes[2] = float_to_bits(in_order ? weights[0] : weights[1]);
+    routes[3] = float_to_bits(in_order ? weights[1] : weights[0]);
 }
 
 // NaN is above everything, -0 is 0; nothing has a key of 0.
