@@ -107,7 +107,8 @@ pub fn forward<B: Backend>(
             if outputs.is_empty() {
                 return Ok(());
             }
-            for rows in [&mut *x, &mut *y, &mut *inner] {
+            let is_every_row = outputs.iter().copied().eq(0..ids.len());
+            for rows in [&mut *x, &mut *y, &mut *inner].into_iter().filter(|_| !is_every_row) {
                 backend.gather(rows, outputs, z);
                 std::mem::swap(rows, z);
             }

@@ -146,7 +146,7 @@ impl Model {
         let rope = Rope::new(&hyper, short.as_deref(), long.as_deref());
         let unused = file.metadata().i32s("phi.unused_token_ids");
         let unused = unused.map_err(|fault| Error::invalid(file.path(), fault))?.unwrap_or_default();
-        let unused = (!unused.is_empty()).then(|| lowest(&unused, vocabulary));
+        let unused = (!unused.is_empty()).then(|| lowest(unused, vocabulary));
         Ok(Self { rope, embedding, layers, output_norm, head, unused, hyper, file: Arc::clone(file) })
     }
 

@@ -2,13 +2,14 @@
 //!
 //! The kernels are CUDA C in kernels/, compiled ahead to PTX (scripts/build_ptx.py), which the driver compiles for its
 //! device. Weights stay in their GGUF blocks; what they are multiplied by is int8 with a scale for 32 elements. Launches
-//! follow each other in one stream, and nobody waits until a result is read.
+//! follow each other in one stream, and nobody waits until a result is read; those of a token are one graph.
 
 mod attention;
 mod buffer;
 mod cache;
 mod device;
 mod driver;
+mod graph;
 mod largest;
 mod launch;
 mod linear;
@@ -144,7 +145,18 @@ impl Cuda {
         lock(&self.ring).send(bytes, to)
     }
 
+    /// The same in words. A few are a kernel's parameters on their way, as copies keep launches from being one graph.
     fn send_words(&self, words: impl Iterator<Item = u32>, to: &Storage) -> Result<()> {
+        let mut words = words.peekable();
+        let mut put = launch::Put { to: to.pointer(), count: 0, words: [0; launch::PUT] };
+        while let Some(word) = words.next_if(|_| (put.count as usize) < launch::PUT) {
+            put.words[put.count as usize] = word;
+            put.count += 1;
+        }
+        if words.peek().is_none() {
+            return self.launch(Module::elementwise(), "put", [1, 1, 1], 256, &put);
+        }
+        let words = put.words.into_iter().chain(words);
         let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
         self.send(&bytes, to.pointer())
     }
@@ -155,7 +167,7 @@ impl Cuda {
     }
 
     fn copy(&self, from: &Storage, to: &Storage, bytes: usize) -> Result<()> {
-        self.context.enter()?;
+        self.context.queue_up()?;
         let call = self.context.driver.on_device;
         // Sound: both have that many bytes: they are caches of at least the room of the smaller one.
         self.context.check(unsafe { call(to.pointer(), from.pointer(), bytes, self.context.stream) })
@@ -344,7 +356,7 @@ impl Backend for Cuda {
 
     fn zeros_like(&self, x: &Buffer, out: &mut Buffer) {
         self.noted(self.resize(out, x.rows, x.columns).and_then(|()| {
-            self.context.enter()?;
+            self.context.queue_up()?;
             let call = self.context.driver.set_bytes;
             // Sound: the buffer has that many bytes.
             self.context.check(unsafe { call(out.pointer(), 0, out.elements() * 4, self.context.stream) })

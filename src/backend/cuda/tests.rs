@@ -6,7 +6,7 @@ use super::modules::Module;
 use super::{Adapter, Cache, CacheShape, Cuda};
 use crate::backend::cpu;
 use crate::backend::device_tests::{self, CPU, Random, Subject, assert_close, difference, matrices};
-use crate::backend::{Backend, BlockSparse, Gate, Heads, Part, Rotation, Vector};
+use crate::backend::{Backend, BlockSparse, Gate, Heads, Matrix, Part, Rotation, Vector};
 use crate::gguf::TensorType;
 use crate::kernel::kv::KvType;
 
@@ -225,12 +225,12 @@ fn ask(test: impl Fn(&Subject<'_, Cuda>)) {
 
 #[test]
 fn the_largest_elements_are_found() {
-    ask(|subject| device_tests::the_largest_elements_are_found(subject));
+    ask(device_tests::the_largest_elements_are_found);
 }
 
 #[test]
 fn experts_are_chosen_on_the_device() {
-    ask(|subject| device_tests::experts_are_chosen_on_the_device(subject));
+    ask(device_tests::experts_are_chosen_on_the_device);
 }
 
 /// Feeds batches of these sizes to a sequence on both backends and compares what attention gives.
@@ -344,4 +344,64 @@ fn a_matrix_that_is_not_there_is_an_error() {
     assert!(error.to_string().contains("was not put on"), "{error}");
     let [odd, _] = matrices(TensorType::F32, &[0.5; 40], 20);
     assert!(cuda.upload(&odd, &mut |_| {}).unwrap_err().to_string().contains("multiple of 16"));
+}
+
+/// What a layer does with `x` at `position`, so often that it makes a graph.
+fn token(cuda: &Cuda, weights: &Matrix, cache: &mut Cache, position: usize, x: &[f32]) -> Vec<f32> {
+    let norm = Vector::new(vec![1.5; 64]);
+    let mut rotation = Rotation::default();
+    rotation.clear();
+    rotation.pairs = 4;
+    rotation.cos = (0..4).map(|i| (position as f32 * 0.1 * i as f32).cos()).collect();
+    rotation.sin = (0..4).map(|i| (position as f32 * 0.1 * i as f32).sin()).collect();
+    let mut x = both(cuda, x, 64).0;
+    let (mut y, mut qkv, mut out) = Default::default();
+    cache.reserve(cuda, position + 1).unwrap();
+    for _ in 0..5 {
+        cuda.rms_norm(&x, &norm, 1e-5, &mut y);
+        cuda.linear(weights, &y, &mut qkv).unwrap();
+        let mut parts = [Part { cache: &mut *cache, rows: 0..1, position }];
+        cuda.attention(0, &heads(4, 2, 16, usize::MAX), &rotation, &qkv, &mut parts, &mut out).unwrap();
+        cuda.add(&mut x, &out);
+    }
+    cuda.read(&x).unwrap()
+}
+
+#[test]
+fn launches_that_repeat_become_a_graph() {
+    let (Some(cuda), Some(plain)) = (cuda(), cuda()) else { return };
+    plain.context.launches().without_graphs();
+    let mut random = Random(9);
+    let [weights, _] = matrices(TensorType::Q8_0, &random.floats(128 * 64), 64);
+    let shape = CacheShape { layers: 0..1, kv_heads: 2, head: 16, keys: KvType::F16, values: KvType::F16 };
+    let (mut cache, mut plain_cache) = (Cache::new(shape.clone()), Cache::new(shape));
+    for cuda in [&cuda, &plain] {
+        cuda.upload(&weights, &mut |_| {}).unwrap();
+    }
+    for position in 0..132 {
+        // What is uploaded once makes the first one differ; at 128, attention begins to take one more kernel.
+        let x = random.floats(64);
+        let replays = cuda.context.launches().replays;
+        let got = token(&cuda, &weights, &mut cache, position, &x);
+        assert_eq!(got, token(&plain, &weights, &mut plain_cache, position, &x), "position {position}");
+        let is_graph = cuda.context.launches().replays > replays;
+        let may_be = cuda.context.driver.graphs.is_some();
+        assert_eq!(is_graph, may_be && ![0, 1, 128].contains(&position), "position {position}");
+    }
+    assert_eq!(plain.context.launches().replays, 0);
+}
+
+/// The emulated driver refuses graphs of more than 1000 launches; a real one takes them.
+#[test]
+fn a_graph_that_is_refused_goes_launch_by_launch() {
+    let Some(cuda) = cuda() else { return };
+    let (mut x, _) = both(&cuda, &[0.0; 32], 32);
+    let (y, _) = both(&cuda, &[1.0; 32], 32);
+    for round in 1..=3 {
+        (0..1001).for_each(|_| cuda.add(&mut x, &y));
+        assert_eq!(cuda.read(&x).unwrap(), [1001.0 * round as f32; 32]);
+    }
+    if cuda.context.name() == "emulated GPU" {
+        assert_eq!(cuda.context.launches().replays, 0);
+    }
 }

@@ -218,12 +218,12 @@ fn ask(test: impl Fn(&Subject<'_, Gpu>)) {
 
 #[test]
 fn the_largest_elements_are_found() {
-    ask(|subject| device_tests::the_largest_elements_are_found(subject));
+    ask(device_tests::the_largest_elements_are_found);
 }
 
 #[test]
 fn experts_are_chosen_on_the_device() {
-    ask(|subject| device_tests::experts_are_chosen_on_the_device(subject));
+    ask(device_tests::experts_are_chosen_on_the_device);
 }
 
 /// Feeds batches of these sizes to a sequence on both backends and compares what attention gives.

@@ -54,6 +54,13 @@ struct Route {
     float closeness;
 };
 
+// See `Put` in launch.rs.
+struct Put {
+    u32* to;
+    u32 count;
+    u32 words[240];
+};
+
 struct Largest {
     // Floats as bits in a first pass, then what the pass before left.
     const u32* x;
@@ -177,6 +184,13 @@ KERNEL(mix, Elements, 256, 1) {
     u64 first = (u64)2 * row * p.columns + i % p.columns;
     float one = bits_to_float(p.rows[4 * row + 2]) * p.source[first];
     p.to[i] = one + bits_to_float(p.rows[4 * row + 3]) * p.source[first + p.columns];
+}
+
+// Writes words that come with the launch.
+KERNEL(put, Put, 256, 1) {
+    if (threadIdx.x < p.count) {
+        p.to[threadIdx.x] = p.words[threadIdx.x];
+    }
 }
 
 // The best expert but `taken`; `weight` is its share in the softmax over those that are close to it.
