@@ -1,6 +1,7 @@
 //! Every kernel against the CPU's: on a device, or on one that emulation.rs makes up.
 
 mod emulation;
+mod model;
 
 use super::modules::Module;
 use super::{Adapter, Cache, CacheShape, Cuda};
