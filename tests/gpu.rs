@@ -125,7 +125,7 @@ fn tensors_go_where_they_are_sent() {
         let all = engine(&gguf, on(&adapter, OffloadLayers::All), KvType::F16);
         let mut sequence = all.sequence(128).unwrap();
         let want = feed(&all, &mut sequence, ids, 1);
-        for pattern in ["attn_", "ffn_(up|gate).*", "ffn_down", r"blk\.0\."] {
+        for pattern in ["attn_", "ffn_(up|gate).*", "ffn_down", "ffn_.*_exps", r"blk\.0\."] {
             for kv_on_host in [false, true] {
                 let offload = Offload {
                     overrides: vec![(regex::Regex::new(pattern).unwrap(), None)],

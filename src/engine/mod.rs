@@ -271,7 +271,12 @@ impl Engine {
                 Some(found) => rows.extend(found.into_iter().map(Logits::Highest)),
                 None => {
                     let all = work.logits(&self.backend)?;
-                    rows.extend(all.chunks_exact(self.vocab_size()).map(|row| Logits::All(row.to_vec())));
+                    if all.len() == self.vocab_size() {
+                        rows.push(Logits::All(all));
+                    } else {
+                        let each = all.chunks_exact(self.vocab_size());
+                        rows.extend(each.map(|row| Logits::All(row.to_vec())));
+                    }
                 }
             }
             Ok(())
