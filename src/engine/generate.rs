@@ -31,6 +31,10 @@ pub(crate) trait Decoder {
     fn feed_each(&mut self, tokens: &[u32], highest: Option<usize>) -> Result<Vec<Logits>>;
     /// Tokens that may be fed in one batch with the same logits as one by one.
     fn stretch(&self) -> usize;
+    /// The time by which passes are measured.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 }
 
 /// Picks the next token from logits and remembers what was said.
@@ -331,12 +335,12 @@ impl Ahead {
             let logits = decoder.feed(&[id], highest, &mut |_| ControlFlow::Continue(()))?;
             return Ok(Self::new(vec![logits], &[]));
         };
-        let start = Instant::now();
+        let start = decoder.now();
         let most = decoder.stretch().min(decoder.room());
         let guess = speculator.draft(most.saturating_sub(1))?;
         let tokens = [&[id], guess].concat();
         let logits = decoder.feed_each(&tokens, highest)?;
-        speculator.fed(start.elapsed());
+        speculator.fed(decoder.now() - start);
         Ok(Self::new(logits, &tokens[1..]))
     }
 

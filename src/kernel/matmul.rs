@@ -461,26 +461,27 @@ impl<F: Unpack> PanelProducts<'_, F> {
     /// The products of the panel with one tile of `T` tokens.
     #[inline(always)]
     fn tile<I: Isa, const R: usize, const T: usize>(&mut self, isa: I, tile: usize, rows: usize) {
-        let (panel, tokens) = (&self.panel.lanes, self.tokens);
+        let tokens = self.tokens;
         let partials = partial_sums(F::SPAN);
-        self.panel.totals.resize(8 * T * R * MAX_LANES);
-        let totals = &mut self.panel.totals.as_chunks_mut().0[..partials * T * R];
+        let Panel { lanes, totals } = &mut *self.panel;
+        totals.resize(partials * T * R * MAX_LANES);
+        let totals = tiles_of::<R, T>(totals);
         // Partial sums that no span of a narrow matrix goes to.
-        for total in totals.iter_mut().skip(self.columns / F::SPAN * T * R) {
-            *total = [0.0; MAX_LANES];
+        for total in totals.iter_mut().take(partials).skip(self.columns / F::SPAN) {
+            *total = [[[0.0; MAX_LANES]; R]; T];
         }
         for s in 0..self.columns / F::SPAN {
-            let sum = span::<F, I, R, T>(isa, panel, tokens, tile, s);
-            let total = &mut totals[s % partials * T * R..][..T * R];
+            let sum = span::<F, I, R, T>(isa, lanes, tokens, tile, s);
+            let total = &mut totals[s % partials];
             if s < partials {
-                add_span::<F, I, R, T, true>(isa, panel, tokens, tile, s, &sum, total);
+                add_span::<F, I, R, T, true>(isa, lanes, tokens, tile, s, &sum, total);
             } else {
-                add_span::<F, I, R, T, false>(isa, panel, tokens, tile, s, &sum, total);
+                add_span::<F, I, R, T, false>(isa, lanes, tokens, tile, s, &sum, total);
             }
         }
         for t in 0..T.min(tokens.rows - tile * T) {
             for r in 0..R.min(rows.div_ceil(I::LANES)) {
-                let l = |i: usize| isa.f_load(&totals[(i * T + t) * R + r]);
+                let l = |i: usize| isa.f_load(&totals[i][t][r]);
                 let sum = if partials == 2 {
                     isa.f_add(l(0), l(1))
                 } else {
@@ -503,6 +504,15 @@ impl<F: Unpack> PanelProducts<'_, F> {
     }
 }
 
+/// Sums of a register tile in memory: a vector for each token and row vector.
+type Sums<const R: usize, const T: usize> = [[[f32; MAX_LANES]; R]; T];
+
+/// `lines` as sums of whole tiles.
+#[inline(always)]
+fn tiles_of<const R: usize, const T: usize>(lines: &mut [f32]) -> &mut [Sums<R, T>] {
+    lines.as_chunks_mut().0.as_chunks_mut().0.as_chunks_mut().0
+}
+
 /// The integer sums of span `s`, rounded to floats: dot products times their groups' scales.
 #[inline(always)]
 fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
@@ -515,10 +525,9 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
     let wide = I::LANES * R;
     let quads = F::SPAN / 4;
     let groups = F::SPAN / F::GROUP;
-    let mut sum = [[isa.f_splat(0.0); R]; T];
     let at = (tile * tokens.padded / F::GROUP + s * groups) * T;
     let scales = s * groups * wide..(s + 1) * groups * wide;
-    let floats = float_scales::<F, I>();
+    let floats = const { float_scales::<F, I>() };
     let span = SpanTile {
         groups,
         rows: &panel.lanes[s * quads * wide..][..quads * wide],
@@ -526,15 +535,22 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
         starts: if F::OFFSET == 0 { None } else { Some(&tokens.starts[at..at + groups * T]) },
         scales: if F::SCALED && !floats { Some(&panel.scales[scales.clone()]) } else { None },
         float_scales: if floats { Some(&panel.float_scales[scales]) } else { None },
-        exact: if exact_groups::<F>() >= groups { groups } else { groups / 2 },
+        exact: const {
+            if exact_groups::<F>() >= F::SPAN / F::GROUP {
+                F::SPAN / F::GROUP
+            } else {
+                F::SPAN / F::GROUP / 2
+            }
+        },
         largest: F::LARGEST,
     };
+    let mut sum = [[isa.f_splat(0.0); R]; T];
     isa.f_span_tile::<R, T>(&mut sum, &span);
     sum
 }
 
-/// Adds span `s` to `total` (`[T, R]` vectors; 0 if it is the `FIRST`): its integer `sum`s, and mins times the sums of their groups' activations,
-/// times the floats of rows and tokens.
+/// Adds span `s` to `total` (0 if it is the `FIRST`): its integer `sum`s, and mins times the sums of their groups' activations, times
+/// the floats of rows and tokens.
 #[inline(always)]
 fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize, const FIRST: bool>(
     isa: I,
@@ -543,21 +559,19 @@ fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize, const FIRST: bool
     tile: usize,
     s: usize,
     sum: &[[I::F; R]; T],
-    total: &mut [[f32; MAX_LANES]],
+    total: &mut Sums<R, T>,
 ) {
     let wide = I::LANES * R;
     let b = s * F::SPAN / F::BLOCK;
-    let scales = &tokens.scales[(tile * tokens.padded / F::SPAN + s) * T..][..T];
+    let scales = &tokens.scales.as_chunks::<T>().0[tile * tokens.padded / F::SPAN + s];
     let pairs = F::SPAN / 2 / min_columns::<F>();
-    let (d, sums, mins, dmin);
-    d = &panel.d[b * wide..(b + 1) * wide];
+    let d = &panel.d[b * wide..(b + 1) * wide];
+    let (mut sums, mut mins, mut dmin) = (&[][..], &[][..], d);
     if F::MINS {
         let first = tile * tokens.padded / 2 / min_columns::<F>() + s * pairs;
-        sums = &tokens.sums[first * T..(first + pairs) * T];
+        sums = &tokens.sums.as_chunks::<T>().0[first..first + pairs];
         mins = &panel.mins[s * pairs * wide..(s + 1) * pairs * wide];
         dmin = &panel.dmin[b * wide..(b + 1) * wide];
-    } else {
-        (sums, mins, dmin) = (&[][..], &[][..], d);
     }
     for r in 0..R {
         let at = r * I::LANES;
@@ -573,11 +587,11 @@ fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize, const FIRST: bool
             if F::MINS {
                 let mut min = isa.w_splat(0);
                 for p in 0..pairs {
-                    min = isa.w_dot2_i16(min, row_mins[p], isa.w_splat(sums[p * T + t]));
+                    min = isa.w_dot2_i16(min, row_mins[p], isa.w_splat(sums[p][t]));
                 }
                 value = isa.f_fnma(dmin, isa.f_from_w(min), value);
             }
-            let total = &mut total[t * R + r];
+            let total = &mut total[t][r];
             let before = if FIRST { isa.f_splat(0.0) } else { isa.f_load(&*total) };
             isa.f_store(isa.f_fma(isa.f_splat(scales[t]), value, before), total);
         }

@@ -36,7 +36,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     const NAME: &'static str = if VNNI { "avx512" } else { "avx512-plain" };
     const LANES: usize = 16;
     const ROWS: usize = 2;
-    const TILE: (usize, usize) = (2, 8);
+    const TILE: (usize, usize) = (2, 6);
     const FLOAT_SCALES: bool = VNNI;
     type B = __m512i;
     type N = __m512i;
@@ -62,7 +62,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
 
     #[inline(always)]
     fn tile<K: TileKernel>(self, kernel: K) {
-        kernel.run::<Self, 2, 8>(self);
+        kernel.run::<Self, 2, 6>(self);
     }
 
     #[inline(always)]
@@ -423,22 +423,24 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         starts: Option<&[i32]>,
         _largest: u8,
     ) {
-        const { assert!(R == 2 && T == 8) };
+        const { assert!(R == 2) };
         assert!(VNNI);
-        let mut acc = [[self.w_splat(0); 2]; 8];
-        if let Some(starts) = starts {
-            for t in 0..8 {
-                acc[t] = [self.w_splat(starts[t]); 2];
+        for t in 0..T {
+            let sums = [self.w_splat(starts.map_or(0, |starts| starts[t])); 2];
+            for r in 0..2 {
+                dot[t][r] = sums[r];
             }
         }
-        let (rows, tokens) = (rows.as_chunks::<32>().0, tokens.as_chunks::<8>().0);
+        let (rows, tokens) = (rows.as_chunks::<32>().0, tokens.as_chunks::<T>().0);
         for q in 0..rows.len().min(tokens.len()) {
-            // Sound: the token proves AVX-512 with VNNI.
-            unsafe { dot_tile(&mut acc, &rows[q], &tokens[q]) };
-        }
-        for t in 0..8 {
-            for r in 0..2 {
-                dot[t][r] = acc[t][r];
+            let row = [self.w_load(&rows[q][..16]), self.w_load(&rows[q][16..])];
+            for t in 0..T {
+                let mut sums = [dot[t][0], dot[t][1]];
+                // Sound: the token proves AVX-512 with VNNI.
+                unsafe { dot_token(&mut sums, row, &tokens[q][t]) };
+                for r in 0..2 {
+                    dot[t][r] = sums[r];
+                }
             }
         }
     }
@@ -657,51 +659,21 @@ fn add_pairs(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
     sum
 }
 
-/// Four columns of a tile: `acc[t][r] += rows[r] · tokens[t]`. Left to itself the compiler fetches all eight tokens first
-/// and runs out of registers.
+/// Four columns of two row vectors with one token: `sum[r] += rows[r] · token`. Left to itself the compiler fetches the tokens of a
+/// tile ahead and runs out of registers.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-fn dot_tile(acc: &mut [[__m512i; 2]; 8], rows: &[i32; 32], tokens: &[i32; 8]) {
-    let (_row0, _row1, _token): (__m512i, __m512i, __m512i);
-    // Sound: reads `rows` and `tokens`, and writes registers only.
+fn dot_token(sum: &mut [__m512i; 2], rows: [__m512i; 2], token: &i32) {
+    let _token: __m512i;
+    // Sound: reads `token`, and writes registers only.
     unsafe {
         std::arch::asm!(
-            "vmovdqu64 {r0}, [{rows}]",
-            "vmovdqu64 {r1}, [{rows} + 64]",
-            "vpbroadcastd {a}, [{tokens}]",
-            "vpdpbusd {x0}, {r0}, {a}",
-            "vpdpbusd {y0}, {r1}, {a}",
-            "vpbroadcastd {a}, [{tokens} + 4]",
-            "vpdpbusd {x1}, {r0}, {a}",
-            "vpdpbusd {y1}, {r1}, {a}",
-            "vpbroadcastd {a}, [{tokens} + 8]",
-            "vpdpbusd {x2}, {r0}, {a}",
-            "vpdpbusd {y2}, {r1}, {a}",
-            "vpbroadcastd {a}, [{tokens} + 12]",
-            "vpdpbusd {x3}, {r0}, {a}",
-            "vpdpbusd {y3}, {r1}, {a}",
-            "vpbroadcastd {a}, [{tokens} + 16]",
-            "vpdpbusd {x4}, {r0}, {a}",
-            "vpdpbusd {y4}, {r1}, {a}",
-            "vpbroadcastd {a}, [{tokens} + 20]",
-            "vpdpbusd {x5}, {r0}, {a}",
-            "vpdpbusd {y5}, {r1}, {a}",
-            "vpbroadcastd {a}, [{tokens} + 24]",
-            "vpdpbusd {x6}, {r0}, {a}",
-            "vpdpbusd {y6}, {r1}, {a}",
-            "vpbroadcastd {a}, [{tokens} + 28]",
-            "vpdpbusd {x7}, {r0}, {a}",
-            "vpdpbusd {y7}, {r1}, {a}",
-            x0 = inout(zmm_reg) acc[0][0], y0 = inout(zmm_reg) acc[0][1],
-            x1 = inout(zmm_reg) acc[1][0], y1 = inout(zmm_reg) acc[1][1],
-            x2 = inout(zmm_reg) acc[2][0], y2 = inout(zmm_reg) acc[2][1],
-            x3 = inout(zmm_reg) acc[3][0], y3 = inout(zmm_reg) acc[3][1],
-            x4 = inout(zmm_reg) acc[4][0], y4 = inout(zmm_reg) acc[4][1],
-            x5 = inout(zmm_reg) acc[5][0], y5 = inout(zmm_reg) acc[5][1],
-            x6 = inout(zmm_reg) acc[6][0], y6 = inout(zmm_reg) acc[6][1],
-            x7 = inout(zmm_reg) acc[7][0], y7 = inout(zmm_reg) acc[7][1],
-            r0 = out(zmm_reg) _row0, r1 = out(zmm_reg) _row1, a = out(zmm_reg) _token,
-            rows = in(reg) rows.as_ptr(), tokens = in(reg) tokens.as_ptr(),
+            "vpbroadcastd {a}, [{token}]",
+            "vpdpbusd {x}, {r0}, {a}",
+            "vpdpbusd {y}, {r1}, {a}",
+            x = inout(zmm_reg) sum[0], y = inout(zmm_reg) sum[1],
+            r0 = in(zmm_reg) rows[0], r1 = in(zmm_reg) rows[1],
+            a = out(zmm_reg) _token, token = in(reg) token,
             options(readonly, pure, nostack, preserves_flags),
         );
     }
