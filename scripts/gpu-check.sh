@@ -29,7 +29,10 @@ command -v nvidia-smi > /dev/null && nvidia-smi -L
 
 step 'kernels and models against the CPU'
 for test in ${TESTS:-}; do
-    "$test" gpu --test-threads 2 2>&1 | grep -E '^test |panicked|skipped' || true
+    # Of the library's tests, those of the backends.
+    filter=()
+    "$test" --list | grep -c '^backend::' > /dev/null && filter=(backend::)
+    "$test" "${filter[@]}" --test-threads 2 2>&1 | grep -E '^test |panicked|skipped' || true
 done
 
 help=$("$PHI" bench --help)

@@ -8,7 +8,7 @@ use std::process::Output as Ran;
 use std::sync::Arc;
 
 use phi::backend::hybrid::Adapter;
-use phi::engine::{Engine, EngineOptions, KvType, Offload, OffloadEvent, OffloadLayers, Sequence};
+use phi::engine::{Engine, EngineOptions, KvType, Logits, Offload, OffloadEvent, OffloadLayers, Sequence};
 use phi::gguf::Gguf;
 use serde_json::Value;
 
@@ -86,6 +86,34 @@ fn every_model_of_the_family_runs_on_a_device() {
     }
 }
 
+/// The highest logits, where a device finds them, are those of all that it gives.
+#[test]
+fn the_highest_logits_are_the_same_without_the_others() {
+    let Some(adapter) = device() else { return };
+    // The second one has tokens that it never says.
+    for model in ["phi-4-mini", "phi-3-small-8k"] {
+        let gguf = FamilyCheckpoint::new(model).gguf("F32");
+        let ids = ids(&goldens()[model]);
+        for layers in [OffloadLayers::Count(1), OffloadLayers::All] {
+            let engine = engine(&gguf, on(&adapter, layers), KvType::F16);
+            let (mut one, mut other) = (engine.sequence(64).unwrap(), engine.sequence(64).unwrap());
+            let all = feed(&engine, &mut one, &ids[..9], 3);
+            let go_on = &mut |_| ControlFlow::Continue(());
+            let rows = engine.feed_for(&mut other, &ids[..9], 3, Some(20), go_on).unwrap();
+            assert_eq!(rows.len(), 3);
+            for (row, all) in rows.iter().zip(all.chunks_exact(engine.vocab_size())) {
+                let mut order: Vec<u32> = (0..all.len() as u32).collect();
+                order.sort_by(|a, b| all[*b as usize].total_cmp(&all[*a as usize]).then(a.cmp(b)));
+                let want: Vec<_> = order.iter().take(20).map(|id| (*id, all[*id as usize])).collect();
+                match row {
+                    Logits::Highest(row) => assert_eq!(*row, want, "{model}"),
+                    Logits::All(row) => assert!(row == all && engine.offloaded().count() == 1, "{model}"),
+                }
+            }
+        }
+    }
+}
+
 /// The layers' tensors may be anywhere, and keys and values too.
 #[test]
 fn tensors_go_where_they_are_sent() {
@@ -97,7 +125,7 @@ fn tensors_go_where_they_are_sent() {
         let all = engine(&gguf, on(&adapter, OffloadLayers::All), KvType::F16);
         let mut sequence = all.sequence(128).unwrap();
         let want = feed(&all, &mut sequence, ids, 1);
-        for pattern in ["attn_", "ffn_(up|gate).*", "ffn_down", r"blk\.0\."] {
+        for pattern in ["attn_", "ffn_(up|gate).*", "ffn_down", "ffn_.*_exps", r"blk\.0\."] {
             for kv_on_host in [false, true] {
                 let offload = Offload {
                     overrides: vec![(regex::Regex::new(pattern).unwrap(), None)],

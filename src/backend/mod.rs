@@ -8,6 +8,10 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device_cache;
+#[cfg(any(feature = "gpu", feature = "cuda"))]
+mod device_largest;
+#[cfg(all(test, any(feature = "gpu", feature = "cuda")))]
+mod device_tests;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod hybrid;
@@ -81,6 +85,14 @@ impl Matrix {
     /// What tells it from every other matrix of the files that are open.
     pub fn id(&self) -> MatrixId {
         MatrixId { file: Arc::as_ptr(&self.file) as usize, tensor: self.tensor, first_row: self.first_row }
+    }
+}
+
+impl MatrixId {
+    /// The same for all experts of a tensor.
+    #[cfg(feature = "gpu")]
+    fn of_tensor(self) -> Self {
+        Self { first_row: 0, ..self }
     }
 }
 
@@ -204,6 +216,21 @@ pub enum Gate {
     Gegelu { limit: f32 },
 }
 
+/// A row's largest elements with their numbers: the largest first, and of equals the one with the lower number.
+pub type Largest = Vec<(u32, f32)>;
+
+/// The experts of a mixture, each a SwiGLU; a row goes through two of them, which SparseMixer chooses.
+pub struct Mixture<'a> {
+    /// An expert each: `[feed_forward, hidden]`.
+    pub gate: &'a [Matrix],
+    /// An expert each: `[feed_forward, hidden]`.
+    pub up: &'a [Matrix],
+    /// An expert each: `[hidden, feed_forward]`.
+    pub down: &'a [Matrix],
+    /// SparseMixer's threshold.
+    pub jitter: f32,
+}
+
 /// What a device can do. Buffers are `[rows, columns]` of f32.
 ///
 /// Devices may run behind: what goes wrong in an operation that returns nothing is told by [`Self::read`].
@@ -249,6 +276,18 @@ pub trait Backend: Send + Sync {
 
     /// `out` becomes zeros of the shape of `x`.
     fn zeros_like(&self, x: &Self::Buffer, out: &mut Self::Buffer);
+
+    /// `out = Σ weight · expert(x)` over the two experts of each row, which its `scores` `[rows, experts]` decide, if that
+    /// needs nobody to look at them. Otherwise false, and nothing is done.
+    fn mixture(
+        &self,
+        _mixture: &Mixture<'_>,
+        _scores: &Self::Buffer,
+        _x: &Self::Buffer,
+        _out: &mut Self::Buffer,
+    ) -> Result<bool> {
+        Ok(false)
+    }
 
     /// `out[rows[i]] += weights[i] * x[i]`; no row is named twice.
     fn scatter_add(&self, x: &Self::Buffer, rows: &[usize], weights: &[f32], out: &mut Self::Buffer);
@@ -307,6 +346,15 @@ pub trait Backend: Send + Sync {
         }
         self.gate(gate, scratch, out);
         Ok(())
+    }
+
+    /// The `count` largest elements of each row (fewer if it has fewer), found where `x` is. NaN counts as larger than
+    /// anything, and -0 as 0. `None` if that saves nothing over [`Self::read`].
+    ///
+    /// # Errors
+    /// What went wrong on the device before.
+    fn largest(&self, _x: &Self::Buffer, _count: usize) -> Result<Option<Vec<Largest>>> {
+        Ok(None)
     }
 
     /// The buffer's contents, copied to the host.

@@ -114,7 +114,8 @@ impl<'a, B: Backend> Evaluator<'a, B> {
                 }
             }
             let work = &mut self.work;
-            let logits = forward(self.model, self.backend, work, &ids, &mut parts, &regimes, &outputs)?;
+            forward(self.model, self.backend, work, &ids, &mut parts, &regimes, &outputs)?;
+            let logits = work.logits(self.backend)?;
             let mut rest = &logits[..];
             for (number, tokens) in wanted {
                 let (some, after) = rest.split_at(tokens.len() * vocabulary);

@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::{Engine, Sequence, Speculator};
+use super::{Engine, Logits, Sequence, Speculator};
 use crate::text::{Detokenizer, Sampler, Tokenizer};
 use crate::{Error, Result};
 
@@ -17,17 +17,18 @@ pub(crate) trait Decoder {
     fn room(&self) -> usize;
     /// Forgets everything after the first `length` tokens.
     fn truncate(&mut self, length: usize);
-    /// Appends `tokens` and returns the logits `[vocab]` of the last of them.
+    /// Appends `tokens` and returns the logits of the last of them: all, or as many of the `highest` as are enough.
     fn feed(
         &mut self,
         tokens: &[u32],
+        highest: Option<usize>,
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<Vec<f32>>;
+    ) -> Result<Logits>;
     /// Bytes that feeding one more token reads from memory.
     fn bytes_per_token(&self) -> u64;
 
-    /// Appends `tokens` in one batch and returns the logits of each, `[tokens, vocab]`.
-    fn feed_each(&mut self, tokens: &[u32]) -> Result<Vec<f32>>;
+    /// Appends `tokens` in one batch and returns the logits of each.
+    fn feed_each(&mut self, tokens: &[u32], highest: Option<usize>) -> Result<Vec<Logits>>;
     /// Tokens that may be fed in one batch with the same logits as one by one.
     fn stretch(&self) -> usize;
     /// The time by which passes are measured.
@@ -36,10 +37,12 @@ pub(crate) trait Decoder {
     }
 }
 
-/// Picks the next token from logits `[vocab]` and remembers what was said.
+/// Picks the next token from logits and remembers what was said.
 pub(crate) trait Chooser {
+    /// How many of the highest logits the next choice depends on; all, if none.
+    fn needs(&self) -> Option<usize>;
     /// Fails on logits that no token can be chosen from.
-    fn choose(&mut self, logits: &mut [f32]) -> Result<u32>;
+    fn choose(&mut self, logits: &mut Logits) -> Result<u32>;
     fn accept(&mut self, id: u32);
 }
 
@@ -75,17 +78,20 @@ impl Decoder for Live<'_> {
     fn feed(
         &mut self,
         tokens: &[u32],
+        highest: Option<usize>,
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<Vec<f32>> {
-        self.engine.feed(&mut self.sequence, tokens, 1, progress)
+    ) -> Result<Logits> {
+        let mut rows = self.engine.feed_for(&mut self.sequence, tokens, 1, highest, progress)?;
+        Ok(rows.pop().expect("one row was asked for"))
     }
 
     fn bytes_per_token(&self) -> u64 {
         self.engine.bytes_per_token(&self.sequence)
     }
 
-    fn feed_each(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        self.engine.feed(&mut self.sequence, tokens, tokens.len(), &mut |_| ControlFlow::Continue(()))
+    fn feed_each(&mut self, tokens: &[u32], highest: Option<usize>) -> Result<Vec<Logits>> {
+        let go_on = &mut |_| ControlFlow::Continue(());
+        self.engine.feed_for(&mut self.sequence, tokens, tokens.len(), highest, go_on)
     }
 
     fn stretch(&self) -> usize {
@@ -94,8 +100,15 @@ impl Decoder for Live<'_> {
 }
 
 impl Chooser for Sampler {
-    fn choose(&mut self, logits: &mut [f32]) -> Result<u32> {
-        self.sample(logits)
+    fn needs(&self) -> Option<usize> {
+        Sampler::needs(self)
+    }
+
+    fn choose(&mut self, logits: &mut Logits) -> Result<u32> {
+        match logits {
+            Logits::All(all) => self.sample(all),
+            Logits::Highest(highest) => self.sample_highest(highest),
+        }
     }
 
     fn accept(&mut self, id: u32) {
@@ -216,7 +229,8 @@ pub(crate) fn generate(
     if let Some(speculator) = &mut speculator {
         speculator.begin(request.prompt)?;
     }
-    let read = decoder.feed(fresh, &mut |done| on_event(Event::Reading { done, total }));
+    let mut reading = |done| on_event(Event::Reading { done, total });
+    let read = decoder.feed(fresh, chooser.needs(), &mut reading);
     let mut answer = Answer {
         text: String::new(),
         stop: Stop::Interrupted,
@@ -230,7 +244,7 @@ pub(crate) fn generate(
         accepted: 0,
     };
     let mut ahead = match read {
-        Ok(logits) => Ahead::new(logits, &[]),
+        Ok(logits) => Ahead::new(vec![logits], &[]),
         Err(Error::Interrupted) => {
             answer.prompt_tokens = decoder.tokens().len() - (request.prompt.len() - total);
             return Ok(answer);
@@ -272,7 +286,7 @@ pub(crate) fn generate(
             break Stop::ContextFull;
         }
         answer.bytes += decoder.bytes_per_token();
-        match Ahead::feed(decoder, id, &mut speculator) {
+        match Ahead::feed(decoder, id, chooser.needs(), &mut speculator) {
             Ok(next) => ahead = next,
             Err(Error::Interrupted) => break Stop::Interrupted,
             Err(error) => return Err(error),
@@ -298,36 +312,41 @@ pub(crate) fn generate(
 
 /// Logits of the token fed last and of guesses fed after it.
 struct Ahead {
-    /// `[1 + guess, vocab]`.
-    logits: Vec<f32>,
+    /// Of `1 + guess` tokens.
+    logits: Vec<Logits>,
     guess: Vec<u32>,
     /// Tokens of the guess that turned out right.
     right: usize,
 }
 
 impl Ahead {
-    fn new(logits: Vec<f32>, guess: &[u32]) -> Self {
+    fn new(logits: Vec<Logits>, guess: &[u32]) -> Self {
         Self { logits, guess: guess.to_vec(), right: 0 }
     }
 
     /// Feeds `id` and a guess at what follows it.
-    fn feed(decoder: &mut dyn Decoder, id: u32, speculator: &mut Option<&mut Speculator>) -> Result<Self> {
+    fn feed(
+        decoder: &mut dyn Decoder,
+        id: u32,
+        highest: Option<usize>,
+        speculator: &mut Option<&mut Speculator>,
+    ) -> Result<Self> {
         let Some(speculator) = speculator else {
-            return Ok(Self::new(decoder.feed(&[id], &mut |_| ControlFlow::Continue(()))?, &[]));
+            let logits = decoder.feed(&[id], highest, &mut |_| ControlFlow::Continue(()))?;
+            return Ok(Self::new(vec![logits], &[]));
         };
         let start = decoder.now();
         let most = decoder.stretch().min(decoder.room());
         let guess = speculator.draft(most.saturating_sub(1))?;
         let tokens = [&[id], guess].concat();
-        let logits = decoder.feed_each(&tokens)?;
+        let logits = decoder.feed_each(&tokens, highest)?;
         speculator.fed(decoder.now() - start);
         Ok(Self::new(logits, &tokens[1..]))
     }
 
     /// The logits that the next token is chosen from.
-    fn logits(&mut self) -> &mut [f32] {
-        let vocabulary = self.logits.len() / (1 + self.guess.len());
-        &mut self.logits[self.right * vocabulary..][..vocabulary]
+    fn logits(&mut self) -> &mut Logits {
+        &mut self.logits[self.right]
     }
 
     /// Whether `id` is what was guessed: then its logits are there already.

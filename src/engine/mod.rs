@@ -18,9 +18,9 @@ pub use speculate::{DraftModel, Drafter, Lookup, Range as DraftRange, Speculator
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
-use crate::backend::Part;
 use crate::backend::cpu::{self, Cpu, total_memory};
 use crate::backend::hybrid::{Cache, CacheShape, Device, Hybrid};
+use crate::backend::{Largest, Part};
 use crate::gguf::Gguf;
 pub use crate::kernel::kv::KvType;
 use crate::kernel::kv::MAX_HEAD;
@@ -76,6 +76,18 @@ fn placed(cpu: Cpu, placement: Option<&[Vec<usize>]>) -> Cpu {
     }
     cpu
 }
+
+/// What is known of the logits after a token.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Logits {
+    /// `[vocab]`.
+    All(Vec<f32>),
+    /// The highest ones.
+    Highest(Largest),
+}
+
+/// Takes what it wants from the workspace after a batch.
+type Taker<'a> = dyn FnMut(&Workspace<Hybrid>) -> Result<()> + 'a;
 
 /// A model made ready to run. Shared by all sequences.
 pub struct Engine {
@@ -226,6 +238,62 @@ impl Engine {
         last: usize,
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Vec<f32>> {
+        let mut logits = Vec::new();
+        let mut take = |work: &Workspace<Hybrid>| {
+            let some = work.logits(&self.backend)?;
+            if logits.is_empty() {
+                logits = some;
+            } else {
+                logits.extend_from_slice(&some);
+            }
+            Ok(())
+        };
+        self.feed_into(sequence, tokens, last, &mut take, progress)?;
+        Ok(logits)
+    }
+
+    /// The same, one entry a token: its `highest` logits alone, if so many are enough and that is less work.
+    ///
+    /// # Errors
+    /// As for [`Self::feed`].
+    pub fn feed_for(
+        &self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        last: usize,
+        highest: Option<usize>,
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Vec<Logits>> {
+        let mut rows = Vec::new();
+        let mut take = |work: &Workspace<Hybrid>| {
+            let found = highest.map(|count| work.highest(&self.backend, count)).transpose()?.flatten();
+            match found {
+                Some(found) => rows.extend(found.into_iter().map(Logits::Highest)),
+                None => {
+                    let all = work.logits(&self.backend)?;
+                    if all.len() == self.vocab_size() {
+                        rows.push(Logits::All(all));
+                    } else {
+                        let each = all.chunks_exact(self.vocab_size());
+                        rows.extend(each.map(|row| Logits::All(row.to_vec())));
+                    }
+                }
+            }
+            Ok(())
+        };
+        self.feed_into(sequence, tokens, last, &mut take, progress)?;
+        Ok(rows)
+    }
+
+    /// Appends `tokens`; `take` gets the workspace after each batch.
+    fn feed_into(
+        &self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        last: usize,
+        take: &mut Taker<'_>,
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<()> {
         self.check_tokens(sequence, tokens)?;
         let before = sequence.tokens.len();
         let length = before + tokens.len();
@@ -234,11 +302,11 @@ impl Engine {
         all.extend_from_slice(tokens);
         let start = if regime == sequence.regime { before } else { 0 };
         sequence.regime = regime;
-        let result = self.feed_from(sequence, &all, start, last.min(tokens.len()), &mut |done| {
+        let result = self.feed_from(sequence, &all, start, last.min(tokens.len()), take, &mut |done| {
             progress(done.saturating_sub(before))
         });
         let done = match &result {
-            Ok(_) => length,
+            Ok(()) => length,
             Err((done, _)) => *done,
         };
         all.truncate(done);
@@ -272,11 +340,11 @@ impl Engine {
         all: &[u32],
         start: usize,
         last: usize,
+        take: &mut Taker<'_>,
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> std::result::Result<Vec<f32>, (usize, Error)> {
+    ) -> std::result::Result<(), (usize, Error)> {
         let mut work = self.work.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let first_output = all.len() - last;
-        let mut logits = Vec::new();
         let mut position = start;
         while position < all.len() {
             let end = (position + self.options.batch.max(1)).min(all.len());
@@ -284,20 +352,15 @@ impl Engine {
             let outputs: Vec<usize> = (first_output.max(position)..end).map(|p| p - position).collect();
             let mut parts = [Part { cache: &mut sequence.cache, rows: 0..end - position, position }];
             let ids = &all[position..end];
-            let some =
-                forward(&self.model, &self.backend, &mut work, ids, &mut parts, &[sequence.regime], &outputs)
-                    .map_err(|error| (position, error))?;
-            if logits.is_empty() {
-                logits = some;
-            } else {
-                logits.extend_from_slice(&some);
-            }
+            forward(&self.model, &self.backend, &mut work, ids, &mut parts, &[sequence.regime], &outputs)
+                .and_then(|()| take(&work))
+                .map_err(|error| (position, error))?;
             position = end;
             if progress(position).is_break() && position < all.len() {
                 return Err((position, Error::Interrupted));
             }
         }
-        Ok(logits)
+        Ok(())
     }
 
     /// Tokens that may be appended in one batch with the same logits as one by one: LongRoPE's factors are those of

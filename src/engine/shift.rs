@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use super::Logits;
 use super::generate::Decoder;
 use crate::{Error, Result};
 
@@ -54,10 +55,11 @@ impl Decoder for Sliding<'_> {
     fn feed(
         &mut self,
         tokens: &[u32],
+        highest: Option<usize>,
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Logits> {
         if tokens.len() <= self.decoder.room() {
-            return self.decoder.feed(tokens, progress);
+            return self.decoder.feed(tokens, highest, progress);
         }
         let capacity = self.decoder.tokens().len() + self.decoder.room();
         let mut all = self.decoder.tokens().to_vec();
@@ -76,20 +78,21 @@ impl Decoder for Sliding<'_> {
         let fresh = all.get(held..).unwrap_or_default();
         // To the caller it is `tokens` that are fed.
         let before = fresh.len().saturating_sub(tokens.len());
-        self.decoder.feed(fresh, &mut |done| progress(done.saturating_sub(before).min(tokens.len())))
+        let mut progress = |done: usize| progress(done.saturating_sub(before).min(tokens.len()));
+        self.decoder.feed(fresh, highest, &mut progress)
     }
 
     fn bytes_per_token(&self) -> u64 {
         self.decoder.bytes_per_token()
     }
 
-    fn feed_each(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+    fn feed_each(&mut self, tokens: &[u32], highest: Option<usize>) -> Result<Vec<Logits>> {
         if tokens.len() <= self.decoder.room() {
-            return self.decoder.feed_each(tokens);
+            return self.decoder.feed_each(tokens, highest);
         }
         // No guess is fed where the context is full: `stretch` leaves no room for one.
         assert_eq!(tokens.len(), 1, "guesses stay within the stretch");
-        self.feed(tokens, &mut |_| ControlFlow::Continue(()))
+        self.feed(tokens, highest, &mut |_| ControlFlow::Continue(())).map(|row| vec![row])
     }
 
     fn stretch(&self) -> usize {
@@ -120,18 +123,20 @@ mod tests {
         fn feed(
             &mut self,
             tokens: &[u32],
+            _highest: Option<usize>,
             progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-        ) -> Result<Vec<f32>> {
+        ) -> Result<Logits> {
             assert!(!tokens.is_empty() && tokens.len() <= self.room());
             self.tokens.extend_from_slice(tokens);
             let _ = progress(tokens.len());
-            Ok(vec![0.0])
+            Ok(Logits::All(vec![0.0]))
         }
         fn bytes_per_token(&self) -> u64 {
             0
         }
-        fn feed_each(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-            self.feed(tokens, &mut |_| ControlFlow::Continue(())).map(|row| row.repeat(tokens.len()))
+        fn feed_each(&mut self, tokens: &[u32], highest: Option<usize>) -> Result<Vec<Logits>> {
+            let row = self.feed(tokens, highest, &mut |_| ControlFlow::Continue(()))?;
+            Ok(vec![row; tokens.len()])
         }
         fn stretch(&self) -> usize {
             self.room()
@@ -140,7 +145,7 @@ mod tests {
 
     fn feed(sliding: &mut Sliding<'_>, tokens: &[u32]) -> Result<usize> {
         let mut last = 0;
-        sliding.feed(tokens, &mut |done| {
+        sliding.feed(tokens, None, &mut |done| {
             last = done;
             ControlFlow::Continue(())
         })?;
@@ -164,9 +169,9 @@ mod tests {
         let mut script = Script { tokens: vec![1; 6], capacity: 8 };
         let mut sliding = Sliding::new(&mut script, 2);
         assert_eq!(sliding.stretch(), 2);
-        assert_eq!(sliding.feed_each(&[2, 3]).unwrap().len(), 2);
+        assert_eq!(sliding.feed_each(&[2, 3], None).unwrap().len(), 2);
         assert_eq!((sliding.stretch(), sliding.dropped()), (0, 0));
-        assert_eq!(sliding.feed_each(&[4]).unwrap().len(), 1);
+        assert_eq!(sliding.feed_each(&[4], None).unwrap().len(), 1);
         assert_eq!(sliding.tokens(), [1, 1, 1, 2, 3, 4]);
     }
 

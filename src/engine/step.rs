@@ -57,7 +57,8 @@ impl Engine {
         sequence.regime = regime;
         let tokens = std::mem::take(&mut sequence.tokens);
 
-        let result = self.feed_from(sequence, &tokens, 0, 0, &mut |_| ControlFlow::Continue(()));
+        let result =
+            self.feed_from(sequence, &tokens, 0, 0, &mut |_| Ok(()), &mut |_| ControlFlow::Continue(()));
         sequence.tokens = tokens;
         if let Err((done, error)) = result {
             sequence.tokens.truncate(done);
@@ -92,8 +93,8 @@ impl Engine {
             return Err(Error::Usage("there are no sequences to compute".to_owned()));
         }
         let mut work = self.work.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let logits = forward(&self.model, &self.backend, &mut work, &ids, &mut parts, &regimes, &outputs)?;
-        Ok((ended, logits))
+        forward(&self.model, &self.backend, &mut work, &ids, &mut parts, &regimes, &outputs)?;
+        Ok((ended, work.logits(&self.backend)?))
     }
 }
 

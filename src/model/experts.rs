@@ -5,7 +5,7 @@
 
 use super::weights::Experts;
 use crate::Result;
-use crate::backend::{Backend, Gate};
+use crate::backend::{Backend, Gate, Mixture};
 
 /// Buffers of a mixture, reused from layer to layer.
 pub(super) struct ExpertBuffers<B: Backend> {
@@ -53,6 +53,11 @@ pub(super) fn mixture<B: Backend>(
 ) -> Result<()> {
     let ExpertBuffers { scores, tokens, gate, up, wide } = work;
     backend.linear(&experts.router, x, scores)?; // [rows, experts]
+    let Experts { gate: gates, up: ups, down: downs, jitter, .. } = experts;
+    let chosen_there = Mixture { gate: gates, up: ups, down: downs, jitter: *jitter };
+    if backend.mixture(&chosen_there, scores, x, out)? {
+        return Ok(());
+    }
     let shares = route(&backend.read(scores)?, experts.gate.len(), experts.jitter);
     backend.zeros_like(x, out); // [rows, hidden]
     for (expert, share) in shares.iter().enumerate().filter(|(_, share)| !share.rows.is_empty()) {

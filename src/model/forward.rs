@@ -4,7 +4,7 @@ use super::experts::{ExpertBuffers, mixture};
 use super::weights::{FeedForward, Linear, Norm, Qkv};
 use super::{Model, Regime};
 use crate::Result;
-use crate::backend::{Backend, Heads, Part, Rotation};
+use crate::backend::{Backend, Heads, Largest, Part, Rotation};
 
 /// Buffers of a forward pass, reused from batch to batch.
 pub struct Workspace<B: Backend> {
@@ -21,7 +21,10 @@ pub struct Workspace<B: Backend> {
     /// Queries, keys and values where they are projected apart.
     split: [B::Buffer; 3],
     experts: ExpertBuffers<B>,
+    /// `[outputs, vocabulary]`.
     logits: B::Buffer,
+    /// Rows of the last pass that have logits.
+    outputs: usize,
     rotation: Rotation,
 }
 
@@ -36,17 +39,36 @@ impl<B: Backend> Default for Workspace<B> {
             split: Default::default(),
             experts: ExpertBuffers::default(),
             logits: B::Buffer::default(),
+            outputs: 0,
             rotation: Rotation::default(),
         }
+    }
+}
+
+impl<B: Backend> Workspace<B> {
+    /// The logits that [`forward`] left, `[outputs, vocabulary]`.
+    ///
+    /// # Errors
+    /// What went wrong on a device.
+    pub fn logits(&self, backend: &B) -> Result<Vec<f32>> {
+        if self.outputs == 0 { Ok(Vec::new()) } else { backend.read(&self.logits) }
+    }
+
+    /// The `count` highest of each row's logits, where `backend` finds them in less time than [`Self::logits`] takes.
+    ///
+    /// # Errors
+    /// What went wrong on a device.
+    pub fn highest(&self, backend: &B, count: usize) -> Result<Option<Vec<Largest>>> {
+        if self.outputs == 0 { Ok(None) } else { backend.largest(&self.logits, count) }
     }
 }
 
 /// Which rows of a batch want logits.
 pub type Outputs<'a> = &'a [usize];
 
-/// Runs `ids` (the rows of all `parts`, in order) through the model and returns the logits of the rows
-/// in `outputs`, `[outputs, vocabulary]`. Each part's cache has room and gets the rows' keys and values;
-/// `regimes` has one entry a part.
+/// Runs `ids` (the rows of all `parts`, in order) through the model and leaves the logits of the rows in `outputs`
+/// in `work`, which hands them out. Each part's cache has room and gets the rows' keys and values; `regimes` has one
+/// entry a part.
 pub fn forward<B: Backend>(
     model: &Model,
     backend: &B,
@@ -55,10 +77,11 @@ pub fn forward<B: Backend>(
     parts: &mut [Part<'_, B::Cache>],
     regimes: &[Regime],
     outputs: Outputs,
-) -> Result<Vec<f32>> {
+) -> Result<()> {
     let hyper = &model.hyper;
     let eps = hyper.norm_eps;
-    let Workspace { x, y, z, wide, inner, split, experts, logits, rotation } = work;
+    work.outputs = outputs.len();
+    let Workspace { x, y, z, wide, inner, split, experts, logits, rotation, .. } = work;
     rotation.clear();
     for (part, &regime) in parts.iter().zip(regimes) {
         model.rope.extend(rotation, regime, part.position..part.position + part.rows.len());
@@ -82,9 +105,10 @@ pub fn forward<B: Backend>(
         if i + 1 == model.layers.len() && !backend.wants_every_row() {
             // Nothing else sees the other rows now: from here on rows are those of `outputs`.
             if outputs.is_empty() {
-                return Ok(Vec::new());
+                return Ok(());
             }
-            for rows in [&mut *x, &mut *y, &mut *inner] {
+            let is_every_row = outputs.iter().copied().eq(0..ids.len());
+            for rows in [&mut *x, &mut *y, &mut *inner].into_iter().filter(|_| !is_every_row) {
                 backend.gather(rows, outputs, z);
                 std::mem::swap(rows, z);
             }
@@ -112,7 +136,7 @@ pub fn forward<B: Backend>(
         }
     }
     if outputs.is_empty() {
-        return Ok(Vec::new());
+        return Ok(());
     }
     if backend.wants_every_row() {
         backend.gather(x, outputs, z);
@@ -121,11 +145,10 @@ pub fn forward<B: Backend>(
     norm(backend, &model.output_norm, eps, x, y); // [outputs, hidden]
     linear(backend, &model.head, y, logits)?; // [outputs, vocabulary]
     backend.scale(logits, hyper.logit_scale);
-    let mut read = backend.read(logits)?;
-    for row in read.chunks_exact_mut(model.vocabulary()) {
-        model.unused.iter().for_each(|id| row[*id as usize] = f32::MIN);
+    if let Some(unused) = &model.unused {
+        backend.add_bias(logits, unused);
     }
-    Ok(read)
+    Ok(())
 }
 
 fn norm<B: Backend>(backend: &B, norm: &Norm, eps: f32, x: &B::Buffer, out: &mut B::Buffer) {

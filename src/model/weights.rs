@@ -20,9 +20,20 @@ pub struct Model {
     pub output_norm: Norm,
     /// `[vocabulary, hidden]`; the embedding where the model ties them.
     pub head: Linear,
-    /// Tokens that the model never says: their logits are the lowest there are.
-    pub unused: Vec<u32>,
+    /// Added to the logits, `[vocabulary]`: what the model never says gets the lowest number there is.
+    pub unused: Option<Vector>,
     file: Arc<Gguf>,
+}
+
+/// What makes the logits of the tokens in `ids` the lowest number when it is added to them, and leaves the others.
+fn lowest(ids: &[i32], vocabulary: usize) -> Vector {
+    let mut values = vec![0.0; vocabulary];
+    for id in ids.iter().filter_map(|id| usize::try_from(*id).ok()) {
+        if let Some(value) = values.get_mut(id) {
+            *value = f32::MIN;
+        }
+    }
+    Vector::new(values)
 }
 
 /// One transformer layer.
@@ -135,8 +146,7 @@ impl Model {
         let rope = Rope::new(&hyper, short.as_deref(), long.as_deref());
         let unused = file.metadata().i32s("phi.unused_token_ids");
         let unused = unused.map_err(|fault| Error::invalid(file.path(), fault))?.unwrap_or_default();
-        let unused = unused.iter().filter_map(|id| u32::try_from(*id).ok());
-        let unused = unused.filter(|id| (*id as usize) < vocabulary).collect();
+        let unused = (!unused.is_empty()).then(|| lowest(unused, vocabulary));
         Ok(Self { rope, embedding, layers, output_norm, head, unused, hyper, file: Arc::clone(file) })
     }
 

@@ -102,17 +102,50 @@ impl Sampler {
     /// Fails if a logit is NaN or plus infinity, or none is above minus infinity.
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32> {
         self.adjust(logits);
+        self.candidates.fill(logits, self.keep()).map_err(|fault| Error::Unsupported(fault.to_string()))?;
+        Ok(self.choose())
+    }
+
+    /// How many of the highest logits decide on the next token: [`Self::sample_highest`] then chooses from these as
+    /// [`Self::sample`] does from all. `None` if a bias, a penalty or the lack of a limit may bring in any other.
+    pub fn needs(&self) -> Option<usize> {
+        let SamplerOptions {
+            repeat_penalty,
+            repeat_last_n,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias,
+            ..
+        } = &self.options;
+        let penalizes = *repeat_last_n > 0
+            && (*repeat_penalty != 1.0 || *presence_penalty != 0.0 || *frequency_penalty != 0.0);
+        Some(self.keep()).filter(|&keep| keep > 0 && !penalizes && logit_bias.is_empty())
+    }
+
+    /// The next token, as [`Self::sample`] chooses it, from the [`Self::needs`] highest logits of a larger vocabulary:
+    /// tokens and their logits, highest first, of equals the lower token first, NaN before anything.
+    ///
+    /// Fails as [`Self::sample`] does.
+    pub fn sample_highest(&mut self, highest: &[(u32, f32)]) -> Result<u32> {
+        self.candidates.take(highest).map_err(|fault| Error::Unsupported(fault.to_string()))?;
+        Ok(self.choose())
+    }
+
+    /// Candidates that the first filter leaves; 0 for all.
+    fn keep(&self) -> usize {
+        if self.options.temperature <= 0.0 { 1 } else { self.options.top_k }
+    }
+
+    /// A token of the candidates.
+    fn choose(&mut self) -> u32 {
         let options = &self.options;
-        let greedy = options.temperature <= 0.0;
-        let keep = if greedy { 1 } else { options.top_k };
-        self.candidates.fill(logits, keep).map_err(|fault| Error::Unsupported(fault.to_string()))?;
-        if greedy {
-            return Ok(self.candidates.best());
+        if options.temperature <= 0.0 {
+            return self.candidates.best();
         }
         self.candidates.keep_typical(options.typical_p);
         self.candidates.keep_top_p(options.top_p);
         self.candidates.keep_min_p(options.min_p);
-        Ok(self.candidates.draw(options.temperature, self.random.unit()))
+        self.candidates.draw(options.temperature, self.random.unit())
     }
 
     /// Takes note that `id` is part of the text, for the penalties.
@@ -286,6 +319,65 @@ mod tests {
             Sampler::new(SamplerOptions::greedy(), 100_000).unwrap().sample(&mut long).unwrap(),
             77_777
         );
+    }
+
+    #[test]
+    fn the_highest_logits_alone_give_the_same_tokens() {
+        let mut state = 7u32;
+        // Few distinct values, so that there are ties; both zeros are among them.
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            ((state >> 24) as f32 - 250.0) * if state & 4096 == 0 { 0.25 } else { -0.25 }
+        };
+        let changes: [fn(&mut SamplerOptions); 4] = [
+            |o| o.temperature = 0.0,
+            |o| (o.top_k, o.temperature) = (40, 3.0),
+            |o| (o.top_k, o.top_p, o.min_p, o.temperature) = (50, 0.9, 0.05, 2.0),
+            |o| (o.top_k, o.typical_p, o.repeat_last_n, o.repeat_penalty) = (20, 0.8, 0, 1.5),
+        ];
+        for change in changes {
+            let sampler = || Sampler::new(options(change), 3000).unwrap();
+            let (mut all, mut few) = (sampler(), sampler());
+            let count = few.needs().unwrap();
+            for _ in 0..40 {
+                let mut logits: Vec<f32> = (0..3000).map(|_| next()).collect();
+                (logits[5], logits[6]) = (f32::NEG_INFINITY, f32::MIN);
+                let mut highest: Vec<(u32, f32)> = (0..).zip(logits.iter().map(|x| x + 0.0)).collect();
+                highest.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+                highest.truncate(count);
+                let id = all.sample(&mut logits).unwrap();
+                assert_eq!(few.sample_highest(&highest).unwrap(), id);
+                all.accept(id);
+                few.accept(id);
+            }
+        }
+    }
+
+    #[test]
+    fn what_may_bring_in_any_token_needs_all_logits() {
+        let changes: [fn(&mut SamplerOptions); 5] = [
+            |_| (),
+            |o| (o.top_k, o.repeat_penalty) = (40, 1.1),
+            |o| (o.top_k, o.presence_penalty) = (40, 0.1),
+            |o| (o.temperature, o.frequency_penalty) = (0.0, -0.1),
+            |o| (o.temperature, o.logit_bias) = (0.0, vec![(1, 2.0)]),
+        ];
+        for change in changes {
+            assert_eq!(Sampler::new(options(change), 5).unwrap().needs(), None);
+        }
+        assert_eq!(Sampler::new(SamplerOptions::default(), 5).unwrap().needs(), Some(40));
+        assert_eq!(Sampler::new(SamplerOptions::greedy(), 5).unwrap().needs(), Some(1));
+        let mut sampler = Sampler::new(SamplerOptions::greedy(), 5).unwrap();
+        let cases: [(&[(u32, f32)], &str); 4] = [
+            (&[(3, f32::NAN)], "token 3 is NaN"),
+            (&[(2, f32::INFINITY)], "token 2 is infinite"),
+            (&[(0, f32::NEG_INFINITY)], "no token"),
+            (&[], "no token"),
+        ];
+        for (highest, what) in cases {
+            let error = sampler.sample_highest(highest).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
     }
 
     #[test]

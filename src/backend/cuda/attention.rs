@@ -8,15 +8,21 @@ use super::launch;
 use super::modules::Module;
 use super::{Buffer, Cuda, Scratch};
 use crate::backend::{BlockSparse, Heads, Rotation};
-use crate::kernel::kv::padded_head;
+use crate::kernel::kv::{KvType, padded_head};
 use crate::{Error, Result};
 
 /// Up to so many rows, each is attended by itself.
 const FEW_ROWS: usize = 8;
 /// Positions of a split of `attend_row`.
 const SPLIT: usize = 128;
-/// Queries of a tile of `attend_tile`.
-const TILE: usize = 32;
+
+/// Queries of a tile of `attend_tile`: more where they are multiplied as halves, by the tensor cores.
+fn tile(keys: KvType, values: KvType) -> usize {
+    match (keys, values) {
+        (KvType::F16, KvType::F16) | (KvType::Q8_0, KvType::Q8_0) | (KvType::Q4_0, KvType::Q4_0) => 64,
+        _ => 32,
+    }
+}
 
 /// Rows of a batch that continue one sequence.
 pub(super) struct Sequence<'a> {
@@ -158,7 +164,7 @@ impl Cuda {
         let (name, groups) = if few {
             (names[0], [splits, heads.count, rows])
         } else {
-            (names[1], [rows.div_ceil(TILE), heads.count, 1])
+            (names[1], [rows.div_ceil(tile(shape.keys, shape.values)), heads.count, 1])
         };
         self.launch(module, name, groups, 128, &parameters)?;
         if splits > 1 {

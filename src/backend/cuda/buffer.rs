@@ -109,7 +109,7 @@ impl Ring {
                 self.used = 0;
             }
             let to = to + (i * self.bytes) as Pointer;
-            self.context.enter()?;
+            self.context.queue_up()?;
             // Sound: the piece fits between `used` and the end, where the device reads nothing at the moment.
             let code = unsafe {
                 let from = self.memory.cast::<u8>().add(self.used);
@@ -124,8 +124,8 @@ impl Ring {
 
     /// Reads what is at `from` after everything that was launched.
     pub fn fetch(&mut self, from: Pointer, to: &mut [u8]) -> Result<()> {
+        self.context.queue_up()?;
         self.context.faultless()?;
-        self.context.enter()?;
         // Sound: the device writes as many bytes as `to` has, and is waited for.
         let code = unsafe {
             (self.context.driver.to_host)(to.as_mut_ptr().cast(), from, to.len(), self.context.stream)

@@ -1,9 +1,10 @@
 //! The graphics processors that NVIDIA's driver has, and opening one.
 
 use std::ffi::{CStr, c_int};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::driver::{Code, Driver, Handle, OUT_OF_MEMORY, Pointer};
+use super::graph::Launches;
 use crate::{Error, Result};
 
 /// The compute capability that the PTX is made for; later ones take it too.
@@ -99,6 +100,7 @@ pub(super) struct Context {
     device: c_int,
     name: Arc<str>,
     context: Handle,
+    launches: Mutex<Launches>,
     pub stream: Handle,
     fault: Mutex<Option<String>>,
 }
@@ -126,12 +128,18 @@ impl Context {
         // From here on it is released when it is dropped.
         let name = Arc::clone(&adapter.name);
         let (device, fault) = (number, Mutex::default());
-        let mut opened = Self { driver, device, name, context, stream: std::ptr::null_mut(), fault };
+        let stream = std::ptr::null_mut();
+        let launches = Mutex::new(Launches::new(driver, stream));
+        let mut opened = Self { driver, device, name, context, launches, stream, fault };
         opened.enter()?;
         const NON_BLOCKING: u32 = 1;
         // Sound: the pointer is to a handle.
         let code = unsafe { (driver.create_stream)(&mut opened.stream, NON_BLOCKING) };
-        if code != 0 { Err(refused(code)) } else { Ok(Arc::new(opened)) }
+        if code != 0 {
+            return Err(refused(code));
+        }
+        opened.launches = Mutex::new(Launches::new(driver, opened.stream));
+        Ok(Arc::new(opened))
     }
 
     /// The device's name.
@@ -143,6 +151,18 @@ impl Context {
     pub fn enter(&self) -> Result<()> {
         // Sound: the context is retained while this lives.
         self.check(unsafe { (self.driver.set_context)(self.context) })
+    }
+
+    /// What is launched in the stream.
+    pub fn launches(&self) -> MutexGuard<'_, Launches> {
+        lock(&self.launches)
+    }
+
+    /// Makes this thread's calls go to this device, and those in the stream come after everything launched.
+    pub fn queue_up(&self) -> Result<()> {
+        self.enter()?;
+        let settled = self.launches().settle();
+        self.check(settled.err().unwrap_or(0))
     }
 
     /// # Errors
@@ -171,7 +191,7 @@ impl Context {
 
     /// Waits until the device has done everything.
     pub fn wait(&self) -> Result<()> {
-        self.enter()?;
+        self.queue_up()?;
         // Sound: the stream lives as long as this.
         self.check(unsafe { (self.driver.wait)(self.stream) })?;
         self.faultless()
@@ -195,6 +215,10 @@ impl Context {
 
     /// Takes back what [`Self::allocate`] gave, once the device has done everything.
     pub fn free(&self, pointer: Pointer) {
+        // What waits to be launched may be for it.
+        if let Err(error) = self.queue_up() {
+            self.note(&error.to_string());
+        }
         if self.enter().is_ok() {
             // Sound: its owner is gone, and the driver waits for what still uses it.
             unsafe { (self.driver.free)(pointer) };
@@ -207,6 +231,7 @@ impl Drop for Context {
         // Sound: both were made by `open`, and nothing refers to them any more.
         unsafe {
             if !self.stream.is_null() && (self.driver.set_context)(self.context) == 0 {
+                lock(&self.launches).forget();
                 (self.driver.destroy_stream)(self.stream);
             }
             (self.driver.release_context)(self.device);

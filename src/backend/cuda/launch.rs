@@ -1,17 +1,47 @@
 //! Launching kernels: their parameters, laid out as the sources in kernels/ have them.
 
-use std::ffi::c_void;
+use std::mem::offset_of;
 
 use super::Cuda;
 use super::driver::Pointer;
 use super::modules::Module;
 use crate::Result;
 
+/// Bytes that parameters take at most.
+const MOST_BYTES: usize = 1024;
+
+/// Words that [`Put`] carries.
+pub(super) const PUT: usize = 240;
+
 /// Parameters of a kernel.
 ///
 /// # Safety
 /// Laid out as in C, and as the kernels of that name have them.
-pub(super) unsafe trait Parameters {}
+pub(super) unsafe trait Parameters: Field {}
+
+/// What parameters are made of.
+pub(super) trait Field {
+    /// Writes it to the beginning of `to`; what is between fields stays as it is.
+    fn write(&self, to: &mut [u8]);
+}
+
+macro_rules! numbers {
+    ($($kind:ty),+) => {
+        $(impl Field for $kind {
+            fn write(&self, to: &mut [u8]) {
+                to[..size_of::<Self>()].copy_from_slice(&self.to_ne_bytes());
+            }
+        })+
+    };
+}
+
+numbers!(u32, f32, Pointer);
+
+impl<const N: usize> Field for [u32; N] {
+    fn write(&self, to: &mut [u8]) {
+        to.as_chunks_mut().0.iter_mut().zip(self).for_each(|(to, word)| *to = word.to_ne_bytes());
+    }
+}
 
 /// Declares parameters as a struct of C.
 macro_rules! parameters {
@@ -22,6 +52,12 @@ macro_rules! parameters {
             #[derive(Clone, Copy)]
             pub(super) struct $name {
                 $(pub $field: $kind),+
+            }
+
+            impl Field for $name {
+                fn write(&self, to: &mut [u8]) {
+                    $(self.$field.write(&mut to[offset_of!(Self, $field)..]);)+
+                }
             }
 
             // Sound: the fields are those of the kernels' struct.
@@ -47,6 +83,8 @@ parameters! {
         ending: u32,
         limit: f32,
     }
+    Picked { product: Product, table: Pointer, routes: Pointer, picks: u32 }
+    Route { scores: Pointer, routes: Pointer, rows: u32, experts: u32, closeness: f32 }
     Embed { weights: Pointer, codebook: Pointer, ids: Pointer, out: Pointer, columns: u32, row_bytes: u32 }
     Norm {
         x: Pointer,
@@ -69,7 +107,8 @@ parameters! {
         offset: u32,
         factor: f32,
     }
-    Largest { x: Pointer, out: Pointer, columns: u32 }
+    Largest { x: Pointer, out: Pointer, columns: u32, count: u32, is_first: u32 }
+    Put { to: Pointer, count: u32, words: [u32; PUT] }
     Append {
         qkv: Pointer,
         cosines: Pointer,
@@ -128,25 +167,12 @@ impl Cuda {
         }
         let function = self.kernels.get(module, name)?;
         self.context.enter()?;
-        let [x, y, z] = groups.map(|n| n as u32);
-        let mut list = [std::ptr::from_ref(parameters).cast_mut().cast::<c_void>()];
-        let stream = self.context.stream;
-        // Sound: the driver copies the parameters before it returns, and reads as many bytes as the kernel has: P's.
-        let code = unsafe {
-            (self.context.driver.launch)(
-                function,
-                x,
-                y,
-                z,
-                threads,
-                1,
-                1,
-                0,
-                stream,
-                list.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        };
-        self.context.check(code)
+        const { assert!(size_of::<P>() <= MOST_BYTES) };
+        let mut bytes = [0; MOST_BYTES];
+        parameters.write(&mut bytes);
+        let words = bytes.as_chunks().0.iter().map(|&bytes| u64::from_ne_bytes(bytes));
+        let words = words.take(size_of::<P>().div_ceil(8));
+        let added = self.context.launches().add(function, groups.map(|n| n as u32), threads, words);
+        self.context.check(added.err().unwrap_or(0))
     }
 }

@@ -4,14 +4,14 @@ use super::buffer::Quantized;
 use super::device::lock;
 use super::launch;
 use super::modules::Module;
-use super::{Buffer, Cuda, gate_number};
+use super::{Buffer, Cuda, Scratch, gate_number};
 use crate::Result;
 use crate::backend::{Gate, Matrix, Vector};
 
 /// Tokens up to which a warp takes a row for all of them; more are tiled.
 const FEW_TOKENS: usize = 8;
 /// Rows of a block of the matvec kernels.
-const ROWS: usize = 4;
+pub(super) const ROWS: usize = 4;
 
 /// What a kernel does with its result.
 #[derive(Clone, Copy)]
@@ -34,39 +34,17 @@ impl Cuda {
     ) -> Result<()> {
         let module = Module::weights(w.kind).expect("what is resident has kernels");
         let weights = self.resident(w)?;
-        let codebook = self.codebook(w.kind)?;
         let bias = bias.map(|bias| self.vector(bias)).transpose()?;
         let mut scratch = lock(&self.scratch);
-        let quantized = match &x.quantized {
-            _ if !w.kind.is_quantized() => None,
-            Some(quantized) if x.is_quantized => Some(quantized),
-            _ => {
-                self.ensure_quantized(&mut scratch.quantized, x.elements())?;
-                let quantized = scratch.quantized.as_ref();
-                quantized.map(|quantized| self.quantize(x, quantized)).transpose()?;
-                quantized
-            }
-        };
-        let (ending_number, limit) = match ending {
+        let mut parameters = self.product_of(w, x, &mut scratch)?;
+        parameters.weights = weights.pointer();
+        parameters.bias = bias.map_or(0, |bias| bias.pointer());
+        parameters.out = out.pointer();
+        parameters.out_stride = out.columns as u32;
+        (parameters.ending, parameters.limit) = match ending {
             Ending::Store => (0, 0.0),
             Ending::Add => (1, 0.0),
             Ending::Gate(gate) => gate_number(gate),
-        };
-        let parameters = launch::Product {
-            weights: weights.pointer(),
-            codebook: codebook.pointer(),
-            x: x.pointer(),
-            q: quantized.map_or(0, |quantized| quantized.q.pointer()),
-            scales: quantized.map_or(0, |quantized| quantized.scales.pointer()),
-            bias: bias.map_or(0, |bias| bias.pointer()),
-            out: out.pointer(),
-            columns: w.columns as u32,
-            rows: w.rows as u32,
-            row_bytes: w.row_bytes() as u32,
-            tokens: x.rows as u32,
-            out_stride: out.columns as u32,
-            ending: ending_number,
-            limit,
         };
         let (name, groups, threads) = match (x.rows, ending) {
             (_, Ending::Gate(_)) => ("matvec_gate", [(w.rows / 2).div_ceil(ROWS), x.rows, 1], 128),
@@ -79,6 +57,43 @@ impl Cuda {
             (tokens, _) => ("matmul", [tokens.div_ceil(64), w.rows.div_ceil(64), 1], 128),
         };
         self.launch(module, name, groups, threads, &parameters)
+    }
+
+    /// The product of `x` with a matrix like `w`, but for where the matrix and the result are; it stores. `x` is in int8
+    /// where the kernels want that.
+    pub(super) fn product_of(
+        &self,
+        w: &Matrix,
+        x: &Buffer,
+        scratch: &mut Scratch,
+    ) -> Result<launch::Product> {
+        let codebook = self.codebook(w.kind)?;
+        let quantized = match &x.quantized {
+            _ if !w.kind.is_quantized() => None,
+            Some(quantized) if x.is_quantized => Some(quantized),
+            _ => {
+                self.ensure_quantized(&mut scratch.quantized, x.elements())?;
+                let quantized = scratch.quantized.as_ref();
+                quantized.map(|quantized| self.quantize(x, quantized)).transpose()?;
+                quantized
+            }
+        };
+        Ok(launch::Product {
+            weights: 0,
+            codebook: codebook.pointer(),
+            x: x.pointer(),
+            q: quantized.map_or(0, |quantized| quantized.q.pointer()),
+            scales: quantized.map_or(0, |quantized| quantized.scales.pointer()),
+            bias: 0,
+            out: 0,
+            columns: w.columns as u32,
+            rows: w.rows as u32,
+            row_bytes: w.row_bytes() as u32,
+            tokens: x.rows as u32,
+            out_stride: 0,
+            ending: 0,
+            limit: 0.0,
+        })
     }
 
     /// Makes room for `elements` in int8.

@@ -2,15 +2,18 @@
 //!
 //! The kernels are CUDA C in kernels/, compiled ahead to PTX (scripts/build_ptx.py), which the driver compiles for its
 //! device. Weights stay in their GGUF blocks; what they are multiplied by is int8 with a scale for 32 elements. Launches
-//! follow each other in one stream, and nobody waits until a result is read.
+//! follow each other in one stream, and nobody waits until a result is read; those of a token are one graph.
 
 mod attention;
 mod buffer;
 mod cache;
 mod device;
 mod driver;
+mod graph;
+mod largest;
 mod launch;
 mod linear;
+mod mixture;
 mod modules;
 #[cfg(test)]
 mod tests;
@@ -23,12 +26,13 @@ pub use device::Adapter;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::{Backend, Gate, Heads, Matrix, MatrixId, Part, Rotation, Vector};
+use super::{Backend, Gate, Heads, Largest, Matrix, MatrixId, Mixture, Part, Rotation, Vector};
 use crate::gguf::TensorType;
 use crate::{Error, Result};
 use buffer::{Quantized, Ring, Storage};
 use device::{Context, lock};
 use linear::Ending;
+use mixture::MixtureScratch;
 use modules::{Kernels, Module};
 
 /// Bytes of host memory that uploads go through.
@@ -42,6 +46,9 @@ pub struct Cuda {
     vectors: Mutex<HashMap<u64, Arc<Storage>>>,
     codebooks: Mutex<HashMap<TensorType, Arc<Storage>>>,
     scratch: Mutex<Scratch>,
+    mixture: Mutex<MixtureScratch>,
+    /// Of the experts' matrices, by the first one's.
+    tables: Mutex<HashMap<MatrixId, Arc<Storage>>>,
     kernels: Kernels,
     context: Arc<Context>,
 }
@@ -59,6 +66,8 @@ struct Scratch {
     splits: Option<Storage>,
     /// Row numbers.
     rows: Option<Storage>,
+    /// What a pass leaves of the largest elements, and what the next does.
+    largest: [Option<Storage>; 2],
     /// Of a product's input.
     quantized: Option<Quantized>,
 }
@@ -93,6 +102,8 @@ impl Cuda {
             vectors: Mutex::default(),
             codebooks: Mutex::default(),
             scratch: Mutex::default(),
+            mixture: Mutex::default(),
+            tables: Mutex::default(),
             kernels: Kernels::new(&context),
             context,
         })
@@ -134,7 +145,18 @@ impl Cuda {
         lock(&self.ring).send(bytes, to)
     }
 
+    /// The same in words. A few are a kernel's parameters on their way, as copies keep launches from being one graph.
     fn send_words(&self, words: impl Iterator<Item = u32>, to: &Storage) -> Result<()> {
+        let mut words = words.peekable();
+        let mut put = launch::Put { to: to.pointer(), count: 0, words: [0; launch::PUT] };
+        while let Some(word) = words.next_if(|_| (put.count as usize) < launch::PUT) {
+            put.words[put.count as usize] = word;
+            put.count += 1;
+        }
+        if words.peek().is_none() {
+            return self.launch(Module::elementwise(), "put", [1, 1, 1], 256, &put);
+        }
+        let words = put.words.into_iter().chain(words);
         let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
         self.send(&bytes, to.pointer())
     }
@@ -145,7 +167,7 @@ impl Cuda {
     }
 
     fn copy(&self, from: &Storage, to: &Storage, bytes: usize) -> Result<()> {
-        self.context.enter()?;
+        self.context.queue_up()?;
         let call = self.context.driver.on_device;
         // Sound: both have that many bytes: they are caches of at least the room of the smaller one.
         self.context.check(unsafe { call(to.pointer(), from.pointer(), bytes, self.context.stream) })
@@ -210,17 +232,6 @@ impl Cuda {
         let Some(storage) = &scratch.rows else { return Ok(0) };
         self.send_words(words, storage)?;
         Ok(storage.pointer())
-    }
-
-    /// The number of each row's largest element, the first of several.
-    pub fn largest(&self, x: &Buffer) -> Result<Vec<u32>> {
-        let storage = self.storage(x.rows * 4)?;
-        let parameters =
-            launch::Largest { x: x.pointer(), out: storage.pointer(), columns: x.columns as u32 };
-        self.launch(Module::elementwise(), "largest", [x.rows, 1, 1], 256, &parameters)?;
-        let mut bytes = vec![0; x.rows * 4];
-        self.fetch(storage.pointer(), &mut bytes)?;
-        Ok(bytes.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect())
     }
 }
 
@@ -345,11 +356,15 @@ impl Backend for Cuda {
 
     fn zeros_like(&self, x: &Buffer, out: &mut Buffer) {
         self.noted(self.resize(out, x.rows, x.columns).and_then(|()| {
-            self.context.enter()?;
+            self.context.queue_up()?;
             let call = self.context.driver.set_bytes;
             // Sound: the buffer has that many bytes.
             self.context.check(unsafe { call(out.pointer(), 0, out.elements() * 4, self.context.stream) })
         }));
+    }
+
+    fn mixture(&self, mixture: &Mixture<'_>, scores: &Buffer, x: &Buffer, out: &mut Buffer) -> Result<bool> {
+        self.mix(mixture, scores, x, out)
     }
 
     fn scatter_add(&self, x: &Buffer, rows: &[usize], weights: &[f32], out: &mut Buffer) {
@@ -391,6 +406,11 @@ impl Backend for Cuda {
             let numbers = self.numbers(&mut scratch, rows.iter().map(|&row| row as u32))?;
             self.each("gather", out.elements(), [x.pointer(), numbers, out.pointer()], &each)
         }));
+    }
+
+    fn largest(&self, x: &Buffer, count: usize) -> Result<Option<Vec<Largest>>> {
+        self.context.faultless()?;
+        self.find_largest(x, count)
     }
 
     fn read(&self, x: &Buffer) -> Result<Vec<f32>> {

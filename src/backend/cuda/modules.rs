@@ -150,7 +150,8 @@ impl Kernels {
 
 impl Drop for Kernels {
     fn drop(&mut self) {
-        if self.context.enter().is_ok() {
+        if self.context.queue_up().and_then(|()| self.context.enter()).is_ok() {
+            self.context.launches().forget();
             for module in lock(&self.loaded).modules.values() {
                 // Sound: nobody launches anything of it any more.
                 unsafe { (self.context.driver.unload_module)(*module) };

@@ -48,12 +48,15 @@ impl Cuda {
         self.context.wait()?;
         let mut matrices = self.matrices.write().unwrap_or_else(PoisonError::into_inner);
         matrices.insert(matrix.id(), storage.into());
+        lock(&self.tables).clear();
         Ok(())
     }
 
     /// Takes a matrix off the device.
     pub fn remove(&self, matrix: MatrixId) {
         self.matrices.write().unwrap_or_else(PoisonError::into_inner).remove(&matrix);
+        // It may be in any of them.
+        lock(&self.tables).clear();
     }
 
     pub(super) fn resident(&self, matrix: &Matrix) -> Result<Arc<Storage>> {

@@ -36,27 +36,51 @@ impl Ledger {
 /// A piece of a device's memory.
 pub(super) struct Storage {
     pub raw: wgpu::Buffer,
+    /// Where in `raw` it begins, and its bytes.
+    pub offset: u64,
+    size: u64,
     /// No other storage has the same.
     pub id: u64,
     ledger: Ledger,
+    /// Bytes of memory that go with it: none if it is a part of another.
+    owned: u64,
 }
 
 impl Storage {
     pub fn new(raw: wgpu::Buffer, ledger: &Ledger) -> Self {
         lock(&ledger.0).taken += raw.size();
-        Self { raw, id: serial(), ledger: ledger.clone() }
+        let size = raw.size();
+        Self { raw, offset: 0, size, id: serial(), ledger: ledger.clone(), owned: size }
     }
+
+    /// `size` bytes of it from `offset` on, a multiple of [`Self::GRAIN`].
+    pub fn part(&self, offset: u64, size: u64) -> Self {
+        let (raw, ledger) = (self.raw.clone(), self.ledger.clone());
+        Self { raw, offset: self.offset + offset, size, id: serial(), ledger, owned: 0 }
+    }
+
+    /// What parts begin at multiples of: WebGPU's default limit, which no device exceeds.
+    pub const GRAIN: u64 = 256;
 
     /// Bytes it has.
     pub fn size(&self) -> u64 {
-        self.raw.size()
+        self.size
+    }
+
+    /// As kernels see it.
+    pub fn binding(&self) -> wgpu::BindingResource<'_> {
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &self.raw,
+            offset: self.offset,
+            size: std::num::NonZero::new(self.size),
+        })
     }
 }
 
 impl Drop for Storage {
     fn drop(&mut self) {
         let mut entries = lock(&self.ledger.0);
-        entries.taken -= self.raw.size();
+        entries.taken -= self.owned;
         entries.gone.push(self.id);
     }
 }

@@ -61,6 +61,7 @@ pub(super) enum Element {
     Concat,
     Gather,
     ScatterAdd,
+    Mix,
 }
 
 impl Element {
@@ -74,6 +75,7 @@ impl Element {
             Self::Concat => "concat",
             Self::Gather => "gather",
             Self::ScatterAdd => "scatter_add",
+            Self::Mix => "mix",
         }
     }
 }
@@ -91,10 +93,15 @@ pub(super) enum Kernel {
         tokens: u32,
         ending: Ending,
     },
+    /// Products of rows with matrices of the experts that they go through.
+    MatVecPicked {
+        kind: TensorType,
+    },
     MatMul {
         kind: TensorType,
         ending: Ending,
     },
+    Route,
     Append {
         keys: KvType,
         values: KvType,
@@ -112,7 +119,9 @@ pub(super) enum Kernel {
     Combine {
         padded: u32,
     },
-    Largest,
+    Largest {
+        is_first: bool,
+    },
 }
 
 /// How a kernel sees its buffers, in the order of its bindings: `r` reads, `w` writes.
@@ -238,9 +247,23 @@ impl Kernel {
                 let _ = writeln!(text, "const TOKENS = {tokens}u;\nconst HALVES = {halves}u;");
                 // More threads share a row of floats than a subgroup has.
                 flags.push(if subgroups && kind.is_quantized() { "sum-subgroup" } else { "sum-shared" });
+                flags.push("given");
                 text.push_str(&ended(include_str!("shaders/matvec.wgsl"), ending, &mut flags));
                 each = tokens;
                 "rrrrw"
+            }
+            Self::MatVecPicked { kind } => {
+                blocks(&mut text, kind);
+                text.push_str("const TOKENS = 1u;\nconst HALVES = 1u;\n");
+                flags.push(if subgroups && kind.is_quantized() { "sum-subgroup" } else { "sum-shared" });
+                flags.extend(["picked", "store"]);
+                text.push_str(include_str!("shaders/matvec.wgsl"));
+                each = 1;
+                "rrrrw"
+            }
+            Self::Route => {
+                text.push_str(include_str!("shaders/route.wgsl"));
+                "rw"
             }
             Self::MatMul { kind, ending } => {
                 blocks(&mut text, kind);
@@ -270,7 +293,8 @@ impl Kernel {
                 text.push_str(include_str!("shaders/combine.wgsl"));
                 "rw"
             }
-            Self::Largest => {
+            Self::Largest { is_first } => {
+                flags.push(if is_first { "first" } else { "later" });
                 text.push_str(include_str!("shaders/largest.wgsl"));
                 "rw"
             }
@@ -369,15 +393,22 @@ mod tests {
     }
 
     fn all_kernels() -> Vec<Kernel> {
-        let mut all =
-            vec![Kernel::RmsNorm, Kernel::LayerNorm, Kernel::Largest, Kernel::Combine { padded: 96 }];
+        let mut all = vec![Kernel::RmsNorm, Kernel::LayerNorm, Kernel::Combine { padded: 96 }, Kernel::Route];
+        all.extend([true, false].map(|is_first| Kernel::Largest { is_first }));
         let gate = Activation::Gegelu;
-        let elements =
-            [Element::Add, Element::Gelu, Element::Gate(gate), Element::Gather, Element::ScatterAdd];
+        let elements = [
+            Element::Add,
+            Element::Gelu,
+            Element::Gate(gate),
+            Element::Gather,
+            Element::ScatterAdd,
+            Element::Mix,
+        ];
         all.extend(elements.map(Kernel::Element));
         for kind in TensorType::all().filter(|kind| blocks::source(*kind).is_some()) {
             all.push(Kernel::Embed(kind));
             all.push(Kernel::MatVec { kind, tokens: 2, ending: Ending::Gate(gate) });
+            all.push(Kernel::MatVecPicked { kind });
             all.push(Kernel::MatMul { kind, ending: Ending::Add });
         }
         for kind in KvType::ALL {

@@ -7,6 +7,7 @@ use super::weights::Chunk;
 use super::{Buffer, Gpu};
 use crate::Result;
 use crate::backend::{Gate, Matrix, Vector};
+use crate::gguf::TensorType;
 
 /// Tokens that a matrix-vector kernel takes at once.
 const FEW_TOKENS: usize = 8;
@@ -15,6 +16,11 @@ const THREADS: usize = 128;
 const LANES: usize = 64;
 /// Rows, and tokens, of a tile of matmul.wgsl.
 const TILE: usize = 64;
+
+/// Rows that a workgroup of matvec.wgsl takes.
+pub(super) fn rows_at_once(kind: TensorType) -> usize {
+    THREADS / (LANES / blocks::slice_parts(kind))
+}
 
 /// A product to be made: `x · wᵀ + bias`, ending as `ending` says.
 struct Product<'a> {
@@ -85,8 +91,8 @@ impl Gpu {
         let tokens = product.x.rows as u32;
         let kernel = Kernel::MatVec { kind: product.w.kind, tokens, ending: product.ending };
         let rows = product.out.columns.min(chunk.rows);
-        let at_once = THREADS / (LANES / blocks::slice_parts(product.w.kind));
-        self.dispatch_product(kernel, product, chunk, 0, spread(rows.div_ceil(at_once)))
+        let groups = spread(rows.div_ceil(rows_at_once(product.w.kind)));
+        self.dispatch_product(kernel, product, chunk, 0, groups)
     }
 
     fn many_tokens(&self, product: &Product<'_>, chunk: &Chunk) -> Result<()> {

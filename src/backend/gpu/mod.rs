@@ -10,8 +10,10 @@ mod cache;
 mod device;
 mod fault;
 mod kernels;
+mod largest;
 mod linear;
 mod memory;
+mod mixture;
 mod pipeline_cache;
 mod recorder;
 #[cfg(test)]
@@ -25,15 +27,16 @@ pub use device::Adapter;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::{Backend, Gate, Heads, Matrix, MatrixId, Part, Rotation, Vector};
+use super::{Backend, Gate, Heads, Largest, Matrix, MatrixId, Mixture, Part, Rotation, Vector};
 use crate::gguf::TensorType;
 use crate::{Error, Result};
 use buffer::Storage;
 use device::{Device, lock};
 use kernels::{Activation, Element, Kernel, Kernels};
+use mixture::MixtureScratch;
 use pipeline_cache::PipelineCache;
 use recorder::{Dispatch, Recorder, spread};
-use weights::Resident;
+use weights::{Resident, Stack};
 
 /// Threads of a workgroup of the element-wise kernels.
 const ELEMENT_THREADS: usize = 256;
@@ -45,11 +48,14 @@ pub struct Gpu {
     kernels: Kernels,
     recorder: Mutex<Recorder>,
     matrices: RwLock<HashMap<MatrixId, Arc<Resident>>>,
+    /// By the first expert's matrix.
+    stacks: Mutex<HashMap<MatrixId, Stack>>,
     vectors: Mutex<HashMap<u64, Arc<Storage>>>,
     codebooks: Mutex<HashMap<TensorType, Arc<Storage>>>,
     /// Stands for what a kernel's variant does not use.
     nothing: Storage,
     scratch: Mutex<Scratch>,
+    mixture: Mutex<MixtureScratch>,
 }
 
 /// Storages of operations in progress, reused from one to the next.
@@ -65,6 +71,8 @@ struct Scratch {
     splits: Option<Storage>,
     /// Row numbers.
     rows: Option<Storage>,
+    /// What a pass leaves of the largest elements, and what the next does.
+    largest: [Option<Storage>; 2],
 }
 
 impl Gpu {
@@ -87,10 +95,12 @@ impl Gpu {
             device,
             recorder: Mutex::default(),
             matrices: RwLock::default(),
+            stacks: Mutex::default(),
             vectors: Mutex::default(),
             codebooks: Mutex::default(),
             nothing,
             scratch: Mutex::default(),
+            mixture: Mutex::default(),
         })
     }
 
@@ -193,15 +203,6 @@ impl Gpu {
             }
             (Err(error), _) | (_, Err(error)) => self.note(&error),
         }
-    }
-
-    /// The number of each row's largest element, the first of several.
-    pub fn largest(&self, x: &Buffer) -> Result<Vec<u32>> {
-        let storage = self.storage(x.rows as u64 * 4)?;
-        let parameters = [x.columns as u32];
-        self.run(Kernel::Largest, &[x.storage(), &storage], &parameters, [x.rows as u32, 1, 1], 0);
-        let bytes = self.fetch(&storage, 0, x.rows as u64 * 4)?;
-        Ok(bytes.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect())
     }
 }
 
@@ -325,6 +326,10 @@ impl Backend for Gpu {
         lock(&self.recorder).clear(&self.device, out.storage(), bytes);
     }
 
+    fn mixture(&self, mixture: &Mixture<'_>, scores: &Buffer, x: &Buffer, out: &mut Buffer) -> Result<bool> {
+        self.mix(mixture, scores, x, out)
+    }
+
     fn scatter_add(&self, x: &Buffer, rows: &[usize], weights: &[f32], out: &mut Buffer) {
         let words = rows.iter().map(|&row| row as u32).chain(weights.iter().map(|weight| weight.to_bits()));
         let mut scratch = lock(&self.scratch);
@@ -368,6 +373,10 @@ impl Backend for Gpu {
         }
         let storages = [x.storage(), numbers, out.storage()];
         self.each(Element::Gather, out.elements(), storages, [x.columns as u32, 0, 0, 0]);
+    }
+
+    fn largest(&self, x: &Buffer, count: usize) -> Result<Option<Vec<Largest>>> {
+        self.find_largest(x, count)
     }
 
     fn read(&self, x: &Buffer) -> Result<Vec<f32>> {

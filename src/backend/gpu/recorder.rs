@@ -74,12 +74,12 @@ impl Recorder {
 
     /// Copies bytes between storages.
     pub fn copy(&mut self, device: &Device, from: &Storage, to: &Storage, bytes: u64) {
-        self.encoder(device).copy_buffer_to_buffer(&from.raw, 0, &to.raw, 0, bytes);
+        self.encoder(device).copy_buffer_to_buffer(&from.raw, from.offset, &to.raw, to.offset, bytes);
     }
 
     /// Fills the beginning of a storage with zeros.
     pub fn clear(&mut self, device: &Device, storage: &Storage, bytes: u64) {
-        self.encoder(device).clear_buffer(&storage.raw, 0, Some(bytes));
+        self.encoder(device).clear_buffer(&storage.raw, storage.offset, Some(bytes));
     }
 
     /// Writes `data` to `to` from byte `offset` on, in its turn among the recorded operations.
@@ -102,7 +102,7 @@ impl Recorder {
             device.queue.write_buffer(&storage.raw, at, &padded);
         }
         let raw = storage.raw.clone();
-        self.encoder(device).copy_buffer_to_buffer(&raw, at, &to.raw, offset, bytes);
+        self.encoder(device).copy_buffer_to_buffer(&raw, at, &to.raw, to.offset + offset, bytes);
         Ok(())
     }
 
@@ -121,7 +121,7 @@ impl Recorder {
             }));
         }
         let Some(download) = self.download.clone() else { return Ok(Vec::new()) };
-        self.encoder(device).copy_buffer_to_buffer(&storage.raw, at, &download, 0, bytes);
+        self.encoder(device).copy_buffer_to_buffer(&storage.raw, storage.offset + at, &download, 0, bytes);
         self.submit(device);
         device.fault.check()?;
         let slice = download.slice(..bytes);
@@ -184,7 +184,7 @@ fn bind(device: &Device, dispatch: &Dispatch<'_>) -> wgpu::BindGroup {
         .enumerate()
         .map(|(binding, storage)| wgpu::BindGroupEntry {
             binding: binding as u32,
-            resource: storage.raw.as_entire_binding(),
+            resource: storage.binding(),
         })
         .collect();
     device.raw.create_bind_group(&wgpu::BindGroupDescriptor {

@@ -1,5 +1,7 @@
 //! Weights on a device: matrices in their GGUF blocks, cut between rows where a kernel may not see all of a buffer.
 
+use std::collections::BTreeSet;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, PoisonError};
 
 use super::Gpu;
@@ -23,6 +25,16 @@ pub(super) struct Chunk {
     pub storage: Storage,
     pub first_row: usize,
     pub rows: usize,
+}
+
+/// The matrices of a tensor's experts in one storage.
+#[derive(Clone)]
+pub(super) struct Stack {
+    pub storage: Arc<Storage>,
+    /// Bytes from one to the next.
+    pub stride: u64,
+    /// Those that were uploaded.
+    there: BTreeSet<usize>,
 }
 
 impl Gpu {
@@ -56,7 +68,10 @@ impl Gpu {
         let most_rows = (self.device.most_bytes as usize / row_bytes).max(1);
         let mut chunks = Vec::new();
         for (number, bytes) in matrix.bytes().chunks(most_rows * row_bytes).enumerate() {
-            let storage = self.storage(bytes.len() as u64)?;
+            let storage = match self.place_in_stack(matrix)? {
+                Some(storage) => storage,
+                None => self.storage(bytes.len() as u64)?,
+            };
             for (i, piece) in bytes.chunks(PIECE).enumerate() {
                 self.fill(&storage, i * PIECE, piece);
                 // What is written waits in host memory until something is submitted.
@@ -66,6 +81,9 @@ impl Gpu {
             chunks.push(Chunk { storage, first_row: number * most_rows, rows: bytes.len() / row_bytes });
         }
         self.wait()?;
+        if let Some(stack) = lock(&self.stacks).get_mut(&matrix.id().of_tensor()) {
+            stack.there.insert(matrix.place().1);
+        }
         self.matrices
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -76,6 +94,34 @@ impl Gpu {
     /// Takes a matrix off the device.
     pub fn remove(&self, matrix: MatrixId) {
         self.matrices.write().unwrap_or_else(PoisonError::into_inner).remove(&matrix);
+        lock(&self.stacks).remove(&matrix.of_tensor());
+    }
+
+    /// Where among the others of its tensor an expert's matrix is to lie, if a kernel can see all of them.
+    fn place_in_stack(&self, matrix: &Matrix) -> Result<Option<Storage>> {
+        let (count, number) = matrix.place();
+        let stride = (matrix.size() as u64).next_multiple_of(Storage::GRAIN);
+        let bytes = stride * count as u64;
+        // Kernels count bytes in 32 bits.
+        if count == 1 || bytes > self.device.most_bytes.min(u32::MAX.into()) {
+            return Ok(None);
+        }
+        let mut stacks = lock(&self.stacks);
+        let stack = match stacks.entry(matrix.id().of_tensor()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let storage = self.storage(bytes)?.into();
+                entry.insert(Stack { storage, stride, there: BTreeSet::new() })
+            }
+        };
+        let size = (matrix.size() as u64).next_multiple_of(4);
+        Ok(Some(stack.storage.part(number as u64 * stride, size)))
+    }
+
+    /// The storage that all of `experts` are in, one after the other, if there is one.
+    pub(super) fn stack(&self, experts: &[Matrix]) -> Option<Stack> {
+        let id = experts.first()?.id().of_tensor();
+        lock(&self.stacks).get(&id).filter(|stack| stack.there.len() == experts.len()).cloned()
     }
 
     pub(super) fn resident(&self, matrix: &Matrix) -> Result<Arc<Resident>> {
@@ -114,12 +160,13 @@ impl Gpu {
 
     /// Writes to a storage that nothing recorded uses yet.
     fn fill(&self, storage: &Storage, at: usize, bytes: &[u8]) {
+        let at = storage.offset + at as u64;
         if bytes.len().is_multiple_of(4) {
-            self.device.queue.write_buffer(&storage.raw, at as u64, bytes);
+            self.device.queue.write_buffer(&storage.raw, at, bytes);
         } else {
             let mut padded = bytes.to_vec();
             padded.resize(bytes.len().next_multiple_of(4), 0);
-            self.device.queue.write_buffer(&storage.raw, at as u64, &padded);
+            self.device.queue.write_buffer(&storage.raw, at, &padded);
         }
     }
 }

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::cpu::Cpu;
-use super::{Backend, Gate, Heads, Matrix, MatrixId, Part, Rotation, Vector};
+use super::{Backend, Gate, Heads, Largest, Matrix, MatrixId, Mixture, Part, Rotation, Vector};
 use crate::Result;
 use buffer::Visitor;
 
@@ -336,6 +336,21 @@ impl Backend for Hybrid {
         }
     }
 
+    fn mixture(&self, mixture: &Mixture<'_>, scores: &Buffer, x: &Buffer, out: &mut Buffer) -> Result<bool> {
+        // Experts of a tensor are all in one place.
+        let mut places =
+            [mixture.gate, mixture.up, mixture.down].map(|experts| self.home(&experts[0])).into_iter();
+        match places.next() {
+            Some(Place::Device(device)) if places.all(|place| place == Place::Device(device)) => {
+                let (scores, x) =
+                    (self.at(scores, Place::Device(device))?, self.at(x, Place::Device(device))?);
+                out.aim(Place::Device(device));
+                self.devices[device].mixture(mixture, &scores.device, &x.device, &mut out.device)
+            }
+            _ => Ok(false),
+        }
+    }
+
     fn scatter_add(&self, x: &Buffer, rows: &[usize], weights: &[f32], out: &mut Buffer) {
         let Some(x) = self.note(self.at(x, out.place)) else { return };
         match out.place {
@@ -377,6 +392,13 @@ impl Backend for Hybrid {
         match x.place {
             Place::Host => self.cpu.gather(&x.host, rows, &mut out.host),
             Place::Device(device) => self.devices[device].gather(&x.device, rows, &mut out.device),
+        }
+    }
+
+    fn largest(&self, x: &Buffer, count: usize) -> Result<Option<Vec<Largest>>> {
+        match x.place {
+            Place::Host => self.cpu.largest(&x.host, count),
+            Place::Device(device) => self.devices[device].largest(&x.device, count),
         }
     }
 

@@ -45,8 +45,9 @@ impl Decoder for Script {
     fn feed(
         &mut self,
         tokens: &[u32],
+        _highest: Option<usize>,
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Logits> {
         assert!(tokens.len() <= self.room());
         self.fed.push(tokens.len());
         if tokens.len() > 1 || self.prompt == 0 {
@@ -62,7 +63,7 @@ impl Decoder for Script {
         }
         let mut logits = vec![0.0; PIECES.len()];
         logits[self.says[self.held.len() - self.prompt] as usize] = 1.0;
-        Ok(logits)
+        Ok(Logits::All(logits))
     }
 
     fn bytes_per_token(&self) -> u64 {
@@ -73,7 +74,7 @@ impl Decoder for Script {
         self.start + Duration::from_millis(self.fed.len() as u64)
     }
 
-    fn feed_each(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+    fn feed_each(&mut self, tokens: &[u32], _highest: Option<usize>) -> Result<Vec<Logits>> {
         assert!(tokens.len() <= self.room());
         self.fed.push(tokens.len());
         let mut rows = Vec::new();
@@ -83,7 +84,7 @@ impl Decoder for Script {
             // A wrong guess may lie beyond what the script says.
             let said = self.says.get(self.held.len() - self.prompt).copied().unwrap_or(END);
             row[said as usize] = 1.0;
-            rows.extend(row);
+            rows.push(Logits::All(row));
         }
         Ok(rows)
     }
@@ -122,7 +123,12 @@ impl Drafter for Prophet {
 struct Greedy(Vec<u32>);
 
 impl Chooser for Greedy {
-    fn choose(&mut self, logits: &mut [f32]) -> Result<u32> {
+    fn needs(&self) -> Option<usize> {
+        None
+    }
+
+    fn choose(&mut self, logits: &mut Logits) -> Result<u32> {
+        let Logits::All(logits) = logits else { panic!("the script gives all of them") };
         Ok((0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32)
     }
 

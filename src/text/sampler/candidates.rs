@@ -51,7 +51,8 @@ impl Candidates {
             if chunk.iter().fold(false, |any, logit| any | (*logit > threshold) | logit.is_nan()) {
                 for (id, logit) in (index * CHUNK..).zip(chunk) {
                     if *logit > threshold {
-                        self.list.push(Candidate { id: id as u32, logit: *logit, weight: 0.0 });
+                        // -0 becomes 0, which it is equal to.
+                        self.list.push(Candidate { id: id as u32, logit: *logit + 0.0, weight: 0.0 });
                     } else if logit.is_nan() {
                         return Err(Fault::NotANumber(id));
                     }
@@ -71,6 +72,23 @@ impl Candidates {
         if keep < logits.len() {
             self.sort(self.list.len());
         }
+        self.check()
+    }
+
+    /// The same from the best tokens and their logits, best first and of equals the lower id first, NaN before all.
+    pub fn take(&mut self, best: &[(u32, f32)]) -> Result<(), Fault> {
+        self.list.clear();
+        if let Some((id, _)) = best.first().filter(|(_, logit)| logit.is_nan()) {
+            return Err(Fault::NotANumber(*id as usize));
+        }
+        let possible = best.iter().filter(|(_, logit)| *logit > f32::NEG_INFINITY);
+        self.list.extend(possible.map(|&(id, logit)| Candidate { id, logit, weight: 0.0 }));
+        self.sorted = self.list.len();
+        self.check()
+    }
+
+    /// Whether there is something to choose from.
+    fn check(&self) -> Result<(), Fault> {
         match self.list.iter().find(|candidate| candidate.logit == f32::INFINITY) {
             Some(candidate) => Err(Fault::Infinite(candidate.id as usize)),
             None if self.list.is_empty() => Err(Fault::Nothing),

@@ -210,8 +210,133 @@ DEVICE void attend_row(const Attend& p) {
     }
 }
 
-// A tile of 32 queries of one head over the cache, 16 positions at a time, with the online softmax of FlashAttention
-// (Dao et al. 2022): for prompts, where the products are the work. Four threads share a query.
+// The first position that any query from number `first` of the batch on sees, at a multiple of `block`.
+DEVICE u32 first_seen(const Attend& p, u32 first, u32 block) {
+    u32 oldest = p.position + first;
+    return oldest + 1 > p.window ? (oldest + 1 - p.window) / block * block : 0;
+}
+
+// A tile of 64 queries of one head over the cache, 32 positions at a time, with the online softmax of FlashAttention (Dao et
+// al. 2022): for prompts, where the products are the work. A warp takes 16 queries. Products are of halves, sums
+// are floats. With lane = 4 g + t, a thread has queries g and g + 8 of its warp's.
+template <u32 PADDED>
+DEVICE void attend_halves(const Attend& p) {
+    const u32 TILE = 64, BLOCK = 32, THREADS = 128, FOURS = PADDED / 4;
+    // Pairs of halves of a row in shared memory: 16 bytes more, so that 8 rows lie in different banks.
+    const u32 ROW = PADDED / 2 + 4;
+    __shared__ uint4 key_words[BLOCK * ROW / 4];
+    __shared__ uint4 value_words[BLOCK * ROW / 4];
+    u32* keys = (u32*)key_words;
+    u32* values = (u32*)value_words;
+    u32 head = blockIdx.y, kv_head = head / (p.heads / p.kv_heads);
+    u32 lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    u32 first = blockIdx.x * TILE, mine = first + threadIdx.x / WARP * 16;
+    u32 last = min_u(first + TILE, p.rows) - 1;
+    u32 row[2] = {mine + g, mine + g + 8};
+    u32 query[PADDED / 16][4];
+#pragma unroll
+    for (u32 c = 0; c < PADDED / 16; c++) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            u64 from = (u64)(p.first_row + min_u(row[i % 2], last)) * p.heads + head;
+            float2 pair = *(const float2*)(p.queries + from * PADDED + 16 * c + 8 * (i / 2) + 2 * t);
+            query[c][i] = halves(pair.x, pair.y);
+        }
+    }
+    float sum[PADDED / 8][4];
+#pragma unroll
+    for (u32 i = 0; i < PADDED / 2; i++) {
+        sum[i / 4][i % 4] = 0.0f;
+    }
+    float largest[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
+    u32 end = min_u(p.position + last + 1, p.length);
+    for (u32 start = first_seen(p, first, BLOCK); start < end; start += BLOCK) {
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < BLOCK * FOURS; i += THREADS) {
+            u32 four = i % FOURS, at = i / FOURS * ROW + 2 * four;
+            u64 group = ((u64)min_u(start + i / FOURS, p.length - 1) * p.kv_heads + kv_head) * (PADDED / 32) + four / 8;
+            *(uint2*)(keys + at) = load4_halves<KIND>(p.keys + group * group_words(KIND), four % 8);
+            *(uint2*)(values + at) = load4_halves<KIND>(p.values + group * group_words(KIND), four % 8);
+        }
+        __syncthreads();
+        float scores[BLOCK / 8][4];
+#pragma unroll
+        for (u32 n = 0; n < BLOCK / 8; n++) {
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                scores[n][i] = 0.0f;
+            }
+#pragma unroll
+            for (u32 c = 0; c < PADDED / 32; c++) {
+                u32 b[4];
+                load_matrices(b, keys + (8 * n + lane % 8) * ROW + 16 * c + lane / 8 * 4);
+                mma_halves(scores[n], query[2 * c], b);
+                mma_halves(scores[n], query[2 * c + 1], b + 2);
+            }
+        }
+        // Whether all of the warp's queries see all of the block.
+        bool all = p.block == 0 && start + BLOCK <= p.position + mine + 1 && start + p.window > p.position + mine + 15;
+        float next[2] = {largest[0], largest[1]};
+#pragma unroll
+        for (u32 i = 0; i < BLOCK / 2; i++) {
+            float* score = &scores[i / 4][i % 4];
+            if (!all && !sees(p, head, p.position + row[i / 2 % 2], start + i / 4 * 8 + 2 * t + i % 2)) {
+                *score = LOWEST;
+            }
+            next[i / 2 % 2] = fmaxf(next[i / 2 % 2], *score);
+        }
+        float shrink[2];
+#pragma unroll
+        for (u32 r = 0; r < 2; r++) {
+            next[r] = fmaxf(next[r], __shfl_xor_sync(ALL, next[r], 1));
+            next[r] = fmaxf(next[r], __shfl_xor_sync(ALL, next[r], 2));
+            shrink[r] = expf(largest[r] - next[r]);
+            largest[r] = next[r];
+            total[r] *= shrink[r];
+        }
+#pragma unroll
+        for (u32 i = 0; i < PADDED / 2; i++) {
+            sum[i / 4][i % 4] *= shrink[i / 2 % 2];
+        }
+#pragma unroll
+        for (u32 i = 0; i < BLOCK / 2; i++) {
+            float score = scores[i / 4][i % 4];
+            float weight = score > LOWEST ? expf(score - largest[i / 2 % 2]) : 0.0f;
+            total[i / 2 % 2] += weight;
+            scores[i / 4][i % 4] = weight;
+        }
+#pragma unroll
+        for (u32 c = 0; c < BLOCK / 16; c++) {
+            float* low = scores[2 * c];
+            float* high = scores[2 * c + 1];
+            u32 a[4] = {halves(low[0], low[1]), halves(low[2], low[3]), halves(high[0], high[1]), halves(high[2], high[3])};
+#pragma unroll
+            for (u32 n = 0; n < PADDED / 16; n++) {
+                u32 b[4];
+                load_transposed(b, values + (16 * c + lane % 16) * ROW + 8 * n + lane / 16 * 4);
+                mma_halves(sum[2 * n], a, b);
+                mma_halves(sum[2 * n + 1], a, b + 2);
+            }
+        }
+    }
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) {
+        total[r] += __shfl_xor_sync(ALL, total[r], 1);
+        total[r] += __shfl_xor_sync(ALL, total[r], 2);
+        if (row[r] <= last) {
+            float* to = p.out + ((u64)(p.first_row + row[r]) * p.heads + head) * p.size;
+#pragma unroll
+            for (u32 i = 0; i < PADDED / 4; i++) {
+                u32 e = i / 2 * 8 + 2 * t + i % 2;
+                if (e < p.size) {
+                    to[e] = sum[i / 2][2 * r + i % 2] / fmaxf(total[r], 1.0e-37f);
+                }
+            }
+        }
+    }
+}
+
+// The same in floats, for types of cache that are more exact than halves, or have their range: 32 queries, 16 positions at a time, four threads a query.
 template <u32 PADDED>
 DEVICE void attend_tile(const Attend& p) {
     const u32 TILE = 32, BLOCK = 16, THREADS = 128, LANES_ = 4, FOURS = PADDED / 4, OWN = FOURS / LANES_;
@@ -232,13 +357,6 @@ DEVICE void attend_tile(const Attend& p) {
     u32 own = thread / LANES_, lane = thread % LANES_;
     u32 row = first + own;
     u32 position = p.position + row;
-    // The positions that any query of the tile sees.
-    u32 oldest = p.position + first;
-    u32 begin = 0;
-    if (oldest + 1 > p.window) {
-        begin = oldest + 1 - p.window;
-    }
-    begin = begin / BLOCK * BLOCK;
     u32 end = min_u(p.position + last + 1, p.length);
     float largest = LOWEST, total = 0.0f;
     float4 sum[OWN];
@@ -246,7 +364,7 @@ DEVICE void attend_tile(const Attend& p) {
     for (u32 i = 0; i < OWN; i++) {
         sum[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
-    for (u32 start = begin; start < end; start += BLOCK) {
+    for (u32 start = first_seen(p, first, BLOCK); start < end; start += BLOCK) {
         __syncthreads();
         for (u32 i = thread; i < BLOCK * FOURS; i += THREADS) {
             u32 at = min_u(start + i / FOURS, p.length - 1);
@@ -329,20 +447,32 @@ KERNEL(attend_row_128, Attend, 128, 4) {
     attend_row<128>(p);
 }
 
+// Whether halves are as exact as the cache; attention.rs knows it, too.
+const bool HALVES = KIND == KV_F16 || KIND == KV_Q8_0 || KIND == KV_Q4_0;
+
+template <u32 PADDED>
+DEVICE void attend_many(const Attend& p) {
+    if constexpr (HALVES) {
+        attend_halves<PADDED>(p);
+    } else {
+        attend_tile<PADDED>(p);
+    }
+}
+
 KERNEL(attend_tile_32, Attend, 128, 4) {
-    attend_tile<32>(p);
+    attend_many<32>(p);
 }
 
 KERNEL(attend_tile_64, Attend, 128, 4) {
-    attend_tile<64>(p);
+    attend_many<64>(p);
 }
 
-KERNEL(attend_tile_96, Attend, 128, 4) {
-    attend_tile<96>(p);
+KERNEL(attend_tile_96, Attend, 128, HALVES ? 3 : 4) {
+    attend_many<96>(p);
 }
 
-KERNEL(attend_tile_128, Attend, 128, 4) {
-    attend_tile<128>(p);
+KERNEL(attend_tile_128, Attend, 128, HALVES ? 2 : 4) {
+    attend_many<128>(p);
 }
 
 // See `Combine` in launch.rs.

@@ -16,6 +16,7 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+typedef long long s64;
 
 const u32 WARP = 32;
 const u32 ALL = 0xffffffffu;
@@ -64,6 +65,38 @@ DEVICE void mma16(int c[4], const u32 a[2], u32 b) {
     asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
+// c += a · b over 16 columns of halves, as mma.m16n8k16, two a word: with lane = 4 g + t, `a` has rows g, g + 8 at columns 2 t, and
+// the same rows at 8 + 2 t, `b` column g at rows 2 t and 8 + 2 t, `c` what mma32 has.
+DEVICE void mma_halves(float c[4], const u32 a[4], const u32 b[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Four matrices of 8 by 8 halves from shared memory: lane 8 m + r says where row r of matrix m is. Each lane gets, of each
+// matrix, columns 2 t, 2 t + 1 of row g.
+DEVICE void load_matrices(u32 to[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"((u32)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
+// The same of the transposed matrices: rows 2 t, 2 t + 1 of column g.
+DEVICE void load_transposed(u32 to[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"((u32)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
+// Two halves, the first in the lower bits.
+DEVICE u32 halves(float low, float high) {
+    u32 both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
 }
 #endif
 

@@ -1,4 +1,4 @@
-// Norms, activations as int8, operations that take every element by itself, and the largest element.
+// Norms, activations as int8, operations that take every element by itself, and the largest elements.
 
 #include "common.cuh"
 #include "gates.cuh"
@@ -42,10 +42,33 @@ struct Elements {
     float factor;
 };
 
+// See `Route` in launch.rs.
+struct Route {
+    // [rows][experts]
+    const float* scores;
+    // [rows][4]: the experts in ascending order, and what each counts, as bits.
+    u32* routes;
+    u32 rows;
+    u32 experts;
+    // How far from the best, relative to the larger, a score is close.
+    float closeness;
+};
+
+// See `Put` in launch.rs.
+struct Put {
+    u32* to;
+    u32 count;
+    u32 words[240];
+};
+
 struct Largest {
-    const float* x;
-    u32* out;
+    // Floats as bits in a first pass, then what the pass before left.
+    const u32* x;
+    uint2* out;
+    // Entries of a row, and how many of them a chunk leaves.
     u32 columns;
+    u32 count;
+    u32 is_first;
 };
 
 // Element i, one a lane of a whole warp.
@@ -154,34 +177,126 @@ KERNEL(scatter_add, Elements, 256, 1) {
     p.to[p.rows[row] * p.columns + i % p.columns] += weight * p.source[i];
 }
 
-// The number of each row's largest element, the first of several: a block a row.
-KERNEL(largest, Largest, 256, 1) {
-    __shared__ float best[256];
-    __shared__ u32 at[256];
-    const float* x = p.x + (u64)blockIdx.x * p.columns;
-    float value = -3.4e38f;
-    u32 number = 0;
-    for (u32 i = threadIdx.x; i < p.columns; i += 256) {
-        if (x[i] > value) {
-            value = x[i];
-            number = i;
+// The results of a row's two experts come one after the other; `rows` is what `route` leaves.
+KERNEL(mix, Elements, 256, 1) {
+    EACH
+    u32 row = i / p.columns;
+    u64 first = (u64)2 * row * p.columns + i % p.columns;
+    float one = bits_to_float(p.rows[4 * row + 2]) * p.source[first];
+    p.to[i] = one + bits_to_float(p.rows[4 * row + 3]) * p.source[first + p.columns];
+}
+
+// Writes words that come with the launch.
+KERNEL(put, Put, 256, 1) {
+    if (threadIdx.x < p.count) {
+        p.to[threadIdx.x] = p.words[threadIdx.x];
+    }
+}
+
+// The best expert but `taken`; `weight` is its share in the softmax over those that are close to it.
+DEVICE u32 best_expert(const Route& p, const float* scores, u32 taken, float* weight) {
+    u32 expert = 0;
+    float largest = -3.4028234e38f;
+    for (u32 i = 0; i < p.experts; i++) {
+        if (i != taken && scores[i] > largest) {
+            expert = i;
+            largest = scores[i];
         }
     }
-    best[threadIdx.x] = value;
-    at[threadIdx.x] = number;
-    __syncthreads();
-    for (u32 s = 128; s > 0; s /= 2) {
-        if (threadIdx.x < s) {
-            float other = best[threadIdx.x + s];
-            u32 other_at = at[threadIdx.x + s];
-            if (other > best[threadIdx.x] || (other == best[threadIdx.x] && other_at < at[threadIdx.x])) {
-                best[threadIdx.x] = other;
-                at[threadIdx.x] = other_at;
+    float sum = 0.0f;
+    for (u32 i = 0; i < p.experts; i++) {
+        float size = fmaxf(fabsf(scores[i]), largest);
+        // 0 / 0 counts as close.
+        bool is_close = size == 0.0f || (largest - scores[i]) / size <= p.closeness;
+        if (i != taken && is_close) {
+            sum += expf(scores[i] - largest);
+        }
+    }
+    *weight = 1.0f / sum;
+    return expert;
+}
+
+// Which two experts each row goes through, and what they count: SparseMixer, as model/experts.rs has it. A thread takes a row.
+KERNEL(route, Route, 32, 1) {
+    u32 row = threadIdx.x;
+    if (row >= p.rows) {
+        return;
+    }
+    float weights[2];
+    u32 first = best_expert(p, p.scores + row * p.experts, 0xffffffff, &weights[0]);
+    u32 second = best_expert(p, p.scores + row * p.experts, first, &weights[1]);
+    bool in_order = first < second;
+    u32* routes = p.routes + 4 * row;
+    routes[0] = min_u(first, second);
+    routes[1] = max_u(first, second);
+    routes[2] = float_to_bits(in_order ? weights[0] : weights[1]);
+    routes[3] = float_to_bits(in_order ? weights[1] : weights[0]);
+}
+
+// NaN is above everything, -0 is 0; nothing has a key of 0.
+DEVICE u32 key_of(u32 bits) {
+    u32 size = bits & 0x7fffffff;
+    if (size > 0x7f800000) {
+        return 0xffffffff;
+    }
+    return size == 0 ? 0x80000000 : bits >> 31 ? ~bits : bits | 0x80000000;
+}
+
+// Entries are pairs of a key and a number.
+DEVICE bool is_better(uint2 a, uint2 b) {
+    return a.x > b.x || (a.x == b.x && a.y < b.y);
+}
+
+// Puts runs of `size` in order that rise or fall in both halves, runs of even number with the better first; there are 2 `pairs`
+// entries.
+DEVICE void merge(uint2* entries, u32 size, u32 pairs) {
+    for (u32 s = size / 2; s > 0; s /= 2) {
+        if (threadIdx.x < pairs) {
+            u32 at = 2 * s * (threadIdx.x / s) + threadIdx.x % s;
+            uint2 a = entries[at], b = entries[at + s];
+            if (is_better(b, a) == ((at & size) == 0)) {
+                entries[at] = b;
+                entries[at + s] = a;
             }
         }
         __syncthreads();
     }
-    if (threadIdx.x == 0) {
-        p.out[blockIdx.x] = at[0];
+}
+
+// The best entries of each chunk of a row, best first: a block a chunk.
+KERNEL(largest, Largest, 256, 1) {
+    const u32 CHUNK = 512;
+    __shared__ uint2 entries[CHUNK];
+    for (u32 i = threadIdx.x; i < CHUNK; i += 256) {
+        u32 number = blockIdx.x * CHUNK + i;
+        u64 at = (u64)blockIdx.y * p.columns + number;
+        uint2 entry = make_uint2(0, 0xffffffff);
+        if (number < p.columns) {
+            entry = p.is_first ? make_uint2(key_of(p.x[at]), number) : ((const uint2*)p.x)[at];
+        }
+        entries[i] = entry;
+    }
+    __syncthreads();
+    // Runs as long as what is to be left: sorted, then the better half of two runs as often as there are two.
+    u32 run = 1;
+    while (run < p.count) {
+        run *= 2;
+        merge(entries, run, CHUNK / 2);
+    }
+    for (u32 left = CHUNK / 2; left >= run; left /= 2) {
+        uint2 best = entries[0];
+        if (threadIdx.x < left) {
+            u32 at = 2 * run * (threadIdx.x / run) + threadIdx.x % run;
+            best = is_better(entries[at], entries[at + run]) ? entries[at] : entries[at + run];
+        }
+        __syncthreads();
+        if (threadIdx.x < left) {
+            entries[threadIdx.x] = best;
+        }
+        __syncthreads();
+        merge(entries, run, left / 2);
+    }
+    if (threadIdx.x < p.count) {
+        p.out[((u64)blockIdx.y * gridDim.x + blockIdx.x) * p.count + threadIdx.x] = entries[threadIdx.x];
     }
 }

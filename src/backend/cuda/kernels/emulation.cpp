@@ -7,6 +7,7 @@
 #include <ucontext.h>
 
 #include <mutex>
+#include <vector>
 
 namespace emulation {
 
@@ -110,6 +111,48 @@ static std::mutex running;
 }  // namespace emulation
 
 using namespace emulation;
+
+static uint32_t launch(const Kernel& kernel, dim3 groups, uint32_t threads, uint32_t shared, const void* parameters) {
+    std::lock_guard<std::mutex> guard(running);
+    auto [x, y, z] = groups;
+    if (x == 0 || y == 0 || z == 0 || y > 65535 || z > 65535 || threads != kernel.threads || shared != 0) {
+        return 1;
+    }
+    static bool begun = false;
+    if (!begun) {
+        begun = true;
+        begin_fibers();
+    }
+    machine.run = kernel.run;
+    machine.parameters = parameters;
+    machine.blocks = groups;
+    for (uint64_t i = 0; i < (uint64_t)x * y * z; i++) {
+        machine.block_number = {(uint32_t)(i % x), (uint32_t)(i / x % y), (uint32_t)(i / x / y)};
+        run_block(threads);
+    }
+    return 0;
+}
+
+// As cuda.h has it.
+struct KernelNode {
+    const Kernel* function;
+    uint32_t groups[3], threads[3], shared;
+    void** parameters;
+    void** extra;
+};
+
+struct Node {
+    const Kernel* kernel;
+    dim3 groups;
+    uint32_t threads;
+    std::vector<char> parameters;
+
+    explicit Node(const KernelNode& given)
+        : kernel(given.function), groups{given.groups[0], given.groups[1], given.groups[2]}, threads(given.threads[0]),
+          parameters((const char*)given.parameters[0], (const char*)given.parameters[0] + kernel->parameter_bytes) {}
+};
+
+typedef std::vector<Node> Graph;
 
 extern "C" {
 
@@ -256,23 +299,59 @@ uint32_t cuLaunchKernel(
     void* function, uint32_t x, uint32_t y, uint32_t z, uint32_t threads, uint32_t, uint32_t, uint32_t shared, void*,
     void** parameters, void**
 ) {
-    std::lock_guard<std::mutex> guard(running);
-    const Kernel& kernel = *(const Kernel*)function;
-    if (x == 0 || y == 0 || z == 0 || y > 65535 || z > 65535 || threads != kernel.threads || shared != 0) {
+    return launch(*(const Kernel*)function, {x, y, z}, threads, shared, parameters[0]);
+}
+
+uint32_t cuGraphCreate(Graph** graph, uint32_t) {
+    *graph = new Graph;
+    return 0;
+}
+
+uint32_t cuGraphDestroy(Graph* graph) {
+    delete graph;
+    return 0;
+}
+
+// Nodes are numbers, from 1 on; each comes after the one before.
+uint32_t cuGraphAddKernelNode(
+    uintptr_t* node, Graph* graph, const uintptr_t* before, size_t count, const KernelNode* given
+) {
+    CHECKED(count == (graph->empty() ? 0 : 1) && (count == 0 || *before == graph->size()));
+    graph->push_back(Node(*given));
+    *node = graph->size();
+    return 0;
+}
+
+uint32_t cuGraphInstantiateWithFlags(Graph** ready, Graph* graph, uint64_t) {
+    // What a driver may always do: refuse.
+    if (graph->size() > 1000) {
+        return 2;
+    }
+    *ready = new Graph(*graph);
+    return 0;
+}
+
+uint32_t cuGraphExecKernelNodeSetParams(Graph* ready, uintptr_t node, const KernelNode* given) {
+    Node& old = ready->at(node - 1);
+    if (old.kernel != given->function) {
         return 1;
     }
-    static bool begun = false;
-    if (!begun) {
-        begun = true;
-        begin_fibers();
+    old = Node(*given);
+    return 0;
+}
+
+uint32_t cuGraphLaunch(Graph* ready, void*) {
+    for (const Node& node : *ready) {
+        uint32_t code = launch(*node.kernel, node.groups, node.threads, 0, node.parameters.data());
+        if (code != 0) {
+            return code;
+        }
     }
-    machine.run = kernel.run;
-    machine.parameters = parameters[0];
-    machine.blocks = {x, y, z};
-    for (uint64_t i = 0; i < (uint64_t)x * y * z; i++) {
-        machine.block_number = {(uint32_t)(i % x), (uint32_t)(i / x % y), (uint32_t)(i / x / y)};
-        run_block(threads);
-    }
+    return 0;
+}
+
+uint32_t cuGraphExecDestroy(Graph* ready) {
+    delete ready;
     return 0;
 }
 

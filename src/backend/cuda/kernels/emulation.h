@@ -40,6 +40,9 @@ struct dim3 {
     uint32_t x, y, z;
 };
 
+static inline uint2 make_uint2(uint32_t x, uint32_t y) {
+    return {x, y};
+}
 static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
     return {x, y, z, w};
 }
@@ -214,6 +217,9 @@ static inline uint32_t float_to_half(float x) {
     if (size >= 65520.0f) {
         return sign | 0x7c00;
     }
+    if (size == 0.0f) {
+        return sign;
+    }
     int exponent;
     frexpf(size, &exponent);
     exponent = exponent < -13 ? -13 : exponent;
@@ -257,4 +263,53 @@ static inline void mma32(int c[4], const uint32_t a[4], const uint32_t b[2]) {
 
 static inline void mma16(int c[4], const uint32_t a[2], uint32_t b) {
     mma(c, a, &b, 1);
+}
+
+static inline uint32_t halves(float low, float high) {
+    return float_to_half(low) | float_to_half(high) << 16;
+}
+
+static inline void mma_halves(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+    uint32_t lane = emulation::machine.current % 32;
+    uint32_t* mine = emulation::machine.fragments[emulation::machine.current];
+    memcpy(mine, a, 16);
+    memcpy(mine + 4, b, 8);
+    emulation::wait(emulation::warp());
+    for (uint32_t i = 0; i < 4; i++) {
+        uint32_t row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
+        for (uint32_t k = 0; k < 16; k++) {
+            uint32_t x = emulation::fragment(row % 8 * 4 + k % 8 / 2)[row / 8 + 2 * (k / 8)];
+            uint32_t y = emulation::fragment(column * 4 + k % 8 / 2)[4 + k / 8];
+            c[i] += half_to_float(x >> 16 * (k % 2) & 0xffff) * half_to_float(y >> 16 * (k % 2) & 0xffff);
+        }
+    }
+    emulation::wait(emulation::warp());
+}
+
+// See common.cuh. Row `row` and column `column` of matrix number `matrix` is where the lane of the row says.
+static inline uint32_t matrix_half(uint32_t matrix, uint32_t row, uint32_t column) {
+    uint32_t first = emulation::machine.current / 32 * 32;
+    return ((const uint16_t*)emulation::machine.slots[first + 8 * matrix + row])[column];
+}
+
+static inline void load_matrices(uint32_t to[4], const void* row) {
+    uint32_t me = emulation::machine.current, g = me % 32 / 4, t = me % 4;
+    CHECKED((uintptr_t)row % 16 == 0);
+    emulation::machine.slots[me] = (uint64_t)row;
+    emulation::wait(emulation::warp());
+    for (uint32_t m = 0; m < 4; m++) {
+        to[m] = matrix_half(m, g, 2 * t) | matrix_half(m, g, 2 * t + 1) << 16;
+    }
+    emulation::wait(emulation::warp());
+}
+
+static inline void load_transposed(uint32_t to[4], const void* row) {
+    uint32_t me = emulation::machine.current, g = me % 32 / 4, t = me % 4;
+    CHECKED((uintptr_t)row % 16 == 0);
+    emulation::machine.slots[me] = (uint64_t)row;
+    emulation::wait(emulation::warp());
+    for (uint32_t m = 0; m < 4; m++) {
+        to[m] = matrix_half(m, 2 * t, g) | matrix_half(m, 2 * t + 1, g) << 16;
+    }
+    emulation::wait(emulation::warp());
 }

@@ -45,6 +45,16 @@ DEVICE float4 load4(const u32* group, u32 i, int kind) {
     );
 }
 
+// The same as halves: as they are if the type is F16, else rounded.
+template <int KIND>
+DEVICE uint2 load4_halves(const u32* group, u32 i) {
+    if constexpr (KIND == KV_F16) {
+        return *(const uint2*)(group + 2 * i);
+    }
+    float4 four = load4<KIND>(group, i, KIND);
+    return make_uint2(halves(four.x, four.y), halves(four.z, four.w));
+}
+
 // The upper half of a float, rounded to nearest even.
 DEVICE u32 upper(float x) {
     u32 bits = float_to_bits(x);

@@ -32,6 +32,18 @@ struct Product {
     float limit;
 };
 
+// See `Picked` in launch.rs: products with matrices of the experts that rows go through.
+struct Picked {
+    // Its weights are to be chosen; a row of out is for one expert, two are for a token.
+    Product product;
+    // [experts]: where their matrices are.
+    const u8* const* table;
+    // See `Route` in elementwise.cu.
+    const u32* routes;
+    // Experts that take each row of x: 2 or 1.
+    u32 picks;
+};
+
 struct Embed {
     const u8* weights;
     const u32* codebook;
@@ -389,6 +401,18 @@ KERNEL(matvec_8, Product, 128, 2) {
 
 KERNEL(matvec_gate, Product, 128, 4) {
     matvec<TYPE, 1, 2>(p);
+}
+
+KERNEL(matvec_picked, Picked, 128, 4) {
+    Product product = p.product;
+    u32 pair = blockIdx.y;
+    product.weights = p.table[p.routes[pair / 2 * 4 + pair % 2]];
+    // So that the row of x is number `pair` of the product.
+    s64 rows = (s64)(pair / p.picks) - (s64)pair;
+    product.x += rows * p.product.columns;
+    product.q += rows * p.product.columns;
+    product.scales += rows * (p.product.columns / 16);
+    matvec<TYPE, 1, 1>(product);
 }
 
 KERNEL(matmul, Product, TILE_THREADS, 2) {

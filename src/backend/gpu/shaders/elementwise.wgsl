@@ -59,6 +59,14 @@ fn gather(i: u32) {
     to[i] = source[rows[i / p.columns] * p.columns + i % p.columns];
 }
 
+// The results of a row's two experts come one after the other; `rows` is what route.wgsl leaves.
+fn mix(i: u32) {
+    let row = i / p.columns;
+    let first = 2u * row * p.columns + i % p.columns;
+    let one = bitcast<f32>(rows[4u * row + 2u]) * source[first];
+    to[i] = one + bitcast<f32>(rows[4u * row + 3u]) * source[first + p.columns];
+}
+
 fn scatter_add(i: u32) {
     let row = i / p.columns;
     let weight = bitcast<f32>(rows[p.items / p.columns + row]);

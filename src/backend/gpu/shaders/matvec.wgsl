@@ -1,5 +1,7 @@
 // out[token][row] (+)= dot(weights[row], x[token]) + bias[row], for TOKENS tokens at once; with GATE, rows and the rows of
 // the second half meet: silu(gate) * up. LANES threads share a row and add up in one order whatever TOKENS is.
+//
+// Where matrices are picked, rows of out are for one expert each, two for a token; its number is in routes.
 
 struct Params {
     // Elements of a row, a multiple of 16.
@@ -15,12 +17,16 @@ struct Params {
     first_token: u32,
     has_bias: u32,
     limit: f32,
+    // Bytes between two experts, and how many of them take each token of x.
+    //:picked stride: u32,
+    //:picked picks: u32,
 }
 
 var<immediate> p: Params;
 
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> bias: array<f32>;
+//:given @group(0) @binding(3) var<storage, read> bias: array<f32>;
+//:picked @group(0) @binding(3) var<storage, read> routes: array<u32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 
 const THREADS = 128u;
@@ -37,9 +43,9 @@ fn product(w: mat4x4<f32>, at: u32) -> f32 {
 }
 
 fn biased(row: u32, sum: f32) -> f32 {
-    if p.has_bias != 0u {
-        return sum + bias[p.first_row + row];
-    }
+    //:given if p.has_bias != 0u {
+    //:given     return sum + bias[p.first_row + row];
+    //:given }
     return sum;
 }
 
@@ -57,11 +63,14 @@ fn main(
     let row = (group.y * groups.x + group.x) * ROWS + team;
     let count = p.rows / HALVES;
     // Threads beyond the last row go along, so that all reach the barriers.
-    let start = min(row, count - 1u) * p.bytes_per_row;
+    //:given let start = min(row, count - 1u) * p.bytes_per_row;
+    //:picked let expert = routes[group.z / 2u * 4u + group.z % 2u];
+    //:picked let start = expert * p.stride + min(row, count - 1u) * p.bytes_per_row;
     //:gate let other = start + count * p.bytes_per_row;
     //:each var sum# = 0.0;
     //:each-gate var up# = 0.0;
-    let x_at = p.first_token * p.x_stride / 4u;
+    //:given let x_at = p.first_token * p.x_stride / 4u;
+    //:picked let x_at = group.z / p.picks * (p.x_stride / 4u);
     let step = p.x_stride / 4u;
     for (var i = lane; i < p.columns / 16u / SLICE_PARTS; i += LANES) {
         let block = i / SLICES;
@@ -94,7 +103,8 @@ fn main(
     //:sum-shared-each sum# = partial[#u * THREADS + team * LANES];
     //:sum-shared-each-gate up# = partial[(TOKENS + #u) * THREADS + team * LANES];
     if lane == 0u && row < count {
-        let at = p.first_token * p.out_stride + p.first_row + row;
+        //:given let at = p.first_token * p.out_stride + p.first_row + row;
+        //:picked let at = group.z * p.out_stride + p.first_row + row;
         //:store-each out[at + #u * p.out_stride] = biased(row, sum#);
         //:add-each out[at + #u * p.out_stride] += biased(row, sum#);
         //:each-gate out[at + #u * p.out_stride] = GATE(biased(row, sum#), biased(row + count, up#), p.limit);
