@@ -270,7 +270,7 @@ fn unpack_panel<F: Unpack, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, column
     // Squares are written whole, beyond the end of a short last block.
     panel.lanes.resize((columns / 4 + MAX_LANES) * wide);
     panel.d.resize(columns / F::BLOCK * wide);
-    if float_scales::<F, I>() {
+    if const { float_scales::<F, I>() } {
         panel.float_scales.resize(columns / F::GROUP * wide);
     } else if F::SCALED {
         panel.scales.resize(columns / F::GROUP * wide);
@@ -446,7 +446,7 @@ fn store_groups<F: Unpack, I: Isa>(
 
 #[inline(always)]
 fn store_scale<F: Unpack, I: Isa>(isa: I, scale: I::W, at: usize, panel: &mut Lanes) {
-    if float_scales::<F, I>() {
+    if const { float_scales::<F, I>() } {
         isa.f_store(isa.f_from_w(scale), &mut panel.float_scales[at..]);
     } else {
         isa.w_store(scale, &mut panel.scales[at..]);

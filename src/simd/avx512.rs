@@ -435,8 +435,12 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     ) {
         const { assert!(R == 2) };
         assert!(VNNI);
-        for t in 0..T {
-            dot[t] = [self.w_splat(starts.map_or(0, |starts| starts[t])); R];
+        *dot = [[self.w_splat(0); R]; T];
+        if let Some(starts) = starts {
+            let starts = &starts.as_chunks::<T>().0[0];
+            for t in 0..T {
+                dot[t] = [self.w_splat(starts[t]); R];
+            }
         }
         let (rows, tokens) = (rows.as_chunks::<32>().0, tokens.as_chunks::<T>().0);
         for q in 0..rows.len().min(tokens.len()) {

@@ -417,7 +417,7 @@ fn span_of_floats<I: Isa, const R: usize, const T: usize>(
         let mut exact = [[isa.f_splat(0.0); R]; T];
         for g in part * span.exact..(part + 1) * span.exact {
             let mut dot = [[isa.w_splat(0); R]; T];
-            let starts = span.starts.map(|starts| &starts[g * T..(g + 1) * T]);
+            let starts = section(span.starts, g, T);
             let rows = &span.rows[g * rows..(g + 1) * rows];
             let tokens = &span.tokens[g * tokens..(g + 1) * tokens];
             isa.w_dots(&mut dot, rows, tokens, starts, span.largest);
@@ -436,6 +436,16 @@ fn span_of_floats<I: Isa, const R: usize, const T: usize>(
     }
 }
 
+/// Section `g` of `all`, if there is any, in sections of `length`. (A closure of `Option::map` would be a function of its own, for which
+/// a kernel has to put all its vectors aside.)
+#[inline(always)]
+fn section<T>(all: Option<&[T]>, g: usize, length: usize) -> Option<&[T]> {
+    match all {
+        Some(all) => Some(&all[g * length..(g + 1) * length]),
+        None => None,
+    }
+}
+
 /// [`Isa::f_span_tile`] by integers.
 #[inline(always)]
 fn span_of_words<I: Isa, const R: usize, const T: usize>(isa: I, sum: &mut [[I::F; R]; T], span: &SpanTile) {
@@ -446,8 +456,8 @@ fn span_of_words<I: Isa, const R: usize, const T: usize>(isa: I, sum: &mut [[I::
             &mut words,
             &span.rows[g * rows..(g + 1) * rows],
             &span.tokens[g * tokens..(g + 1) * tokens],
-            span.starts.map(|starts| &starts[g * T..(g + 1) * T]),
-            span.scales.map(|scales| &scales[g * R * I::LANES..(g + 1) * R * I::LANES]),
+            section(span.starts, g, T),
+            section(span.scales, g, R * I::LANES),
             span.largest,
         );
     }

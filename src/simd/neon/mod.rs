@@ -415,7 +415,10 @@ impl<P: Products> Isa for On<P> {
         const { assert!(R == 1 && T == P::TOKENS) };
         let mut dot = [self.w_splat(0); T];
         P::group(self, &mut dot, starts, rows, tokens, largest);
-        let scale = scales.map(|scales| self.w_load(scales));
+        let scale = match scales {
+            Some(scales) => Some(self.w_load(scales)),
+            None => None,
+        };
         for t in 0..T {
             let (dot, before) = (dot[t], sum[t][0]);
             sum[t][0] = match scale {

@@ -73,7 +73,11 @@ fn centred(bytes: int8x16_t) -> int8x16_t {
 #[inline(always)]
 fn start<const T: usize>(dot: &mut [Words; T], starts: Option<&[i32]>) {
     for t in 0..T {
-        dot[t] = unsafe { [vdupq_n_s32(starts.map_or(0, |starts| starts[t])); 2] };
+        let start = match starts {
+            Some(starts) => starts[t],
+            None => 0,
+        };
+        dot[t] = unsafe { [vdupq_n_s32(start); 2] };
     }
 }
 
