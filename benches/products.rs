@@ -57,6 +57,7 @@ impl Case {
                 rows,
                 row_bytes: self.row_bytes,
                 columns: COLUMNS,
+                next: &[],
                 tokens: packed,
                 panel,
                 out: &shared,

@@ -188,6 +188,8 @@ pub struct PanelProducts<'a, F> {
     pub row_bytes: usize,
     /// Columns of the matrix.
     pub columns: usize,
+    /// Bytes that this thread is likely to need next: they are asked for while the products are computed, for which memory is not needed.
+    pub next: &'a [u8],
     pub tokens: &'a PackedTokens,
     pub panel: &'a mut Panel,
     pub out: &'a SharedMut<'a, f32>,
@@ -480,7 +482,15 @@ impl<F: Unpack> PanelProducts<'_, F> {
         for total in totals.iter_mut().take(partials).skip(self.columns / F::SPAN) {
             *total = [[[0.0; MAX_LANES]; R]; T];
         }
-        for s in 0..self.columns / F::SPAN {
+        let spans = self.columns / F::SPAN;
+        let each = self.next.len().div_ceil(64).div_ceil(tokens.tiles() * spans) * 64;
+        for s in 0..spans {
+            let mut at = (tile * spans + s) * each;
+            let end = (at + each).min(self.next.len());
+            while at < end {
+                isa.prefetch_far(self.next.as_ptr().wrapping_add(at));
+                at += 64;
+            }
             let sum = span::<F, I, R, T>(isa, lanes, tokens, tile, s);
             let total = &mut totals[s % partials];
             if s < partials {

@@ -166,6 +166,7 @@ fn many<F: Unpack>(format: F, level: Level, weights: &[u8], row_bytes: usize, a:
             rows: bytes,
             row_bytes,
             columns: row_bytes / F::BYTES * F::BLOCK,
+            next: bytes,
             tokens: &tokens,
             panel: &mut panel,
             out: &shared,

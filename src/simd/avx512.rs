@@ -81,6 +81,11 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
+    fn prefetch_far(self, at: *const u8) {
+        // Sound: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+    #[inline(always)]
     fn b_load(self, from: OfRows<&[u8; 32]>) -> Self::B {
         unsafe {
             let first = _mm512_castsi256_si512(_mm256_loadu_si256(from[0].as_ptr().cast()));

@@ -95,6 +95,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Asks for the cache line at `at` to be fetched; any address will do.
     fn prefetch(self, at: *const u8);
 
+    /// As [`Isa::prefetch`], but no closer than the second cache: for what is needed later.
+    #[inline(always)]
+    fn prefetch_far(self, at: *const u8) {
+        self.prefetch(at);
+    }
+
     // Narrow bytes. Positions are those within a row, and every row is treated alike.
     fn b_load(self, from: OfRows<&[u8; 32]>) -> Self::B;
     /// The same bytes for every row.

@@ -130,13 +130,17 @@ impl Cpu {
     fn many_tokens<F: Unpack>(&self, format: F, w: &Matrix, scratch: &Scratch, out: &mut Buffer) {
         let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
         let to = SharedMut::new(out.data_mut());
-        self.pool.run_ranges(w.rows, panel_rows(self.level), |range| {
+        let panel_rows = panel_rows(self.level);
+        self.pool.run_ranges(w.rows, panel_rows, |range| {
+            // Threads take turns, as long as none is held up.
+            let next = (range.start + self.threads() * panel_rows).min(w.rows);
             PANEL.with_borrow_mut(|panel| {
                 PanelProducts {
                     format,
                     rows: &bytes[range.start * row_bytes..range.end * row_bytes],
                     row_bytes,
                     columns: w.columns,
+                    next: &bytes[next * row_bytes..(next + panel_rows).min(w.rows) * row_bytes],
                     tokens: &scratch.packed,
                     panel,
                     out: &to,
