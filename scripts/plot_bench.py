@@ -10,6 +10,7 @@ name. Needs matplotlib.
 """
 import argparse
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -26,7 +27,14 @@ def read(path):
         rows = json.loads(text)
     except json.JSONDecodeError:
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    return [{"label": path.stem, **row} for row in rows]
+    return [{"label": path.stem, **row, "model_type": name(row["model_type"])} for row in rows]
+
+
+def name(model):
+    """The type alone, the same for both programs: llama-bench says "phi3 3B Q4_K - Medium" and "IQ4_XS - 4.25 bpw"."""
+    words = model.replace(" - ", "_").split()
+    kind_of = next((word for word in words if re.match(r"(I?Q|TQ|MXFP|NVFP|B?F)[0-9]", word)), model)
+    return re.sub(r"_(Small|Medium|Large)$", lambda found: "_" + found[1][0], re.sub(r"_[0-9]+\.[0-9]+$", "", kind_of)).replace("Q2_K_M", "Q2_K")
 
 
 def kind(row):
@@ -72,8 +80,9 @@ def by_context(rows, folder):
     lines = {key: rows for key, rows in lines.items() if len({row["n_depth"] for row in rows}) > 1}
     if not lines:
         return
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for panel, what in zip(panels, ("prompt", "generation")):
+    drawn = [what for what in ("prompt", "generation") if any(key[0] == what for key in lines)]
+    figure, panels = plt.subplots(1, len(drawn), figsize=(5.5 * len(drawn), 4), layout="constrained", squeeze=False)
+    for panel, what in zip(panels[0], drawn):
         for (kind_of, label, model, cache, size), rows in lines.items():
             if kind_of == what:
                 rows = sorted(rows, key=lambda row: row["n_depth"])
@@ -83,10 +92,7 @@ def by_context(rows, folder):
         panel.set_xlabel("tokens in the context")
         panel.set_ylabel(f"{what}, tokens/s")
         panel.set_ylim(bottom=0)
-        if panel.has_data():
-            panel.legend(fontsize="small")
-        else:
-            panel.set_visible(False)
+        panel.legend(fontsize="small")
     save(figure, folder / "speed-by-context.svg")
 
 
