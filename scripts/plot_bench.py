@@ -32,9 +32,12 @@ def read(path):
 
 def name(model):
     """The type alone, the same for both programs: llama-bench says "phi3 3B Q4_K - Medium" and "IQ4_XS - 4.25 bpw"."""
-    words = model.replace(" - ", "_").split()
-    kind_of = next((word for word in words if re.match(r"(I?Q|TQ|MXFP|NVFP|B?F)[0-9]", word)), model)
-    return re.sub(r"_(Small|Medium|Large)$", lambda found: "_" + found[1][0], re.sub(r"_[0-9]+\.[0-9]+$", "", kind_of)).replace("Q2_K_M", "Q2_K")
+    found = re.search(r"\b(I?Q|TQ|MXFP|NVFP|B?F)[0-9]\S*( - (Small|Medium|Large))?", model)
+    if not found:
+        return model
+    kind_of, size = found[0].split(" - ")[0], found[3]
+    # There is one Q2_K only, whatever llama-bench calls it.
+    return f"{kind_of}_{size[0]}" if size and kind_of != "Q2_K" else kind_of
 
 
 def kind(row):

@@ -231,6 +231,14 @@ pub struct Mixture<'a> {
     pub jitter: f32,
 }
 
+impl Mixture<'_> {
+    /// Experts of a row.
+    pub const USED: usize = 2;
+    /// Rows up to which a device takes each through its experts by itself; of more, those of one expert are better taken together.
+    #[cfg(any(feature = "gpu", feature = "cuda"))]
+    const FEW_ROWS: usize = 8;
+}
+
 /// What a device can do. Buffers are `[rows, columns]` of f32.
 ///
 /// Devices may run behind: what goes wrong in an operation that returns nothing is told by [`Self::read`].

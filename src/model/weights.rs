@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Architecture, Hyper, Rope};
-use crate::backend::{Gate, Matrix, Vector};
+use crate::backend::{Gate, Matrix, Mixture, Vector};
 use crate::gguf::Gguf;
 use crate::{Error, Result, quant};
 
@@ -102,7 +102,7 @@ pub struct Experts {
 }
 
 /// Experts that a token goes through.
-pub const EXPERTS_USED: usize = 2;
+pub const EXPERTS_USED: usize = Mixture::USED;
 
 impl Model {
     /// Binds the tensors of `file`, each checked against the hyper-parameters.

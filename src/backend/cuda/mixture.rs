@@ -10,11 +10,6 @@ use super::{Backend, Cuda, Each, launch};
 use crate::Result;
 use crate::backend::{Gate, Matrix, Mixture};
 
-/// Rows up to which each goes through its experts by itself; of more, those of one expert are better taken together.
-const FEW_ROWS: usize = 8;
-/// Experts of a row.
-const USED: usize = 2;
-
 /// Buffers of a mixture, reused from layer to layer.
 #[derive(Default)]
 pub(super) struct MixtureScratch {
@@ -51,7 +46,7 @@ impl Cuda {
         x: &Buffer,
         out: &mut Buffer,
     ) -> Result<bool> {
-        if x.rows > FEW_ROWS {
+        if x.rows > Mixture::FEW_ROWS {
             return Ok(false);
         }
         let [gate, up, down] = [mixture.gate, mixture.up, mixture.down].map(|experts| self.table(experts));
@@ -68,11 +63,14 @@ impl Cuda {
             closeness: 2.0 * mixture.jitter,
         };
         self.launch(Module::elementwise(), "route", [1, 1, 1], 32, &parameters)?;
-        let pairs = USED * x.rows;
+        let pairs = Mixture::USED * x.rows;
         let width = mixture.down[0].columns;
         self.resize(wide, pairs, 2 * width)?;
         for (like, table, offset) in [(mixture.gate, gate, 0), (mixture.up, up, width)] {
-            self.pick(routes, &Picked { like: &like[0], table: &table, x, picks: USED, out: wide, offset })?;
+            self.pick(
+                routes,
+                &Picked { like: &like[0], table: &table, x, picks: Mixture::USED, out: wide, offset },
+            )?;
         }
         self.gate(Gate::Swiglu, wide, inner);
         self.resize(parts, pairs, x.columns)?;

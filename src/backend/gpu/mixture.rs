@@ -9,11 +9,6 @@ use super::{Backend, Buffer, Gpu};
 use crate::Result;
 use crate::backend::{Gate, Matrix, Mixture};
 
-/// Rows up to which each goes through its experts by itself; of more, those of one expert are better taken together.
-const FEW_ROWS: usize = 8;
-/// Experts of a row.
-const USED: usize = 2;
-
 /// Buffers of a mixture, reused from layer to layer.
 #[derive(Default)]
 pub(super) struct MixtureScratch {
@@ -48,7 +43,7 @@ impl Gpu {
         out: &mut Buffer,
     ) -> Result<bool> {
         let all = [mixture.gate, mixture.up, mixture.down];
-        if x.rows > FEW_ROWS || !all.iter().all(|experts| self.stack(experts).is_some()) {
+        if x.rows > Mixture::FEW_ROWS || !all.iter().all(|experts| self.stack(experts).is_some()) {
             return Ok(false);
         }
         let mut scratch = lock(&self.mixture);
@@ -57,11 +52,11 @@ impl Gpu {
         let Some(routes) = routes else { return self.device.fault.check().map(|()| false) };
         let parameters = [x.rows as u32, scores.columns as u32, (2.0 * mixture.jitter).to_bits()];
         self.run(Kernel::Route, &[scores.storage(), routes], &parameters, [1, 1, 1], 0);
-        let pairs = USED * x.rows;
+        let pairs = Mixture::USED * x.rows;
         let width = mixture.down[0].columns;
         self.resize(wide, pairs, 2 * width);
         for (experts, offset) in [(mixture.gate, 0), (mixture.up, width)] {
-            self.pick(routes, &Picked { experts, x, picks: USED, out: wide, offset })?;
+            self.pick(routes, &Picked { experts, x, picks: Mixture::USED, out: wide, offset })?;
         }
         self.gate(Gate::Swiglu, wide, inner);
         self.resize(parts, pairs, x.columns);
