@@ -6,6 +6,7 @@ use super::cache::{Cache, kv_number};
 use super::device::lock;
 use super::launch;
 use super::modules::Module;
+use super::rounding::Form;
 use super::{Buffer, Cuda, Scratch};
 use crate::backend::{BlockSparse, Heads, Rotation};
 use crate::kernel::kv::{KvType, padded_head};
@@ -51,7 +52,7 @@ impl Cuda {
         rotation: &Rotation,
         qkv: &Buffer,
         sequences: &[Sequence<'_>],
-        out: &Buffer,
+        out: &mut Buffer,
     ) -> Result<()> {
         let mut scratch = lock(&self.scratch);
         if scratch.rotation != rotation.id() {
@@ -65,44 +66,54 @@ impl Cuda {
             scratch.rotation = rotation.id();
         }
         self.ensure(&mut scratch.queries, qkv.rows * heads.count * padded_head(heads.size))?;
+        // What follows is a product, with int8 for a few rows.
+        let rounds = Form::of(qkv.rows) == Form::Int8 && heads.size.is_multiple_of(32);
+        let to = if rounds {
+            self.ensure_rounded(&mut out.rounded, Form::Int8, out.rows, out.columns)?.parameters()
+        } else {
+            launch::Rounded::NONE
+        };
+        let from = launch::Rows {
+            qkv: qkv.pointer(),
+            cosines: scratch.cosines.as_ref().map_or(0, |storage| storage.pointer()),
+            sines: scratch.sines.as_ref().map_or(0, |storage| storage.pointer()),
+            heads: heads.count as u32,
+            kv_heads: heads.kv_count as u32,
+            size: heads.size as u32,
+            padded: padded_head(heads.size) as u32,
+            pairs: rotation.pairs as u32,
+            scale: heads.scale,
+        };
         for sequence in sequences {
-            self.append(layer, heads, rotation.pairs, qkv, sequence, &scratch)?;
-            self.attend_sequence(layer, heads, sequence, &mut scratch, out)?;
+            if sequence.rows.len() > 1 {
+                self.append(layer, &from, sequence, &scratch)?;
+            }
+            self.attend_sequence(layer, heads, &from, sequence, &mut scratch, (out, to))?;
         }
+        out.is_rounded = rounds;
         Ok(())
     }
 
     fn append(
         &self,
         layer: usize,
-        heads: &Heads,
-        pairs: usize,
-        qkv: &Buffer,
+        from: &launch::Rows,
         sequence: &Sequence<'_>,
         scratch: &Scratch,
     ) -> Result<()> {
         let shape = &sequence.cache.shape;
         let storages = sequence.cache.layer(layer);
-        let padded = padded_head(heads.size);
         let parameters = launch::Append {
-            qkv: qkv.pointer(),
-            cosines: scratch.cosines.as_ref().map_or(0, |storage| storage.pointer()),
-            sines: scratch.sines.as_ref().map_or(0, |storage| storage.pointer()),
+            from: *from,
             queries: scratch.queries.as_ref().map_or(0, |storage| storage.pointer()),
             keys: storages.keys.pointer(),
             values: storages.values.pointer(),
             first_row: sequence.rows.start as u32,
             at: sequence.position as u32,
-            heads: heads.count as u32,
-            kv_heads: heads.kv_count as u32,
-            size: heads.size as u32,
-            padded: padded as u32,
-            pairs: pairs as u32,
-            scale: heads.scale,
             key_kind: kv_number(shape.keys),
             value_kind: kv_number(shape.values),
         };
-        let items = (heads.count + 2 * heads.kv_count) * padded / 32;
+        let items = (from.heads + 2 * from.kv_heads) as usize * (from.padded as usize / 32);
         let groups = [items.div_ceil(4), sequence.rows.len(), 1];
         self.launch(Module::attention(shape.keys, shape.values), "append", groups, 128, &parameters)
     }
@@ -111,9 +122,10 @@ impl Cuda {
         &self,
         layer: usize,
         heads: &Heads,
+        from: &launch::Rows,
         sequence: &Sequence<'_>,
         scratch: &mut Scratch,
-        out: &Buffer,
+        (out, to): (&Buffer, launch::Rounded),
     ) -> Result<()> {
         let padded = padded_head(heads.size);
         let Some(names) = kernels(padded) else {
@@ -138,7 +150,10 @@ impl Cuda {
         };
         let storages = sequence.cache.layer(layer);
         let of = |f: fn(&BlockSparse) -> usize| heads.sparse.as_ref().map_or(0, f) as u32;
+        // One row appends itself.
+        let qkv = if rows == 1 { from.qkv } else { 0 };
         let parameters = launch::Attend {
+            from: launch::Rows { qkv, ..*from },
             queries: scratch.queries.as_ref().map_or(0, |storage| storage.pointer()),
             keys: storages.keys.pointer(),
             values: storages.values.pointer(),
@@ -160,6 +175,7 @@ impl Cuda {
             head_step: of(|sparse| sparse.head_step),
             key_kind: kv_number(shape.keys),
             value_kind: kv_number(shape.values),
+            to,
         };
         let (name, groups) = if few {
             (names[0], [splits, heads.count, rows])
@@ -176,6 +192,7 @@ impl Cuda {
                 size: heads.size as u32,
                 padded: padded as u32,
                 count: splits as u32,
+                to,
             };
             self.launch(module, "combine", [heads.count, rows, 1], 128, &parameters)?;
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::device::Context;
 use super::driver::Pointer;
+use super::rounding::Rounded;
 use crate::Result;
 
 /// A piece of a device's memory.
@@ -39,14 +40,6 @@ impl Drop for Storage {
     }
 }
 
-/// A buffer's elements as int8, as kernels/elementwise.cu makes them.
-pub(super) struct Quantized {
-    /// `[rows, columns]`.
-    pub q: Storage,
-    /// `[rows, columns / 16]` pairs of a scale and a sum.
-    pub scales: Storage,
-}
-
 /// `[rows, columns]` of f32 on a device.
 #[derive(Default)]
 pub struct Buffer {
@@ -54,9 +47,9 @@ pub struct Buffer {
     pub(super) storage: Option<Storage>,
     pub(super) rows: usize,
     pub(super) columns: usize,
-    pub(super) quantized: Option<Quantized>,
-    /// Whether `quantized` is of what the buffer holds now.
-    pub(super) is_quantized: bool,
+    pub(super) rounded: Option<Rounded>,
+    /// Whether `rounded` is of what the buffer holds now.
+    pub(super) is_rounded: bool,
 }
 
 impl Buffer {

@@ -17,6 +17,8 @@ pub struct Adapter {
     number: c_int,
     name: Arc<str>,
     integrated: bool,
+    /// Multiprocessors.
+    processors: usize,
 }
 
 impl std::fmt::Debug for Adapter {
@@ -41,6 +43,7 @@ impl Adapter {
         const CAPABILITY_MAJOR: c_int = 75;
         const CAPABILITY_MINOR: c_int = 76;
         const INTEGRATED: c_int = 18;
+        const PROCESSORS: c_int = 16;
         let mut number = 0;
         let mut name = [0u8; 256];
         // Sound: pointers are to a number, and to as many bytes as are said, the last of which stays zero.
@@ -57,7 +60,14 @@ impl Adapter {
         let capability = (attribute(CAPABILITY_MAJOR)?, attribute(CAPABILITY_MINOR)?);
         let name = CStr::from_bytes_until_nul(&name).ok()?.to_string_lossy();
         let integrated = attribute(INTEGRATED) == Some(1);
-        (found && capability >= CAPABILITY).then(|| Self { driver, number, name: name.into(), integrated })
+        let processors = attribute(PROCESSORS).map_or(1, |count| count.max(1) as usize);
+        (found && capability >= CAPABILITY).then(|| Self {
+            driver,
+            number,
+            name: name.into(),
+            integrated,
+            processors,
+        })
     }
 
     /// As the driver calls it.
@@ -98,6 +108,7 @@ impl Adapter {
 pub(super) struct Context {
     pub driver: &'static Driver,
     device: c_int,
+    processors: usize,
     name: Arc<str>,
     context: Handle,
     launches: Mutex<Launches>,
@@ -114,7 +125,7 @@ impl Context {
     /// # Errors
     /// What the driver refuses.
     pub fn open(adapter: &Adapter) -> Result<Arc<Self>> {
-        let Adapter { driver, number, name, .. } = adapter.clone();
+        let Adapter { driver, number, name, processors, .. } = adapter.clone();
         let refused = |code| {
             let why = driver.explain(code);
             Error::Device(format!("cannot open {name}: {why}; go on without it with -ngl 0"))
@@ -130,7 +141,7 @@ impl Context {
         let (device, fault) = (number, Mutex::default());
         let stream = std::ptr::null_mut();
         let launches = Mutex::new(Launches::new(driver, stream));
-        let mut opened = Self { driver, device, name, context, launches, stream, fault };
+        let mut opened = Self { driver, device, processors, name, context, launches, stream, fault };
         opened.enter()?;
         const NON_BLOCKING: u32 = 1;
         // Sound: the pointer is to a handle.
@@ -145,6 +156,11 @@ impl Context {
     /// The device's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// How many multiprocessors it has.
+    pub fn processors(&self) -> usize {
+        self.processors
     }
 
     /// Makes this thread's calls go to this device.

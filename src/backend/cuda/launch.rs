@@ -71,8 +71,7 @@ parameters! {
         weights: Pointer,
         codebook: Pointer,
         x: Pointer,
-        q: Pointer,
-        scales: Pointer,
+        rounded: Rounded,
         bias: Pointer,
         out: Pointer,
         columns: u32,
@@ -82,7 +81,12 @@ parameters! {
         out_stride: u32,
         ending: u32,
         limit: f32,
+        factor: f32,
+        unscale: f32,
+        to: Rounded,
     }
+    Rounded { q: Pointer, scales: Pointer, halves: Pointer, factors: Pointer }
+    Bound { weights: Pointer, codebook: Pointer, out: Pointer, columns: u32, row_bytes: u32 }
     Picked { product: Product, table: Pointer, routes: Pointer, picks: u32 }
     Route { scores: Pointer, routes: Pointer, rows: u32, experts: u32, closeness: f32 }
     Embed { weights: Pointer, codebook: Pointer, ids: Pointer, out: Pointer, columns: u32, row_bytes: u32 }
@@ -91,12 +95,12 @@ parameters! {
         weight: Pointer,
         bias: Pointer,
         out: Pointer,
-        q: Pointer,
-        scales: Pointer,
+        to: Rounded,
         columns: u32,
         eps: f32,
     }
-    Quantize { x: Pointer, q: Pointer, scales: Pointer, elements: u32 }
+    Round { x: Pointer, to: Rounded, columns: u32, elements: u32 }
+    GateRows { x: Pointer, out: Pointer, to: Rounded, columns: u32, kind: u32, limit: f32 }
     Elements {
         source: Pointer,
         rows: Pointer,
@@ -109,25 +113,29 @@ parameters! {
     }
     Largest { x: Pointer, out: Pointer, columns: u32, count: u32, is_first: u32 }
     Put { to: Pointer, count: u32, words: [u32; PUT] }
-    Append {
+    Rows {
         qkv: Pointer,
         cosines: Pointer,
         sines: Pointer,
-        queries: Pointer,
-        keys: Pointer,
-        values: Pointer,
-        first_row: u32,
-        at: u32,
         heads: u32,
         kv_heads: u32,
         size: u32,
         padded: u32,
         pairs: u32,
         scale: f32,
+    }
+    Append {
+        from: Rows,
+        queries: Pointer,
+        keys: Pointer,
+        values: Pointer,
+        first_row: u32,
+        at: u32,
         key_kind: u32,
         value_kind: u32,
     }
     Attend {
+        from: Rows,
         queries: Pointer,
         keys: Pointer,
         values: Pointer,
@@ -148,8 +156,23 @@ parameters! {
         head_step: u32,
         key_kind: u32,
         value_kind: u32,
+        to: Rounded,
     }
-    Combine { splits: Pointer, out: Pointer, first_row: u32, heads: u32, size: u32, padded: u32, count: u32 }
+    Combine {
+        splits: Pointer,
+        out: Pointer,
+        first_row: u32,
+        heads: u32,
+        size: u32,
+        padded: u32,
+        count: u32,
+        to: Rounded,
+    }
+}
+
+impl Rounded {
+    /// Neither int8 nor halves.
+    pub const NONE: Self = Self { q: 0, scales: 0, halves: 0, factors: 0 };
 }
 
 impl Cuda {

@@ -1,17 +1,21 @@
 //! Matrix products: which kernel, and what it is given.
 
-use super::buffer::Quantized;
 use super::device::lock;
 use super::launch;
 use super::modules::Module;
+use super::rounding::Form;
 use super::{Buffer, Cuda, Scratch, gate_number};
 use crate::Result;
 use crate::backend::{Gate, Matrix, Vector};
 
 /// Tokens up to which a warp takes a row for all of them; more are tiled.
-const FEW_TOKENS: usize = 8;
-/// Rows of a block of the matvec kernels.
-pub(super) const ROWS: usize = 4;
+pub(super) const FEW_TOKENS: usize = 8;
+/// Rows of a block of the matvec kernels, and pairs of rows of that for gates.
+pub(super) const ROWS: usize = 8;
+const PAIRS: usize = 32;
+/// Rows of a tile of products of many tokens with quantized weights, and tokens that a tile may have.
+const TILE_ROWS: usize = 128;
+const TILES: [(&str, usize); 3] = [("matmul_128", 128), ("matmul_64", 64), ("matmul_32", 32)];
 
 /// What a kernel does with its result.
 #[derive(Clone, Copy)]
@@ -23,21 +27,22 @@ pub(super) enum Ending {
 }
 
 impl Cuda {
-    /// `out = x · wᵀ + bias`, or as `ending` says; `out` has its shape.
+    /// `out = x · wᵀ + bias`, or as `ending` says; `out` has its shape. Gates are rounded in the same go.
     pub(super) fn product(
         &self,
         w: &Matrix,
         bias: Option<&Vector>,
         ending: Ending,
         x: &Buffer,
-        out: &Buffer,
+        out: &mut Buffer,
     ) -> Result<()> {
         let module = Module::weights(w.kind).expect("what is resident has kernels");
         let weights = self.resident(w)?;
         let bias = bias.map(|bias| self.vector(bias)).transpose()?;
         let mut scratch = lock(&self.scratch);
-        let mut parameters = self.product_of(w, x, &mut scratch)?;
-        parameters.weights = weights.pointer();
+        let mut parameters = self.product_of(w, x, Form::of(x.rows), &mut scratch)?;
+        parameters.weights = weights.storage.pointer();
+        (parameters.factor, parameters.unscale) = (weights.factor, 1.0 / weights.factor);
         parameters.bias = bias.map_or(0, |bias| bias.pointer());
         parameters.out = out.pointer();
         parameters.out_stride = out.columns as u32;
@@ -46,44 +51,49 @@ impl Cuda {
             Ending::Add => (1, 0.0),
             Ending::Gate(gate) => gate_number(gate),
         };
+        if matches!(ending, Ending::Gate(_)) && out.columns.is_multiple_of(32) {
+            parameters.to =
+                self.ensure_rounded(&mut out.rounded, Form::Int8, out.rows, out.columns)?.parameters();
+            out.is_rounded = true;
+        }
         let (name, groups, threads) = match (x.rows, ending) {
-            (_, Ending::Gate(_)) => ("matvec_gate", [(w.rows / 2).div_ceil(ROWS), x.rows, 1], 128),
+            (_, Ending::Gate(_)) => ("matvec_gate", [(w.rows / 2).div_ceil(PAIRS), x.rows, 1], 256),
             (1, _) => ("matvec_1", [w.rows.div_ceil(ROWS), 1, 1], 128),
             (2..=4, _) => ("matvec_4", [w.rows.div_ceil(ROWS), 1, 1], 128),
             (..=FEW_TOKENS, _) => ("matvec_8", [w.rows.div_ceil(ROWS), 1, 1], 128),
             (tokens, _) if w.kind.is_quantized() => {
-                ("matmul", [tokens.div_ceil(64), w.rows.div_ceil(128), 1], 256)
+                let (name, tile) = self.tile(w.rows, tokens);
+                (name, [tokens.div_ceil(tile), w.rows.div_ceil(TILE_ROWS), 1], 256)
             }
             (tokens, _) => ("matmul", [tokens.div_ceil(64), w.rows.div_ceil(64), 1], 128),
         };
         self.launch(module, name, groups, threads, &parameters)
     }
 
-    /// The product of `x` with a matrix like `w`, but for where the matrix and the result are; it stores. `x` is in int8
-    /// where the kernels want that.
+    /// The product of `x` with a matrix like `w`, but for where the matrix and the result are; it stores. `x` is rounded
+    /// to `form` where the kernels want that.
     pub(super) fn product_of(
         &self,
         w: &Matrix,
         x: &Buffer,
+        form: Form,
         scratch: &mut Scratch,
     ) -> Result<launch::Product> {
         let codebook = self.codebook(w.kind)?;
-        let quantized = match &x.quantized {
-            _ if !w.kind.is_quantized() => None,
-            Some(quantized) if x.is_quantized => Some(quantized),
+        let rounded = match &x.rounded {
+            _ if !w.kind.is_quantized() => launch::Rounded::NONE,
+            Some(rounded) if x.is_rounded && rounded.form == form => rounded.parameters(),
             _ => {
-                self.ensure_quantized(&mut scratch.quantized, x.elements())?;
-                let quantized = scratch.quantized.as_ref();
-                quantized.map(|quantized| self.quantize(x, quantized)).transpose()?;
-                quantized
+                let rounded = self.ensure_rounded(&mut scratch.rounded, form, x.rows, x.columns)?;
+                self.round(x, rounded)?;
+                rounded.parameters()
             }
         };
         Ok(launch::Product {
             weights: 0,
             codebook: codebook.pointer(),
             x: x.pointer(),
-            q: quantized.map_or(0, |quantized| quantized.q.pointer()),
-            scales: quantized.map_or(0, |quantized| quantized.scales.pointer()),
+            rounded,
             bias: 0,
             out: 0,
             columns: w.columns as u32,
@@ -93,26 +103,19 @@ impl Cuda {
             out_stride: 0,
             ending: 0,
             limit: 0.0,
+            factor: 1.0,
+            unscale: 1.0,
+            to: launch::Rounded::NONE,
         })
     }
 
-    /// Makes room for `elements` in int8.
-    pub(super) fn ensure_quantized(&self, quantized: &mut Option<Quantized>, elements: usize) -> Result<()> {
-        if quantized.as_ref().is_none_or(|quantized| quantized.q.size() < elements) {
-            let (q, scales) = (self.storage(elements)?, self.storage(elements / 16 * 8)?);
-            *quantized = Some(Quantized { q, scales });
-        }
-        Ok(())
-    }
-
-    fn quantize(&self, x: &Buffer, to: &Quantized) -> Result<()> {
-        let parameters = launch::Quantize {
-            x: x.pointer(),
-            q: to.q.pointer(),
-            scales: to.scales.pointer(),
-            elements: x.elements() as u32,
+    /// The tile that takes the least time for the product of `rows` with `tokens`, and its tokens. Tiles share the
+    /// multiprocessors; decoding a tile's weights takes about as long as multiplying them by 48 tokens.
+    fn tile(&self, rows: usize, tokens: usize) -> (&'static str, usize) {
+        let time = |tile: usize| {
+            let tiles = tokens.div_ceil(tile) * rows.div_ceil(TILE_ROWS);
+            tiles.div_ceil(self.context.processors()) * (tile + 48)
         };
-        let groups = [x.elements().div_ceil(256), 1, 1];
-        self.launch(Module::elementwise(), "quantize", groups, 256, &parameters)
+        TILES.into_iter().min_by_key(|(_, tile)| time(*tile)).unwrap_or(TILES[0])
     }
 }

@@ -6,7 +6,8 @@ use super::buffer::{Buffer, Storage};
 use super::device::lock;
 use super::linear::ROWS;
 use super::modules::Module;
-use super::{Backend, Cuda, Each, launch};
+use super::rounding::Form;
+use super::{Cuda, Each, launch};
 use crate::Result;
 use crate::backend::{Gate, Matrix, Mixture};
 
@@ -72,7 +73,7 @@ impl Cuda {
                 &Picked { like: &like[0], table: &table, x, picks: Mixture::USED, out: wide, offset },
             )?;
         }
-        self.gate(Gate::Swiglu, wide, inner);
+        self.gate_each(Gate::Swiglu, wide, inner)?;
         self.resize(parts, pairs, x.columns)?;
         let like = &mixture.down[0];
         self.pick(routes, &Picked { like, table: &down, x: inner, picks: 1, out: parts, offset: 0 })?;
@@ -90,7 +91,7 @@ impl Cuda {
         }
         let matrices = self.matrices.read().unwrap_or_else(PoisonError::into_inner);
         let pointers: Option<Vec<u64>> =
-            experts.iter().map(|matrix| Some(matrices.get(&matrix.id())?.pointer())).collect();
+            experts.iter().map(|matrix| Some(matrices.get(&matrix.id())?.storage.pointer())).collect();
         let Some(pointers) = pointers else { return Ok(None) };
         let bytes: Vec<u8> = pointers.into_iter().flat_map(u64::to_le_bytes).collect();
         let table = Arc::new(self.storage(bytes.len())?);
@@ -103,7 +104,7 @@ impl Cuda {
         let Picked { like: w, table, x, picks, out, offset } = *picked;
         let module = Module::weights(w.kind).expect("what is resident has kernels");
         let mut scratch = lock(&self.scratch);
-        let mut product = self.product_of(w, x, &mut scratch)?;
+        let mut product = self.product_of(w, x, Form::Int8, &mut scratch)?;
         product.out = out.pointer() + 4 * offset as u64;
         product.tokens = out.rows as u32;
         product.out_stride = out.columns as u32;

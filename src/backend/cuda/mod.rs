@@ -15,6 +15,7 @@ mod launch;
 mod linear;
 mod mixture;
 mod modules;
+mod rounding;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -29,11 +30,13 @@ use std::sync::{Arc, Mutex, RwLock};
 use super::{Backend, Gate, Heads, Largest, Matrix, MatrixId, Mixture, Part, Rotation, Vector};
 use crate::gguf::TensorType;
 use crate::{Error, Result};
-use buffer::{Quantized, Ring, Storage};
+use buffer::{Ring, Storage};
 use device::{Context, lock};
 use linear::Ending;
 use mixture::MixtureScratch;
 use modules::{Kernels, Module};
+use rounding::{Form, Rounded};
+use weights::Resident;
 
 /// Bytes of host memory that uploads go through.
 const RING_BYTES: usize = 8 << 20;
@@ -42,7 +45,7 @@ const RING_BYTES: usize = 8 << 20;
 pub struct Cuda {
     // What has memory on the device goes before the context does.
     ring: Mutex<Ring>,
-    matrices: RwLock<HashMap<MatrixId, Arc<Storage>>>,
+    matrices: RwLock<HashMap<MatrixId, Resident>>,
     vectors: Mutex<HashMap<u64, Arc<Storage>>>,
     codebooks: Mutex<HashMap<TensorType, Arc<Storage>>>,
     scratch: Mutex<Scratch>,
@@ -69,7 +72,7 @@ struct Scratch {
     /// What a pass leaves of the largest elements, and what the next does.
     largest: [Option<Storage>; 2],
     /// Of a product's input.
-    quantized: Option<Quantized>,
+    rounded: Option<Rounded>,
 }
 
 /// The ending's number in kernels/gates.cuh, and the gate's parameter.
@@ -134,7 +137,7 @@ impl Cuda {
 
     /// Makes `buffer` `[rows, columns]`; contents are then unspecified.
     fn resize(&self, buffer: &mut Buffer, rows: usize, columns: usize) -> Result<()> {
-        buffer.is_quantized = false;
+        buffer.is_rounded = false;
         self.ensure(&mut buffer.storage, rows * columns)?;
         (buffer.rows, buffer.columns) = (rows, columns);
         Ok(())
@@ -207,23 +210,50 @@ impl Cuda {
         self.resize(out, x.rows, x.columns)?;
         let weight = self.vector(weight)?;
         let bias = bias.map(|bias| self.vector(bias)).transpose()?;
-        // What is normed goes into products: it is made int8 in the same go.
+        // What is normed goes into products: it is rounded in the same go.
+        let mut to = launch::Rounded::NONE;
         if x.columns.is_multiple_of(32) {
-            self.ensure_quantized(&mut out.quantized, x.elements())?;
-            out.is_quantized = true;
+            to = self.ensure_rounded(&mut out.rounded, Form::of(x.rows), x.rows, x.columns)?.parameters();
+            out.is_rounded = true;
         }
-        let quantized = out.quantized.as_ref().filter(|_| out.is_quantized);
         let parameters = launch::Norm {
             x: x.pointer(),
             weight: weight.pointer(),
             bias: bias.map_or(0, |bias| bias.pointer()),
             out: out.pointer(),
-            q: quantized.map_or(0, |quantized| quantized.q.pointer()),
-            scales: quantized.map_or(0, |quantized| quantized.scales.pointer()),
+            to,
             columns: x.columns as u32,
             eps,
         };
-        self.launch(Module::elementwise(), "norm_rows", [x.rows, 1, 1], 256, &parameters)
+        self.launch(Module::elementwise(), "norm_rows", [x.rows, 1, 1], 1024, &parameters)
+    }
+
+    /// The gate, element by element.
+    fn gate_each(&self, gate: Gate, gate_up: &Buffer, out: &mut Buffer) -> Result<()> {
+        let (kind, factor) = gate_number(gate);
+        let columns = gate_up.columns / 2;
+        let each = Each { columns, source_columns: gate_up.columns, offset: kind as usize, factor };
+        self.resize(out, gate_up.rows, columns)?;
+        self.each("gate", out.elements(), [gate_up.pointer(), 0, out.pointer()], &each)
+    }
+
+    /// The gate of many rows, rounded for the product that follows.
+    fn gate_rows(&self, gate: Gate, gate_up: &Buffer, out: &mut Buffer) -> Result<()> {
+        let (kind, limit) = gate_number(gate);
+        let columns = gate_up.columns / 2;
+        self.resize(out, gate_up.rows, columns)?;
+        let to = self.ensure_rounded(&mut out.rounded, Form::Halves, out.rows, columns)?.parameters();
+        let parameters = launch::GateRows {
+            x: gate_up.pointer(),
+            out: out.pointer(),
+            to,
+            columns: columns as u32,
+            kind,
+            limit,
+        };
+        self.launch(Module::elementwise(), "gate_rows", [out.rows, 1, 1], 256, &parameters)?;
+        out.is_rounded = true;
+        Ok(())
     }
 
     /// Puts numbers where kernels read them.
@@ -246,7 +276,7 @@ impl Backend for Cuda {
         let codebook = self.codebook(table.kind)?;
         let mut scratch = lock(&self.scratch);
         let parameters = launch::Embed {
-            weights: weights.pointer(),
+            weights: weights.storage.pointer(),
             codebook: codebook.pointer(),
             ids: self.numbers(&mut scratch, ids.iter().copied())?,
             out: out.pointer(),
@@ -278,7 +308,7 @@ impl Backend for Cuda {
         _scratch: &mut Buffer,
         sum: &mut Buffer,
     ) -> Result<()> {
-        sum.is_quantized = false;
+        sum.is_rounded = false;
         self.product(w, bias, Ending::Add, x, sum)
     }
 
@@ -302,28 +332,24 @@ impl Backend for Cuda {
     }
 
     fn add(&self, x: &mut Buffer, y: &Buffer) {
-        x.is_quantized = false;
+        x.is_rounded = false;
         self.noted(self.each("add", x.elements(), [y.pointer(), 0, x.pointer()], &Each::default()));
     }
 
     fn gate(&self, gate: Gate, gate_up: &Buffer, out: &mut Buffer) {
-        let (kind, factor) = gate_number(gate);
-        let columns = gate_up.columns / 2;
-        let each = Each { columns, source_columns: gate_up.columns, offset: kind as usize, factor };
-        self.noted(
-            self.resize(out, gate_up.rows, columns).and_then(|()| {
-                self.each("gate", out.elements(), [gate_up.pointer(), 0, out.pointer()], &each)
-            }),
-        );
+        let rounds = Form::of(gate_up.rows) == Form::Halves && gate_up.columns.is_multiple_of(32);
+        let gated =
+            if rounds { self.gate_rows(gate, gate_up, out) } else { self.gate_each(gate, gate_up, out) };
+        self.noted(gated);
     }
 
     fn gelu(&self, x: &mut Buffer) {
-        x.is_quantized = false;
+        x.is_rounded = false;
         self.noted(self.each("gelu", x.elements(), [0, 0, x.pointer()], &Each::default()));
     }
 
     fn add_bias(&self, x: &mut Buffer, bias: &Vector) {
-        x.is_quantized = false;
+        x.is_rounded = false;
         let each = Each { columns: x.columns, ..Each::default() };
         self.noted(
             self.vector(bias).and_then(|bias| {
@@ -334,7 +360,7 @@ impl Backend for Cuda {
 
     fn scale(&self, x: &mut Buffer, factor: f32) {
         if factor != 1.0 {
-            x.is_quantized = false;
+            x.is_rounded = false;
             let each = Each { factor, ..Each::default() };
             self.noted(self.each("scale", x.elements(), [0, 0, x.pointer()], &each));
         }
@@ -368,7 +394,7 @@ impl Backend for Cuda {
     }
 
     fn scatter_add(&self, x: &Buffer, rows: &[usize], weights: &[f32], out: &mut Buffer) {
-        out.is_quantized = false;
+        out.is_rounded = false;
         let mut words: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
         words.extend(weights.iter().map(|weight| weight.to_bits()));
         let each = Each { columns: x.columns, ..Each::default() };

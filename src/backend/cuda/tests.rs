@@ -91,7 +91,8 @@ fn products_of_every_type_equal_the_cpus() {
                 CPU.linear(&decoded, &x_cpu, &mut want).unwrap();
                 let what = format!("{kind}, {rows} rows of {columns}, {tokens} tokens");
                 let out = cuda.read(&out).unwrap();
-                if !kind.is_quantized() {
+                // Floats are not rounded, and halves are exact enough.
+                if !kind.is_quantized() || tokens > 8 {
                     assert_close(&out, &CPU.read(&want).unwrap(), &what);
                     continue;
                 }
@@ -129,7 +130,7 @@ fn a_product_takes_what_a_norm_made_int8() {
         let (mut normed, mut normed_cpu) = Default::default();
         cuda.rms_norm(&x, &weight, 1e-5, &mut normed);
         CPU.rms_norm(&x_cpu, &weight, 1e-5, &mut normed_cpu);
-        assert!(normed.is_quantized);
+        assert!(normed.is_rounded);
         let (mut out, mut want) = Default::default();
         cuda.linear(&weights, &normed, &mut out).unwrap();
         CPU.linear(&decoded, &normed_cpu, &mut want).unwrap();
@@ -175,14 +176,14 @@ fn launches_that_repeat_become_a_graph() {
         cuda.upload(&weights, &mut |_| {}).unwrap();
     }
     for position in 0..132 {
-        // What is uploaded once makes the first one differ; at 128, attention begins to take one more kernel.
+        // A graph is of launches that came before; at 128, attention begins to take one more kernel.
         let x = random.floats(64);
         let replays = cuda.context.launches().replays;
         let got = token(&cuda, &weights, &mut cache, position, &x);
         assert_eq!(got, token(&plain, &weights, &mut plain_cache, position, &x), "position {position}");
         let is_graph = cuda.context.launches().replays > replays;
         let may_be = cuda.context.driver.graphs.is_some();
-        assert_eq!(is_graph, may_be && ![0, 1, 128].contains(&position), "position {position}");
+        assert_eq!(is_graph, may_be && ![0, 128].contains(&position), "position {position}");
     }
     assert_eq!(plain.context.launches().replays, 0);
 }

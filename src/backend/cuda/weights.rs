@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::Cuda;
 use super::buffer::Storage;
 use super::device::lock;
 use super::modules::Module;
+use super::{Cuda, launch};
 use crate::backend::codebooks::codebook;
 use crate::backend::{Matrix, MatrixId, Vector};
 use crate::gguf::TensorType;
@@ -13,6 +13,14 @@ use crate::{Error, Result};
 
 /// Bytes that go to the device at once: what the host keeps a second copy of.
 const PIECE: usize = 8 << 20;
+
+/// A matrix on a device.
+#[derive(Clone)]
+pub(super) struct Resident {
+    pub storage: Arc<Storage>,
+    /// The power of two that brings its weights into the range of halves.
+    pub factor: f32,
+}
 
 impl Cuda {
     /// Whether its kernels can compute with `matrix`.
@@ -46,10 +54,30 @@ impl Cuda {
             progress(piece.len());
         }
         self.context.wait()?;
+        let factor = if matrix.kind.is_quantized() { self.factor(matrix, &storage)? } else { 1.0 };
         let mut matrices = self.matrices.write().unwrap_or_else(PoisonError::into_inner);
-        matrices.insert(matrix.id(), storage.into());
+        matrices.insert(matrix.id(), Resident { storage: storage.into(), factor });
         lock(&self.tables).clear();
         Ok(())
+    }
+
+    /// See [`Resident::factor`].
+    fn factor(&self, matrix: &Matrix, weights: &Storage) -> Result<f32> {
+        let most = self.storage(4)?;
+        self.send_words([0].into_iter(), &most)?;
+        let codebook = self.codebook(matrix.kind)?;
+        let parameters = launch::Bound {
+            weights: weights.pointer(),
+            codebook: codebook.pointer(),
+            out: most.pointer(),
+            columns: matrix.columns as u32,
+            row_bytes: matrix.row_bytes() as u32,
+        };
+        let module = Module::weights(matrix.kind).expect("what is uploaded has kernels");
+        self.launch(module, "bound", [matrix.rows, 1, 1], 128, &parameters)?;
+        let mut bits = [0; 4];
+        self.fetch(most.pointer(), &mut bits)?;
+        Ok(halving(f32::from_le_bytes(bits)))
     }
 
     /// Takes a matrix off the device.
@@ -59,7 +87,7 @@ impl Cuda {
         lock(&self.tables).clear();
     }
 
-    pub(super) fn resident(&self, matrix: &Matrix) -> Result<Arc<Storage>> {
+    pub(super) fn resident(&self, matrix: &Matrix) -> Result<Resident> {
         let matrices = self.matrices.read().unwrap_or_else(PoisonError::into_inner);
         matrices
             .get(&matrix.id())
@@ -91,4 +119,13 @@ impl Cuda {
         vectors.insert(vector.id(), Arc::clone(&storage));
         Ok(storage)
     }
+}
+
+/// The power of two that gives `largest` an exponent of 13, well within halves. As `halving` in kernels/elementwise.cu.
+fn halving(largest: f32) -> f32 {
+    if largest == 0.0 {
+        return 1.0;
+    }
+    let exponent = (largest.to_bits() >> 23) as i32 - 127;
+    2_f32.powi((13 - exponent).min(126))
 }

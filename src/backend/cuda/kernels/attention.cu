@@ -2,14 +2,28 @@
 
 #include "common.cuh"
 #include "kv.cuh"
+#include "rounding.cuh"
 
-// See `Append` in launch.rs.
-struct Append {
+// What the rows of a batch are, before their positions are in them.
+struct Rows {
     // A row is all queries, then all keys, then all values.
     const float* qkv;
     // [rows][pairs]
     const float* cosines;
     const float* sines;
+    u32 heads;
+    u32 kv_heads;
+    // Elements of a head, and with its padding.
+    u32 size;
+    u32 padded;
+    u32 pairs;
+    // For queries.
+    float scale;
+};
+
+// See `Append` in launch.rs.
+struct Append {
+    Rows from;
     // [rows][heads][padded]: rotated and scaled.
     float* queries;
     // [positions][kv_heads][padded / 32] groups.
@@ -18,22 +32,17 @@ struct Append {
     // Rows from first_row on are appended, the first one as position number `at`.
     u32 first_row;
     u32 at;
-    u32 heads;
-    u32 kv_heads;
-    // Elements of a head, and with its padding.
-    u32 size;
-    u32 padded;
-    u32 pairs;
-    float scale;
     int key_kind;
     int value_kind;
 };
 
 // See `Attend` in launch.rs.
 struct Attend {
+    // What is not appended yet, for attend_row of one row; else its qkv is null, and the queries are here, rotated.
+    Rows from;
     const float* queries;
-    const u32* keys;
-    const u32* values;
+    u32* keys;
+    u32* values;
     // The result if there is one split, [rows][heads][size]; else [rows][heads][splits][padded + 4]: the unscaled sum, the
     // largest score and the sum of exponentials.
     float* out;
@@ -57,9 +66,11 @@ struct Attend {
     u32 head_step;
     int key_kind;
     int value_kind;
+    // Where results go rounded, too: as int8, or nowhere. For a few rows of heads of whole groups of 32.
+    Rounded to;
 };
 
-DEVICE float rotated(const Append& p, const float* head, u32 row, u32 e, bool rotate) {
+DEVICE float rotated(const Rows& p, const float* head, u32 row, u32 e, bool rotate) {
     if (e >= p.size) {
         return 0.0f;
     }
@@ -74,27 +85,38 @@ DEVICE float rotated(const Append& p, const float* head, u32 row, u32 e, bool ro
     return x * p.cosines[angle] + head[e - p.pairs] * p.sines[angle];
 }
 
+// Element `lane` of group `group` of head `head` of a row, the keys' heads after the queries', the values' last: rotated, if it is not
+// a value's, and scaled, if it is a query's.
+DEVICE float element(const Rows& p, u32 row, u32 head, u32 group, u32 lane) {
+    const float* from = p.qkv + ((u64)row * (p.heads + 2 * p.kv_heads) + head) * p.size;
+    float x = rotated(p, from, row, group * 32 + lane, head < p.heads + p.kv_heads);
+    return head < p.heads ? p.scale * x : x;
+}
+
+// Puts a lane's element of a key, or of a value, into the cache.
+DEVICE void store(u32* array, int kind, u64 position, const Rows& p, u32 kv_head, u32 group, u32 lane, float x) {
+    u64 at = (position * p.kv_heads + kv_head) * (p.padded / 32) + group;
+    store_lane<KIND>(array + at * group_words(kind), lane, x, kind);
+}
+
 // Rotates queries and keys; queries go, scaled and padded, where attention reads them; keys and values into the cache. A warp
 // takes a group of 32 elements, a lane each.
 KERNEL(append, Append, 128, 1) {
-    u32 groups = p.padded / 32;
+    u32 groups = p.from.padded / 32, heads = p.from.heads, kv_heads = p.from.kv_heads;
     u32 item = blockIdx.x * 4 + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     u32 head = item / groups, group = item % groups;
-    if (head >= p.heads + 2 * p.kv_heads) {
+    if (head >= heads + 2 * kv_heads) {
         return;
     }
     u32 row = p.first_row + blockIdx.y;
-    const float* from = p.qkv + ((u64)row * (p.heads + 2 * p.kv_heads) + head) * p.size;
-    float x = rotated(p, from, row, group * 32 + lane, head < p.heads + p.kv_heads);
+    float x = element(p.from, row, head, group, lane);
     u64 position = p.at + blockIdx.y;
-    if (head < p.heads) {
-        p.queries[((u64)row * p.heads + head) * p.padded + group * 32 + lane] = p.scale * x;
-    } else if (head < p.heads + p.kv_heads) {
-        u64 at = (position * p.kv_heads + head - p.heads) * groups + group;
-        store_lane<KIND>(p.keys + at * group_words(p.key_kind), lane, x, p.key_kind);
+    if (head < heads) {
+        p.queries[((u64)row * heads + head) * p.from.padded + group * 32 + lane] = x;
+    } else if (head < heads + kv_heads) {
+        store(p.keys, p.key_kind, position, p.from, head - heads, group, lane, x);
     } else {
-        u64 at = (position * p.kv_heads + head - p.heads - p.kv_heads) * groups + group;
-        store_lane<KIND>(p.values + at * group_words(p.value_kind), lane, x, p.value_kind);
+        store(p.values, p.value_kind, position, p.from, head - heads - kv_heads, group, lane, x);
     }
 }
 
@@ -142,6 +164,26 @@ DEVICE void leave(const Attend& p, u32 row, u32 head, u32 split, u32 four, float
     }
 }
 
+// Rotates and appends what attend_row needs of its row: its query, and in the last split its key and value. All heads that share
+// those append the same.
+template <u32 PADDED>
+DEVICE void append_own(const Attend& p, u32 head, u32 kv_head, float* query) {
+    const u32 GROUPS = PADDED / 32;
+    u32 lane = threadIdx.x % WARP, last = blockIdx.x + 1 == gridDim.x ? 3 * GROUPS : GROUPS;
+    for (u32 item = threadIdx.x / WARP; item < last; item += 4) {
+        u32 which = item / GROUPS, group = item % GROUPS;
+        u32 from = which == 0 ? head : p.heads + (which - 1) * p.kv_heads + kv_head;
+        float x = element(p.from, p.first_row, from, group, lane);
+        if (which == 0) {
+            query[group * 32 + lane] = x;
+        } else if (which == 1) {
+            store(p.keys, p.key_kind, p.position, p.from, kv_head, group, lane, x);
+        } else {
+            store(p.values, p.value_kind, p.position, p.from, kv_head, group, lane, x);
+        }
+    }
+}
+
 // One query of one head over 128 positions: for a few rows, where reading the cache is all the work.
 template <u32 PADDED>
 DEVICE void attend_row(const Attend& p) {
@@ -158,7 +200,9 @@ DEVICE void attend_row(const Attend& p) {
     u32 position = p.position + blockIdx.z;
     u32 start = p.start + blockIdx.x * SPLIT;
     u32 count = min_u(SPLIT, p.length - start);
-    if (thread < FOURS) {
+    if (p.from.qkv != nullptr) {
+        append_own<PADDED>(p, head, kv_head, (float*)query);
+    } else if (thread < FOURS) {
         query[thread] = ((const float4*)p.queries)[((u64)row * p.heads + head) * FOURS + thread];
     }
     __syncthreads();
@@ -207,6 +251,12 @@ DEVICE void attend_row(const Attend& p) {
             sum.w += other.w;
         }
         leave<PADDED>(p, row, head, blockIdx.x, four, sum, largest, total);
+    }
+    if (p.splits == 1 && p.to.q != nullptr && thread / WARP <= (FOURS - 1) / WARP) {
+        float inverse = 1.0f / fmaxf(total, 1.0e-37f);
+        bool there = thread * 4 < p.size;
+        sum = make_float4(sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse);
+        quantize_four(there ? sum : make_float4(0, 0, 0, 0), ((u64)row * p.heads + head) * p.size / 4 + thread, p.to, there);
     }
 }
 
@@ -484,6 +534,8 @@ struct Combine {
     u32 size;
     u32 padded;
     u32 count;
+    // As `Attend` has it.
+    Rounded to;
 };
 
 // Puts splits together: a block a row and head, a thread an element.
@@ -505,5 +557,10 @@ KERNEL(combine, Combine, 128, 1) {
         total += weight * split[p.padded + 1];
         sum += weight * split[e];
     }
-    p.out[((u64)(p.first_row + blockIdx.y) * p.heads + blockIdx.x) * p.size + e] = sum / fmaxf(total, 1.0e-37f);
+    u64 at = ((u64)(p.first_row + blockIdx.y) * p.heads + blockIdx.x) * p.size + e;
+    float x = sum / fmaxf(total, 1.0e-37f);
+    p.out[at] = x;
+    if (p.to.q != nullptr) {
+        quantize_lane(x, at, p.to);
+    }
 }

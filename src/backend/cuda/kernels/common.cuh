@@ -52,23 +52,8 @@ DEVICE u32 float_to_bits(float x) {
     return __float_as_uint(x);
 }
 
-// c += a · b over 32 columns, as mma.m16n8k32: with lane = 4 g + t, `a` has rows g, g + 8 at columns 4 t and at 16 + 4 t, `b`
-// column g at rows 4 t and 16 + 4 t, `c` rows g, g + 8 at columns 2 t, 2 t + 1. Four int8 a word.
-DEVICE void mma32(int c[4], const u32 a[4], const u32 b[2]) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// The same over 16 columns: `a` and `b` at columns 4 t only.
-DEVICE void mma16(int c[4], const u32 a[2], u32 b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b));
-}
-
 // c += a · b over 16 columns of halves, as mma.m16n8k16, two a word: with lane = 4 g + t, `a` has rows g, g + 8 at columns 2 t, and
-// the same rows at 8 + 2 t, `b` column g at rows 2 t and 8 + 2 t, `c` what mma32 has.
+// the same rows at 8 + 2 t, `b` column g at rows 2 t and 8 + 2 t, `c` rows g, g + 8 at columns 2 t, 2 t + 1.
 DEVICE void mma_halves(float c[4], const u32 a[4], const u32 b[2]) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -90,6 +75,33 @@ DEVICE void load_transposed(u32 to[4], const void* row) {
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                  : "r"((u32)__cvta_generic_to_shared(row))
                  : "memory");
+}
+
+// Pairs of halves, added.
+DEVICE u32 add_halves(u32 a, u32 b) {
+    u32 sum;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+    return sum;
+}
+
+// a · b + c of pairs of halves, rounded once.
+DEVICE u32 fma_halves(u32 a, u32 b, u32 c) {
+    u32 sum;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+    return sum;
+}
+
+// Begins to copy 16 bytes to shared memory, or writes zeros there.
+DEVICE void copy_async(void* to, const void* from, bool is_there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"((u32)__cvta_generic_to_shared(to)), "l"(from), "r"(is_there ? 16 : 0)
+                 : "memory");
+}
+
+// Waits for this thread's copies.
+DEVICE void wait_for_copies() {
+    asm volatile("cp.async.wait_all;" : : : "memory");
 }
 
 // Two halves, the first in the lower bits.
@@ -123,6 +135,9 @@ DEVICE float block_sum(float x, float* shared, u32 warps) {
         shared[threadIdx.x / WARP] = x;
     }
     __syncthreads();
+    if (warps > 8) {
+        return warp_sum(threadIdx.x % WARP < warps ? shared[threadIdx.x % WARP] : 0.0f);
+    }
     float all = 0.0f;
     for (u32 i = 0; i < warps; i++) {
         all += shared[i];
@@ -137,6 +152,9 @@ DEVICE float block_max(float x, float* shared, u32 warps) {
         shared[threadIdx.x / WARP] = x;
     }
     __syncthreads();
+    if (warps > 8) {
+        return warp_max(shared[min_u(threadIdx.x % WARP, warps - 1)]);
+    }
     float all = shared[0];
     for (u32 i = 1; i < warps; i++) {
         all = fmaxf(all, shared[i]);

@@ -2,6 +2,7 @@
 
 #include "common.cuh"
 #include "gates.cuh"
+#include "rounding.cuh"
 
 // See `Norm` in launch.rs.
 struct Norm {
@@ -11,20 +12,32 @@ struct Norm {
     // Null for RMSNorm.
     const float* bias;
     float* out;
-    // As `Quantize` has them, or null.
-    u8* q;
-    float2* scales;
+    Rounded to;
     u32 columns;
     float eps;
 };
 
-struct Quantize {
+// See `Round` in launch.rs.
+struct Round {
+    // [rows][columns]
     const float* x;
-    // Int8, and for 16 elements the scale (of 32) and the sum of what they stand for.
-    u8* q;
-    float2* scales;
-    // A multiple of 32.
+    Rounded to;
+    // A multiple of 32; of 16 for halves.
+    u32 columns;
     u32 elements;
+};
+
+// See `GateRows` in launch.rs.
+struct GateRows {
+    // [rows][2 columns]: gates, then what they are for.
+    const float* x;
+    // [rows][columns]
+    float* out;
+    Rounded to;
+    u32 columns;
+    // See gates.cuh.
+    u32 kind;
+    float limit;
 };
 
 struct Elements {
@@ -71,57 +84,140 @@ struct Largest {
     u32 is_first;
 };
 
-// Element i, one a lane of a whole warp.
-DEVICE void quantize_lane(float x, u64 i, u8* q, float2* scales) {
-    float largest = warp_max(fabsf(x));
-    float scale = largest / 127.0f;
-    float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-    int value = (int)rintf(x * inverse);
-    q[i] = (u8)value;
-    int sum = value;
-    for (u32 s = 8; s > 0; s /= 2) {
-        sum += __shfl_xor_sync(ALL, sum, s);
+DEVICE float4 four_at(const float* x, u64 i) {
+    return ((const float4*)x)[i];
+}
+
+KERNEL(quantize, Round, 256, 1) {
+    u32 i = blockIdx.x * 256 + threadIdx.x;
+    bool there = i < p.elements / 4;
+    quantize_four(there ? four_at(p.x, i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f), i, p.to, there);
+}
+
+// Halves of a block's row, whose largest size is `largest`.
+DEVICE void halve_row(const float* x, float largest, u32 columns, const Rounded& to) {
+    float inverse;
+    float factor = halving(largest, &inverse);
+    u64 start = (u64)blockIdx.x * (columns / 4);
+    for (u32 i = threadIdx.x; i < columns / 4; i += 256) {
+        halve_four(four_at(x, start + i), factor, start + i, to);
     }
-    if (i % 16 == 0) {
-        scales[i / 16] = make_float2(scale, scale * (float)sum);
+    if (threadIdx.x == 0) {
+        to.factors[blockIdx.x] = inverse;
     }
 }
 
-KERNEL(quantize, Quantize, 256, 1) {
-    u32 i = blockIdx.x * 256 + threadIdx.x;
-    // Whole warps go or stay.
-    if (i < p.elements) {
-        quantize_lane(p.x[i], i, p.q, p.scales);
+KERNEL(halve_rows, Round, 256, 1) {
+    __shared__ float shared[8];
+    u64 start = (u64)blockIdx.x * (p.columns / 4);
+    float largest = 0.0f;
+    for (u32 i = threadIdx.x; i < p.columns / 4; i += 256) {
+        largest = fmaxf(largest, largest_of(four_at(p.x, start + i)));
+    }
+    halve_row(p.x, block_max(largest, shared, 8), p.columns, p.to);
+}
+
+DEVICE float4 gated_four(u32 kind, float4 gate, float4 up, float limit) {
+    return make_float4(
+        gated(kind, gate.x, up.x, limit), gated(kind, gate.y, up.y, limit), gated(kind, gate.z, up.z, limit),
+        gated(kind, gate.w, up.w, limit)
+    );
+}
+
+// A block a row, whose halves are left too.
+KERNEL(gate_rows, GateRows, 256, 1) {
+    __shared__ float shared[8];
+    u64 start = (u64)blockIdx.x * (p.columns / 4);
+    float largest = 0.0f;
+    for (u32 i = threadIdx.x; i < p.columns / 4; i += 256) {
+        float4 y = gated_four(p.kind, four_at(p.x, 2 * start + i), four_at(p.x, 2 * start + p.columns / 4 + i), p.limit);
+        ((float4*)p.out)[start + i] = y;
+        largest = fmaxf(largest, largest_of(y));
+    }
+    // Each thread reads what it wrote itself.
+    halve_row(p.out, block_max(largest, shared, 8), p.columns, p.to);
+}
+
+const u32 NORM_THREADS = 1024;
+
+// The norm of a row by a block, in vectors of four, and what products take of it. There are as many threads as make a row one go.
+DEVICE void norm_fours(const Norm& p, float* shared) {
+    u32 fours = p.columns / 4;
+    u64 start = (u64)blockIdx.x * fours;
+    float mean = 0.0f;
+    if (p.bias != nullptr) {
+        for (u32 i = threadIdx.x; i < fours; i += NORM_THREADS) {
+            float4 x = four_at(p.x, start + i);
+            mean += (x.x + x.y) + (x.z + x.w);
+        }
+        mean = block_sum(mean, shared, NORM_THREADS / WARP) / (float)p.columns;
+    }
+    float square = 0.0f;
+    for (u32 i = threadIdx.x; i < fours; i += NORM_THREADS) {
+        float4 x = four_at(p.x, start + i);
+        float a = x.x - mean, b = x.y - mean, c = x.z - mean, d = x.w - mean;
+        square += (a * a + b * b) + (c * c + d * d);
+    }
+    float scale = 1.0f / sqrtf(block_sum(square, shared, NORM_THREADS / WARP) / (float)p.columns + p.eps);
+    float largest = 0.0f;
+    // Whole warps go on, as their lanes meet.
+    for (u32 i = threadIdx.x; i < (fours + WARP - 1) / WARP * WARP; i += NORM_THREADS) {
+        bool there = i < fours;
+        float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (there) {
+            float4 x = four_at(p.x, start + i), w = four_at(p.weight, i);
+            y = make_float4(
+                (x.x - mean) * scale * w.x, (x.y - mean) * scale * w.y, (x.z - mean) * scale * w.z,
+                (x.w - mean) * scale * w.w
+            );
+            if (p.bias != nullptr) {
+                float4 bias = four_at(p.bias, i);
+                y = make_float4(y.x + bias.x, y.y + bias.y, y.z + bias.z, y.w + bias.w);
+            }
+            ((float4*)p.out)[start + i] = y;
+        }
+        if (p.to.q != nullptr) {
+            quantize_four(y, start + i, p.to, there);
+        }
+        largest = fmaxf(largest, largest_of(y));
+    }
+    if (p.to.halves == nullptr) {
+        return;
+    }
+    float inverse;
+    float factor = halving(block_max(largest, shared, NORM_THREADS / WARP), &inverse);
+    for (u32 i = threadIdx.x; i < fours; i += NORM_THREADS) {
+        halve_four(four_at(p.out, start + i), factor, start + i, p.to);
+    }
+    if (threadIdx.x == 0) {
+        p.to.factors[blockIdx.x] = inverse;
     }
 }
 
 // out = x / rms(x) * weight, or (x − mean) / √(var + eps) * weight + bias: a block a row.
-KERNEL(norm_rows, Norm, 256, 1) {
-    __shared__ float shared[8];
+KERNEL(norm_rows, Norm, NORM_THREADS, 1) {
+    __shared__ float shared[NORM_THREADS / WARP];
+    if (p.columns % 4 == 0) {
+        norm_fours(p, shared);
+        return;
+    }
     u64 start = (u64)blockIdx.x * p.columns;
     const float* x = p.x + start;
     float mean = 0.0f;
     if (p.bias != nullptr) {
-        for (u32 i = threadIdx.x; i < p.columns; i += 256) {
+        for (u32 i = threadIdx.x; i < p.columns; i += NORM_THREADS) {
             mean += x[i];
         }
-        mean = block_sum(mean, shared, 8) / (float)p.columns;
+        mean = block_sum(mean, shared, NORM_THREADS / WARP) / (float)p.columns;
     }
     float square = 0.0f;
-    for (u32 i = threadIdx.x; i < p.columns; i += 256) {
+    for (u32 i = threadIdx.x; i < p.columns; i += NORM_THREADS) {
         float d = x[i] - mean;
         square += d * d;
     }
-    float scale = 1.0f / sqrtf(block_sum(square, shared, 8) / (float)p.columns + p.eps);
-    for (u32 i = threadIdx.x; i < p.columns; i += 256) {
-        float y = (x[i] - mean) * scale * p.weight[i];
-        if (p.bias != nullptr) {
-            y += p.bias[i];
-        }
-        p.out[start + i] = y;
-        if (p.q != nullptr) {
-            quantize_lane(y, start + i, p.q, p.scales);
-        }
+    float scale = 1.0f / sqrtf(block_sum(square, shared, NORM_THREADS / WARP) / (float)p.columns + p.eps);
+    for (u32 i = threadIdx.x; i < p.columns; i += NORM_THREADS) {
+        p.out[start + i] = (x[i] - mean) * scale * p.weight[i] + (p.bias != nullptr ? p.bias[i] : 0.0f);
     }
 }
 

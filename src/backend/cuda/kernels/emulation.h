@@ -55,7 +55,7 @@ static inline float4 make_float4(float x, float y, float z, float w) {
 
 namespace emulation {
 
-const uint32_t MOST_THREADS = 256;
+const uint32_t MOST_THREADS = 1024;
 
 // Where the threads of a warp or of a block wait for each other.
 struct Barrier {
@@ -160,6 +160,12 @@ static inline uint32_t __ballot_sync(uint32_t, bool vote) {
     return votes;
 }
 
+static inline uint32_t atomicMax(uint32_t* to, uint32_t x) {
+    uint32_t old = *to;
+    *to = x > old ? x : old;
+    return old;
+}
+
 static inline int __ffs(uint32_t x) {
     return __builtin_ffs((int)x);
 }
@@ -237,37 +243,36 @@ inline const uint32_t* fragment(uint32_t lane) {
 
 }  // namespace emulation
 
-// See common.cuh: `words` is 2 for 32 columns, 1 for 16.
-static inline void mma(int c[4], const uint32_t* a, const uint32_t* b, uint32_t words) {
-    uint32_t lane = emulation::machine.current % 32;
-    uint32_t* mine = emulation::machine.fragments[emulation::machine.current];
-    memcpy(mine, a, 8 * words);
-    memcpy(mine + 4, b, 4 * words);
-    emulation::wait(emulation::warp());
-    for (uint32_t i = 0; i < 4; i++) {
-        uint32_t row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
-        for (uint32_t t = 0; t < 4; t++) {
-            for (uint32_t k = 0; k < words; k++) {
-                uint32_t x = emulation::fragment(row % 8 * 4 + t)[row / 8 + 2 * k];
-                uint32_t y = emulation::fragment(column * 4 + t)[4 + k];
-                c[i] = __dp4a((int)x, (int)y, c[i]);
-            }
-        }
-    }
-    emulation::wait(emulation::warp());
-}
-
-static inline void mma32(int c[4], const uint32_t a[4], const uint32_t b[2]) {
-    mma(c, a, b, 2);
-}
-
-static inline void mma16(int c[4], const uint32_t a[2], uint32_t b) {
-    mma(c, a, &b, 1);
-}
-
 static inline uint32_t halves(float low, float high) {
     return float_to_half(low) | float_to_half(high) << 16;
 }
+
+// `f` of the lower and of the upper halves.
+template <typename F>
+static inline uint32_t each_half(F f) {
+    return float_to_half(f(0)) | float_to_half(f(16)) << 16;
+}
+
+static inline uint32_t add_halves(uint32_t a, uint32_t b) {
+    return each_half([=](int at) { return half_to_float(a >> at & 0xffff) + half_to_float(b >> at & 0xffff); });
+}
+
+static inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+    return each_half([=](int at) {
+        return half_to_float(a >> at & 0xffff) * half_to_float(b >> at & 0xffff) + half_to_float(c >> at & 0xffff);
+    });
+}
+
+static inline void copy_async(void* to, const void* from, bool is_there) {
+    CHECKED((uintptr_t)to % 16 == 0 && (uintptr_t)from % 16 == 0);
+    if (is_there) {
+        memcpy(to, from, 16);
+    } else {
+        memset(to, 0, 16);
+    }
+}
+
+static inline void wait_for_copies() {}
 
 static inline void mma_halves(float c[4], const uint32_t a[4], const uint32_t b[2]) {
     uint32_t lane = emulation::machine.current % 32;

@@ -7,6 +7,7 @@
 #include "blocks/iq.cuh"
 #include "blocks/ternary_fp4.cuh"
 #include "gates.cuh"
+#include "rounding.cuh"
 
 // See `Product` in launch.rs.
 struct Product {
@@ -15,9 +16,8 @@ struct Product {
     const u32* codebook;
     // [tokens][columns]
     const float* x;
-    // The same in int8, and for 16 elements the scale and the sum of what they stand for.
-    const u8* q;
-    const float2* scales;
+    // The same for products with quantized weights.
+    Rounded rounded;
     // [rows], or null.
     const float* bias;
     // [tokens][out_stride]
@@ -30,6 +30,11 @@ struct Product {
     // 0 stores, 1 adds, 2 and 3 are gates: SwiGLU and GEGELU.
     u32 ending;
     float limit;
+    // A power of two that brings the weights into the range of halves, and its inverse.
+    float factor;
+    float unscale;
+    // Where gates go rounded, too: as int8, or nowhere.
+    Rounded to;
 };
 
 // See `Picked` in launch.rs: products with matrices of the experts that rows go through.
@@ -53,7 +58,24 @@ struct Embed {
     u32 row_bytes;
 };
 
+// See `Bound` in launch.rs.
+struct Bound {
+    const u8* weights;
+    const u32* codebook;
+    // Bits of a float.
+    u32* out;
+    u32 columns;
+    u32 row_bytes;
+};
+
 const u32 WARPS = 4;
+#ifndef ROWS1
+#define ROWS1 2
+#define ROWS2 1
+#define BLOCKS1 4
+#define BLOCKS2 3
+#define UNROLL 1
+#endif
 
 DEVICE void put(const Product& p, u32 token, u32 row, float sum) {
     if (p.bias != nullptr) {
@@ -63,31 +85,28 @@ DEVICE void put(const Product& p, u32 token, u32 row, float sum) {
     *to = p.ending == 1 ? *to + sum : sum;
 }
 
-// Leaves a warp's sums of N tokens from `first` on; with two halves, gate and up of one token.
-template <u32 N, u32 HALVES>
-DEVICE void finish(const Product& p, u32 first, u32 row, u32 count, float sums[N * HALVES]) {
+// Leaves a warp's sums of N tokens from `first` on and ROWS rows from `row` on.
+template <u32 N, u32 ROWS>
+DEVICE void finish(const Product& p, u32 first, u32 row, const float sums[N][ROWS]) {
+    u32 lane = threadIdx.x % WARP;
     float mine = 0.0f;
 #pragma unroll
-    for (u32 n = 0; n < N * HALVES; n++) {
-        sums[n] = warp_sum(sums[n]);
-        if (threadIdx.x % WARP == n) {
-            mine = sums[n];
-        }
+    for (u32 i = 0; i < N * ROWS; i++) {
+        float sum = warp_sum(sums[i / ROWS][i % ROWS]);
+        mine = lane == i ? sum : mine;
     }
-    if (row >= count) {
-        return;
+    if (lane < N * ROWS && row + lane % ROWS < p.rows && first + lane / ROWS < p.tokens) {
+        put(p, first + lane / ROWS, row + lane % ROWS, mine);
     }
-    if constexpr (HALVES == 2) {
-        if (threadIdx.x % WARP == 0) {
-            float gate = sums[0], up = sums[1];
-            if (p.bias != nullptr) {
-                gate += p.bias[row];
-                up += p.bias[row + count];
-            }
-            p.out[(u64)first * p.out_stride + row] = gated(p.ending, gate, up, p.limit);
-        }
-    } else if (threadIdx.x % WARP < N && first + threadIdx.x % WARP < p.tokens) {
-        put(p, first + threadIdx.x % WARP, row, mine);
+}
+
+// Where the rows of a warp begin; of two halves, a row of each after the other. Beyond the last row, it is that again.
+template <u32 ROWS, u32 HALVES>
+DEVICE void find_rows(const Product& p, u32 row, u32 count, const u8* starts[ROWS * HALVES]) {
+#pragma unroll
+    for (u32 s = 0; s < ROWS * HALVES; s++) {
+        u32 number = min_u(row + s / HALVES, count - 1) + s % HALVES * count;
+        starts[s] = p.weights + (u64)number * p.row_bytes;
     }
 }
 
@@ -112,159 +131,46 @@ DEVICE int dot16(uint4 a, uint4 b) {
     return __dp4a((int)a.w, (int)b.w, sum);
 }
 
-// A warp takes a row, or with two halves a row of each, for N tokens. Sums are made in one order whatever N is.
-template <typename T, u32 N, u32 HALVES>
-DEVICE void matvec(const Product& p) {
-    u32 row = blockIdx.x * WARPS + threadIdx.x / WARP;
-    u32 first = blockIdx.y * N;
-    u32 count = p.rows / HALVES;
-    const u8* start = p.weights + (u64)min_u(row, count - 1) * p.row_bytes;
-    const u8* other = start + (u64)count * p.row_bytes;
-    float sums[N * HALVES];
+// A lane's share of the sums of ROWS rows from `row` on, or with two halves of as many of each, and N tokens from `first` on. With
+// several rows, what they are multiplied by is read once for all, and more of them is on its way at a time. Sums are made in
+// one order whatever N and ROWS are.
+template <typename T, u32 N, u32 ROWS, u32 HALVES>
+DEVICE void lane_sums(const Product& p, u32 row, u32 first, float sums[N][ROWS * HALVES]) {
+    const u8* starts[ROWS * HALVES];
+    find_rows<ROWS, HALVES>(p, row, p.rows / HALVES, starts);
 #pragma unroll
-    for (u32 n = 0; n < N * HALVES; n++) {
-        sums[n] = 0.0f;
+    for (u32 i = 0; i < N * ROWS * HALVES; i++) {
+        sums[i / (ROWS * HALVES)][i % (ROWS * HALVES)] = 0.0f;
     }
     u32 parts = p.columns / 16;
-#pragma unroll 1
+#pragma unroll UNROLL
     for (u32 g = threadIdx.x % WARP; g < parts / T::GROUP; g += WARP) {
 #pragma unroll
         for (u32 j = 0; j < T::GROUP; j++) {
             u32 part = first_part<T>(g) + j * T::DISTANCE;
-            Lanes16 w = lanes_at<T>(start, part, p.codebook);
-            Lanes16 v = w;
-            if constexpr (HALVES == 2) {
-                v = lanes_at<T>(other, part, p.codebook);
+            Lanes16 w[ROWS * HALVES];
+#pragma unroll
+            for (u32 s = 0; s < ROWS * HALVES; s++) {
+                w[s] = lanes_at<T>(starts[s], part, p.codebook);
             }
 #pragma unroll
             for (u32 n = 0; n < N; n++) {
                 u64 at = (u64)min_u(first + n, p.tokens - 1) * parts + part;
-                uint4 x = ((const uint4*)p.q)[at];
-                float2 scale = p.scales[at];
-                sums[n] = __fmaf_rn(w.scale * scale.x, (float)dot16(w.q, x), sums[n]);
-                if constexpr (T::MINS) {
-                    sums[n] = __fmaf_rn(-w.min, scale.y, sums[n]);
-                }
-                if constexpr (HALVES == 2) {
-                    sums[1] = __fmaf_rn(v.scale * scale.x, (float)dot16(v.q, x), sums[1]);
+                uint4 x = ((const uint4*)p.rounded.q)[at];
+                float2 scale = p.rounded.scales[at];
+#pragma unroll
+                for (u32 s = 0; s < ROWS * HALVES; s++) {
+                    sums[n][s] = __fmaf_rn(w[s].scale * scale.x, (float)dot16(w[s].q, x), sums[n][s]);
                     if constexpr (T::MINS) {
-                        sums[1] = __fmaf_rn(-v.min, scale.y, sums[1]);
+                        sums[n][s] = __fmaf_rn(-w[s].min, scale.y, sums[n][s]);
                     }
                 }
             }
-        }
-    }
-    finish<N, HALVES>(p, first, row, count, sums);
-}
-
-const u32 TILE_ROWS = 128, TILE_TOKENS = 64, TILE_THREADS = 256;
-// Parts of 16 columns that a step takes.
-const u32 STEP = 8;
-// Words of a row in shared memory: a step's, and 4 more, so that 8 rows lie in different banks.
-const u32 STRIDE = STEP * 4 + 4;
-
-// A tile of 128 rows by 64 tokens: weights are decoded to int8 once for all its tokens, and multiplied by the tensor cores; a
-// warp takes 32 rows by 32 tokens. Scales are applied for every 32 columns, or 16 where two parts have scales of their own.
-template <typename T>
-DEVICE void matmul(const Product& p) {
-    __shared__ uint4 w_words[TILE_ROWS * STRIDE / 4];
-    __shared__ uint4 x_words[TILE_TOKENS * STRIDE / 4];
-    __shared__ float2 w_scales[STEP][TILE_ROWS];
-    __shared__ float2 x_scales[STEP][TILE_TOKENS];
-    u32 thread = threadIdx.x, lane = thread % WARP;
-    u32 warp_row = thread / WARP % 4 * 32, warp_token = thread / WARP / 4 * 32;
-    u32 first_token = blockIdx.x * TILE_TOKENS, first_row = blockIdx.y * TILE_ROWS;
-    u32 parts = p.columns / 16;
-    float sums[2][4][4];
-#pragma unroll
-    for (u32 i = 0; i < 32; i++) {
-        sums[i / 16][i / 4 % 4][i % 4] = 0.0f;
-    }
-    for (u32 begin = 0; begin < parts; begin += STEP) {
-        const u32 GROUPS = STEP / T::GROUP;
-        for (u32 i = thread; i < TILE_ROWS * GROUPS; i += TILE_THREADS) {
-            u32 row = i / GROUPS;
-            const u8* start = p.weights + (u64)min_u(first_row + row, p.rows - 1) * p.row_bytes;
-#pragma unroll
-            for (u32 j = 0; j < T::GROUP; j++) {
-                u32 part = first_part<T>(i % GROUPS) + j * T::DISTANCE;
-                Lanes16 w = lanes(four(0), 0.0f, 0.0f);
-                if (begin + part < parts) {
-                    w = lanes_at<T>(start, begin + part, p.codebook);
-                }
-                w_words[row * (STRIDE / 4) + part] = w.q;
-                w_scales[part][row] = make_float2(w.scale, w.min);
-            }
-        }
-        for (u32 i = thread; i < TILE_TOKENS * STEP; i += TILE_THREADS) {
-            u32 token = i / STEP, part = i % STEP;
-            u64 at = (u64)min_u(first_token + token, p.tokens - 1) * parts + begin + part;
-            bool there = begin + part < parts;
-            x_words[token * (STRIDE / 4) + part] = there ? ((const uint4*)p.q)[at] : four(0);
-            x_scales[part][token] = there ? p.scales[at] : make_float2(0.0f, 0.0f);
-        }
-        __syncthreads();
-        const u32* ws = (const u32*)w_words;
-        const u32* xs = (const u32*)x_words;
-        const u32 WIDTH = T::WIDE ? 2 : 1;
-#pragma unroll
-        for (u32 part = 0; part < STEP; part += WIDTH) {
-            u32 b[4][2];
-            float2 x_scale[4][2];
-#pragma unroll
-            for (u32 n = 0; n < 4; n++) {
-                u32 at = (warp_token + 8 * n + lane / 4) * STRIDE + part * 4 + lane % 4;
-                b[n][0] = xs[at];
-                b[n][1] = xs[at + 4 * (WIDTH - 1)];
-#pragma unroll
-                for (u32 c = 0; c < 2; c++) {
-                    u32 token = warp_token + 8 * n + lane % 4 * 2 + c;
-                    x_scale[n][c] = x_scales[part][token];
-                    if constexpr (T::WIDE && T::MINS) {
-                        x_scale[n][c].y += x_scales[part + 1][token].y;
-                    }
-                }
-            }
-#pragma unroll
-            for (u32 m = 0; m < 2; m++) {
-                u32 row = warp_row + 16 * m + lane / 4;
-                u32 at = row * STRIDE + part * 4 + lane % 4;
-                u32 a[4] = {ws[at], ws[at + 8 * STRIDE], 0, 0};
-                if constexpr (T::WIDE) {
-                    a[2] = ws[at + 4];
-                    a[3] = ws[at + 8 * STRIDE + 4];
-                }
-                float2 w_scale[2] = {w_scales[part][row], w_scales[part][row + 8]};
-#pragma unroll
-                for (u32 n = 0; n < 4; n++) {
-                    int c[4] = {0, 0, 0, 0};
-                    if constexpr (T::WIDE) {
-                        mma32(c, a, b[n]);
-                    } else {
-                        mma16(c, a, b[n][0]);
-                    }
-#pragma unroll
-                    for (u32 i = 0; i < 4; i++) {
-                        float2 w = w_scale[i / 2], x = x_scale[n][i % 2];
-                        sums[m][n][i] = __fmaf_rn(w.x * x.x, (float)c[i], sums[m][n][i]);
-                        if constexpr (T::MINS) {
-                            sums[m][n][i] = __fmaf_rn(-w.y, x.y, sums[m][n][i]);
-                        }
-                    }
-                }
-            }
-        }
-        __syncthreads();
-    }
-#pragma unroll
-    for (u32 i = 0; i < 32; i++) {
-        u32 row = first_row + warp_row + 16 * (i / 16) + 8 * (i / 2 % 2) + lane / 4;
-        u32 token = first_token + warp_token + 8 * (i / 4 % 4) + lane % 4 * 2 + i % 2;
-        if (row < p.rows && token < p.tokens) {
-            put(p, token, row, sums[i / 16][i / 4 % 4][i % 4]);
         }
     }
 }
+
+#include "tiles.cuh"
 
 template <typename T>
 DEVICE void decode(const u8* row, u32 part, const u32* codebook, float out[16]) {
@@ -283,24 +189,20 @@ DEVICE void decode(const u8* row, u32 part, const u32*, float out[16]) {
     T::decode16(row + (u64)part * T::BYTES, out);
 }
 
-template <typename T, u32 N, u32 HALVES>
-DEVICE void matvec(const Product& p) {
-    u32 row = blockIdx.x * WARPS + threadIdx.x / WARP;
-    u32 first = blockIdx.y * N;
-    u32 count = p.rows / HALVES;
-    const u8* start = p.weights + (u64)min_u(row, count - 1) * p.row_bytes;
-    const u8* other = start + (u64)count * p.row_bytes;
-    float sums[N * HALVES];
+template <typename T, u32 N, u32 ROWS, u32 HALVES>
+DEVICE void lane_sums(const Product& p, u32 row, u32 first, float sums[N][ROWS * HALVES]) {
+    const u8* starts[ROWS * HALVES];
+    find_rows<ROWS, HALVES>(p, row, p.rows / HALVES, starts);
 #pragma unroll
-    for (u32 n = 0; n < N * HALVES; n++) {
-        sums[n] = 0.0f;
+    for (u32 i = 0; i < N * ROWS * HALVES; i++) {
+        sums[i / (ROWS * HALVES)][i % (ROWS * HALVES)] = 0.0f;
     }
 #pragma unroll 1
     for (u32 part = threadIdx.x % WARP; part < p.columns / 16; part += WARP) {
-        float w[16], v[16];
-        T::decode16(start + (u64)part * T::BYTES, w);
-        if constexpr (HALVES == 2) {
-            T::decode16(other + (u64)part * T::BYTES, v);
+        float w[ROWS * HALVES][16];
+#pragma unroll
+        for (u32 s = 0; s < ROWS * HALVES; s++) {
+            T::decode16(starts[s] + (u64)part * T::BYTES, w[s]);
         }
 #pragma unroll
         for (u32 n = 0; n < N; n++) {
@@ -310,16 +212,15 @@ DEVICE void matvec(const Product& p) {
                 float4 four = x[i];
                 float xs[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-                for (u32 j = 0; j < 4; j++) {
-                    sums[n] = __fmaf_rn(w[4 * i + j], xs[j], sums[n]);
-                    if constexpr (HALVES == 2) {
-                        sums[1] = __fmaf_rn(v[4 * i + j], xs[j], sums[1]);
+                for (u32 s = 0; s < ROWS * HALVES; s++) {
+#pragma unroll
+                    for (u32 j = 0; j < 4; j++) {
+                        sums[n][s] = __fmaf_rn(w[s][4 * i + j], xs[j], sums[n][s]);
                     }
                 }
             }
         }
     }
-    finish<N, HALVES>(p, first, row, count, sums);
 }
 
 const u32 TILE_ROWS = 64, TILE_TOKENS = 64, TILE_THREADS = 128;
@@ -387,20 +288,61 @@ DEVICE void matmul(const Product& p) {
 
 #endif
 
-KERNEL(matvec_1, Product, 128, 5) {
-    matvec<TYPE, 1, 1>(p);
+// A warp takes ROWS rows for N tokens.
+template <u32 N, u32 ROWS>
+DEVICE void matvec(const Product& p) {
+    u32 row = (blockIdx.x * WARPS + threadIdx.x / WARP) * ROWS, first = blockIdx.y * N;
+    float sums[N][ROWS];
+    lane_sums<TYPE, N, ROWS, 1>(p, row, first, sums);
+    finish<N, ROWS>(p, first, row, sums);
+}
+
+KERNEL(matvec_1, Product, 128, BLOCKS1) {
+    matvec<1, ROWS1>(p);
 }
 
 KERNEL(matvec_4, Product, 128, 2) {
-    matvec<TYPE, 4, 1>(p);
+    matvec<4, ROWS1>(p);
 }
 
 KERNEL(matvec_8, Product, 128, 2) {
-    matvec<TYPE, 8, 1>(p);
+    matvec<8, ROWS1>(p);
 }
 
-KERNEL(matvec_gate, Product, 128, 4) {
-    matvec<TYPE, 1, 2>(p);
+// A block takes 32 pairs of rows, of gates and of what they are for, so that the results can be rounded; a warp takes four.
+KERNEL(matvec_gate, Product, 256, BLOCKS2) {
+    const u32 PAIRS = 4;
+    __shared__ float results[8 * PAIRS];
+    u32 count = p.rows / 2, token = blockIdx.y;
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+#pragma unroll 1
+    for (u32 i = 0; i < PAIRS; i += ROWS2) {
+        u32 row = blockIdx.x * (8 * PAIRS) + warp * PAIRS + i;
+        float sums[1][2 * ROWS2];
+        lane_sums<TYPE, 1, ROWS2, 2>(p, row, token, sums);
+#pragma unroll
+        for (u32 r = 0; r < ROWS2; r++) {
+            float gate = warp_sum(sums[0][2 * r]), up = warp_sum(sums[0][2 * r + 1]);
+            u32 at = min_u(row + r, count - 1);
+            if (p.bias != nullptr) {
+                gate += p.bias[at];
+                up += p.bias[at + count];
+            }
+            if (lane == 0) {
+                results[warp * PAIRS + i + r] = gated(p.ending, gate, up, p.limit);
+            }
+        }
+    }
+    __syncthreads();
+    u32 row = blockIdx.x * (8 * PAIRS) + lane;
+    if (warp == 0 && row < count) {
+        u64 at = (u64)token * p.out_stride + row;
+        p.out[at] = results[lane];
+        // Then there are whole groups.
+        if (p.to.q != nullptr) {
+            quantize_lane(results[lane], at, p.to);
+        }
+    }
 }
 
 KERNEL(matvec_picked, Picked, 128, 4) {
@@ -410,14 +352,49 @@ KERNEL(matvec_picked, Picked, 128, 4) {
     // So that the row of x is number `pair` of the product.
     s64 rows = (s64)(pair / p.picks) - (s64)pair;
     product.x += rows * p.product.columns;
-    product.q += rows * p.product.columns;
-    product.scales += rows * (p.product.columns / 16);
-    matvec<TYPE, 1, 1>(product);
+    product.rounded.q += rows * p.product.columns;
+    product.rounded.scales += rows * (p.product.columns / 16);
+    matvec<1, ROWS1>(product);
 }
 
+#if LANES
+// The largest size that weights can have, before and after mins are taken off: a block a row.
+KERNEL(bound, Bound, 128, 1) {
+    float most = 0.0f;
+    for (u32 part = threadIdx.x; part < p.columns / 16; part += 128) {
+        Lanes16 w = lanes_at<TYPE>(p.weights + (u64)blockIdx.x * p.row_bytes, part, p.codebook);
+        u32 words[4] = {w.q.x, w.q.y, w.q.z, w.q.w};
+        int largest = 1;
+        for (u32 i = 0; i < 16; i++) {
+            int q = (int)(signed char)(words[i / 4] >> (8 * (i % 4)));
+            largest = q > largest ? q : -q > largest ? -q : largest;
+        }
+        float size = fabsf(w.scale) * (float)largest + fabsf(w.min);
+        // Infinities and NaN are what they are.
+        most = size <= 3.4e38f ? fmaxf(most, size) : most;
+    }
+    most = warp_max(most);
+    if (threadIdx.x % WARP == 0) {
+        atomicMax(p.out, float_to_bits(most));
+    }
+}
+
+KERNEL(matmul_32, Product, TILE_THREADS, 2) {
+    matmul<TYPE, 32>(p);
+}
+
+KERNEL(matmul_64, Product, TILE_THREADS, 2) {
+    matmul<TYPE, 64>(p);
+}
+
+KERNEL(matmul_128, Product, TILE_THREADS, 2) {
+    matmul<TYPE, 128>(p);
+}
+#else
 KERNEL(matmul, Product, TILE_THREADS, 2) {
     matmul<TYPE>(p);
 }
+#endif
 
 // out[i] = table[ids[i]].
 KERNEL(embed, Embed, 64, 1) {

@@ -49,7 +49,8 @@ struct IQ1_S {
     // d (1 + 2 scale) (level ± ⅛). d f16; 32 lower bytes of indices; for 32 elements four times 3 upper bits of indices, a 3-bit
     // scale and the shift.
     static const u32 ELEMENTS = 256, BYTES = 50, GROUP = 1, DISTANCE = 1;
-    static const bool WIDE = true, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32* codebook) {
         u32 low = u16_at(block + 2 + 2 * part);
@@ -66,7 +67,8 @@ struct IQ1_M {
     // d (1 + 2 scale) (level ± ⅛). 32 lower bytes of indices; for 8 elements a nibble of 3 upper bits of the index and the
     // shift; four words of four scales of 3 bits and a quarter of d.
     static const u32 ELEMENTS = 256, BYTES = 56, GROUP = 1, DISTANCE = 1;
-    static const bool WIDE = false, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32* codebook) {
         u32 low = u16_at(block + 2 * part);
@@ -87,7 +89,8 @@ struct IQ1_M {
 struct IQ2_XXS {
     // d (scale + ½) / 4 · ±magnitude. d f16; for 32 elements four indices of 8 bits, then four times 7 signs and a 4-bit scale.
     static const u32 ELEMENTS = 256, BYTES = 66, GROUP = 2, DISTANCE = 1;
-    static const bool WIDE = true, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32* codebook) {
         u32 side = part & 1;
@@ -103,7 +106,8 @@ struct IQ2_XXS {
 struct IQ2_XS {
     // d (scale + ½) / 4 · ±magnitude. d f16; for 8 elements 9 bits of index and 7 signs; 16 nibbles of scales.
     static const u32 ELEMENTS = 256, BYTES = 74, GROUP = 1, DISTANCE = 1;
-    static const bool WIDE = false, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32* codebook) {
         u32 word = u32_at(block + 2 + 4 * part);
@@ -117,7 +121,8 @@ struct IQ2_S {
     // d (scale + ½) / 4 · ±magnitude. d f16; 32 lower bytes of indices; 32 bytes of signs; 32 upper pairs of bits of indices;
     // 16 nibbles of scales.
     static const u32 ELEMENTS = 256, BYTES = 82, GROUP = 1, DISTANCE = 1;
-    static const bool WIDE = false, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32* codebook) {
         u32 low = u16_at(block + 2 + 2 * part);
@@ -131,7 +136,8 @@ struct IQ2_S {
 struct IQ3_XXS {
     // d (scale + ½) / 2 · ±magnitude. d f16; 64 indices of 8 bits; for 32 elements four times 7 signs and a 4-bit scale.
     static const u32 ELEMENTS = 256, BYTES = 98, GROUP = 2, DISTANCE = 1;
-    static const bool WIDE = true, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32* codebook) {
         uint4 index = bytes_of(u32_at(block + 2 + 4 * part));
@@ -145,7 +151,8 @@ struct IQ3_XXS {
 struct IQ3_S {
     // d (1 + 2 scale) · ±magnitude. d f16; 64 lower bytes of indices; 64 ninth bits; 32 bytes of signs; 8 nibbles of scales.
     static const u32 ELEMENTS = 256, BYTES = 110, GROUP = 1, DISTANCE = 1;
-    static const bool WIDE = true, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32* codebook) {
         u32 ninth = nibble_at(block + 66, part);
@@ -173,7 +180,8 @@ DEVICE uint4 iq4_values(uint4 codes) {
 struct IQ4_NL {
     // d value(q). d f16; 16 bytes of nibbles, elements l low and l + 16 high.
     static const u32 ELEMENTS = 32, BYTES = 18, GROUP = 2, DISTANCE = 1;
-    static const bool WIDE = true, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         return lanes(iq4_values(nibbles(bytes16_at(block + 2), part)), f16_at(block), 0.0f);
@@ -184,7 +192,8 @@ struct IQ4_XS {
     // d (scale − 32) value(q). d f16; the upper pairs of 8 scales; their 8 nibbles; 128 bytes of nibbles: byte 16 k + l has
     // elements 32 k + l and 32 k + 16 + l.
     static const u32 ELEMENTS = 256, BYTES = 136, GROUP = 2, DISTANCE = 1;
-    static const bool WIDE = true, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         u32 sub = part >> 1;

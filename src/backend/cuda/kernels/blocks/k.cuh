@@ -4,7 +4,8 @@ struct Q2_K {
     // d scale q − dmin min. 16 bytes: a sub-block's scale low, min high; 64 bytes: byte 32 k + l has the pairs of elements
     // 128 k + l, + 32, + 64, + 96; d, dmin f16.
     static const u32 ELEMENTS = 256, BYTES = 84, GROUP = 4, DISTANCE = 2;
-    static const bool WIDE = false, MINS = true;
+    static const u32 CENTER = 2;
+    static const bool MINS = true;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         uint4 bytes = words4_at(block + 16 + 32 * (part >> 3) + 16 * (part & 1));
@@ -18,7 +19,8 @@ struct Q3_K {
     // d (scale − 32) (q − 4). 32 bytes: bit k of byte l is the third bit of element 32 k + l; 64 bytes: byte 32 k + l has the
     // pairs of elements 128 k + l, + 32, + 64, + 96; 12 bytes of scales; d f16.
     static const u32 ELEMENTS = 256, BYTES = 110, GROUP = 4, DISTANCE = 2;
-    static const bool WIDE = false, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         u32 side = 16 * (part & 1);
@@ -53,7 +55,8 @@ DEVICE float2 scale_and_min(uint4 head, u32 sub) {
 struct Q4_K {
     // d scale q − dmin min. The head; 128 bytes of nibbles: byte 32 k + l has elements 64 k + l and 64 k + 32 + l.
     static const u32 ELEMENTS = 256, BYTES = 144, GROUP = 2, DISTANCE = 2;
-    static const bool WIDE = true, MINS = true;
+    static const u32 CENTER = 8;
+    static const bool MINS = true;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         float2 head = scale_and_min(quad_at(block), part >> 1);
@@ -66,7 +69,8 @@ struct Q5_K {
     // d scale q − dmin min. The head; 32 bytes: bit k of byte l is the fifth bit of element 32 k + l; 128 bytes of nibbles:
     // byte 32 k + l has elements 64 k + l and 64 k + 32 + l.
     static const u32 ELEMENTS = 256, BYTES = 176, GROUP = 2, DISTANCE = 2;
-    static const bool WIDE = true, MINS = true;
+    static const u32 CENTER = 16;
+    static const bool MINS = true;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         float2 head = scale_and_min(quad_at(block), part >> 1);
@@ -81,7 +85,8 @@ struct Q6_K {
     // d scale (q − 32). 128 bytes of nibbles: byte 64 k + l has elements 128 k + l and 128 k + 64 + l; 64 bytes: byte 32 k + l
     // has the upper pairs of elements 128 k + l, + 32, + 64, + 96; 16 scales i8; d f16.
     static const u32 ELEMENTS = 256, BYTES = 210, GROUP = 4, DISTANCE = 2;
-    static const bool WIDE = false, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         u32 half = part >> 3;

@@ -4,8 +4,8 @@
 //   ELEMENTS, BYTES    of a block
 //   GROUP, DISTANCE    parts (of 16 elements) that share the words their bits are in: GROUP of them, DISTANCE apart. One thread
 //                      takes them together, so that a compiler loads those words once.
-//   WIDE               whether parts 2 i and 2 i + 1 have the same scale and min
 //   MINS               whether there are mins
+//   CENTER             about what number they lie, if none is negative; else 0
 //   lanes16(block, part, codebook)    elements 16 part .. 16 part + 15 of a block
 // or, for floats, decode16(block, out), with parts of blocks of 16. No load goes beyond the word that the last byte asked for
 // is in.

@@ -3,7 +3,8 @@
 struct Q4_0 {
     // d (q − 8). d f16; 16 bytes of nibbles, elements l low and l + 16 high.
     static const u32 ELEMENTS = 32, BYTES = 18, GROUP = 2, DISTANCE = 1;
-    static const bool WIDE = true, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         return lanes(bytes_minus(nibbles(bytes16_at(block + 2), part), 8), f16_at(block), 0.0f);
@@ -13,7 +14,8 @@ struct Q4_0 {
 struct Q4_1 {
     // d q + m. d, m f16; 16 bytes of nibbles, elements l low and l + 16 high.
     static const u32 ELEMENTS = 32, BYTES = 20, GROUP = 2, DISTANCE = 1;
-    static const bool WIDE = true, MINS = true;
+    static const u32 CENTER = 8;
+    static const bool MINS = true;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         float2 head = halves(word_at(block));
@@ -24,7 +26,8 @@ struct Q4_1 {
 struct Q5_0 {
     // d (q − 16). d f16; a fifth bit for each element; 16 bytes of nibbles, elements l low and l + 16 high.
     static const u32 ELEMENTS = 32, BYTES = 22, GROUP = 2, DISTANCE = 1;
-    static const bool WIDE = true, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         uint4 fifths = spread_ones(u16_at(block + 2 + 2 * part));
@@ -36,7 +39,8 @@ struct Q5_0 {
 struct Q5_1 {
     // d q + m. d, m f16; a fifth bit for each element; 16 bytes of nibbles, elements l low and l + 16 high.
     static const u32 ELEMENTS = 32, BYTES = 24, GROUP = 2, DISTANCE = 1;
-    static const bool WIDE = true, MINS = true;
+    static const u32 CENTER = 16;
+    static const bool MINS = true;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         float2 head = halves(word_at(block));
@@ -48,7 +52,8 @@ struct Q5_1 {
 struct Q8_0 {
     // d q. d f16; 32 × i8.
     static const u32 ELEMENTS = 32, BYTES = 34, GROUP = 1, DISTANCE = 1;
-    static const bool WIDE = true, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         return lanes(bytes16_at(block + 2 + 16 * part), f16_at(block), 0.0f);
@@ -58,7 +63,8 @@ struct Q8_0 {
 struct Q1_0 {
     // d where the element's bit is set, else −d. d f16; 128 bits.
     static const u32 ELEMENTS = 128, BYTES = 18, GROUP = 1, DISTANCE = 1;
-    static const bool WIDE = true, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         uint4 bits = spread_ones(u16_at(block + 2 + 2 * part));
@@ -69,7 +75,8 @@ struct Q1_0 {
 struct Q2_0 {
     // d (q − 1). d f16; 64 pairs of bits.
     static const u32 ELEMENTS = 64, BYTES = 18, GROUP = 1, DISTANCE = 1;
-    static const bool WIDE = true, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         return lanes(bytes_minus(spread_pairs(u32_at(block + 2 + 4 * part)), 1), f16_at(block), 0.0f);

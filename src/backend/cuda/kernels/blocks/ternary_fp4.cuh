@@ -4,7 +4,8 @@ struct TQ1_0 {
     // d (digit − 1). Base-3 digits as fixed-point fractions: 32 bytes of five (elements m + 32 n), 16 of five (160 + m + 16 n),
     // 4 of four (240 + m + 4 n); d f16.
     static const u32 ELEMENTS = 256, BYTES = 54, GROUP = 1, DISTANCE = 1;
-    static const bool WIDE = true, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     // 3^n, n below 5.
     DEVICE u32 power_of_3(u32 n) {
@@ -38,7 +39,8 @@ struct TQ1_0 {
 struct TQ2_0 {
     // d (q − 1). 64 bytes: byte 32 k + l has the pairs of elements 128 k + l, + 32, + 64, + 96; d f16.
     static const u32 ELEMENTS = 256, BYTES = 66, GROUP = 4, DISTANCE = 2;
-    static const bool WIDE = true, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         uint4 q = pairs(bytes16_at(block + 32 * (part >> 3) + 16 * (part & 1)), part & 6);
@@ -61,7 +63,8 @@ DEVICE uint4 e2m1_doubled(uint4 codes) {
 struct MXFP4 {
     // 2^(e − 127) E2M1(q). e; 16 bytes of nibbles, elements l low and l + 16 high.
     static const u32 ELEMENTS = 32, BYTES = 17, GROUP = 2, DISTANCE = 1;
-    static const bool WIDE = true, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
         u32 e = u8_at(block);
@@ -75,7 +78,8 @@ struct NVFP4 {
     // scale E2M1(q). Four scales, unsigned floats of 4 bits of exponent (bias 7) and 3 of mantissa; for each group of 16
     // elements 8 bytes of nibbles, elements l low and l + 8 high.
     static const u32 ELEMENTS = 64, BYTES = 36, GROUP = 1, DISTANCE = 1;
-    static const bool WIDE = false, MINS = false;
+    static const u32 CENTER = 0;
+    static const bool MINS = false;
 
     // Half of what the byte stands for; 0 for 0x7f, its NaN.
     DEVICE float half_e4m3(u32 byte) {
