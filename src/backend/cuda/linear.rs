@@ -3,6 +3,7 @@
 use super::device::lock;
 use super::launch;
 use super::modules::Module;
+use super::repacking::stride;
 use super::rounding::Form;
 use super::{Buffer, Cuda, Scratch, gate_number};
 use crate::Result;
@@ -98,7 +99,7 @@ impl Cuda {
             out: 0,
             columns: w.columns as u32,
             rows: w.rows as u32,
-            row_bytes: w.row_bytes() as u32,
+            row_bytes: stride(w.row_bytes()) as u32,
             tokens: x.rows as u32,
             out_stride: 0,
             ending: 0,

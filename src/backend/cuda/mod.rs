@@ -1,7 +1,7 @@
 //! The backend for NVIDIA's graphics processors, through their own driver.
 //!
 //! The kernels are CUDA C in kernels/, compiled ahead to PTX (scripts/build_ptx.py), which the driver compiles for its
-//! device. Weights stay in their GGUF blocks; what they are multiplied by is int8 with a scale for 32 elements. Launches
+//! device. Weights stay in their GGUF blocks, but for where blocks' scales are; what they are multiplied by is int8 with a scale for 32 elements. Launches
 //! follow each other in one stream, and nobody waits until a result is read; those of a token are one graph.
 
 mod attention;
@@ -15,6 +15,7 @@ mod launch;
 mod linear;
 mod mixture;
 mod modules;
+mod repacking;
 mod rounding;
 #[cfg(test)]
 mod tests;
@@ -281,7 +282,7 @@ impl Backend for Cuda {
             ids: self.numbers(&mut scratch, ids.iter().copied())?,
             out: out.pointer(),
             columns: table.columns as u32,
-            row_bytes: table.row_bytes() as u32,
+            row_bytes: repacking::stride(table.row_bytes()) as u32,
         };
         let groups = [(table.columns / 16).div_ceil(64), ids.len(), 1];
         self.launch(module, "embed", groups, 64, &parameters)

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use super::buffer::Storage;
 use super::device::lock;
 use super::modules::Module;
+use super::repacking::{repack, stride};
 use super::{Cuda, launch};
 use crate::backend::codebooks::codebook;
 use crate::backend::{Matrix, MatrixId, Vector};
@@ -31,7 +32,7 @@ impl Cuda {
 
     /// Bytes of the device's memory that `matrix` takes.
     pub fn bytes_for(matrix: &Matrix) -> u64 {
-        (matrix.size() as u64).next_multiple_of(512)
+        ((matrix.rows * stride(matrix.row_bytes())) as u64).next_multiple_of(512)
     }
 
     /// Copies `matrix` to the device, where it stays. `progress` is told of the bytes that went over.
@@ -48,10 +49,15 @@ impl Cuda {
                 matrix.columns
             )));
         }
-        let storage = self.storage(matrix.size())?;
-        for (i, piece) in matrix.bytes().chunks(PIECE).enumerate() {
-            self.send(piece, storage.pointer() + (i * PIECE) as u64)?;
-            progress(piece.len());
+        let (row_bytes, stride) = (matrix.row_bytes(), stride(matrix.row_bytes()));
+        let storage = self.storage(matrix.rows * stride)?;
+        let rows = (PIECE / stride).max(1);
+        let mut piece = Vec::new();
+        for (i, bytes) in matrix.bytes().chunks(rows * row_bytes).enumerate() {
+            piece.clear();
+            repack(matrix.kind, bytes, row_bytes, &mut piece);
+            self.send(&piece, storage.pointer() + (i * rows * stride) as u64)?;
+            progress(bytes.len());
         }
         self.context.wait()?;
         let factor = if matrix.kind.is_quantized() { self.factor(matrix, &storage)? } else { 1.0 };
@@ -71,7 +77,7 @@ impl Cuda {
             codebook: codebook.pointer(),
             out: most.pointer(),
             columns: matrix.columns as u32,
-            row_bytes: matrix.row_bytes() as u32,
+            row_bytes: stride(matrix.row_bytes()) as u32,
         };
         let module = Module::weights(matrix.kind).expect("what is uploaded has kernels");
         self.launch(module, "bound", [matrix.rows, 1, 1], 128, &parameters)?;

@@ -70,7 +70,7 @@ DEVICE void matmul(const Product& p) {
 #pragma unroll
         for (u32 j = 0; j < 2; j++) {
             u32 part = begin + own_part<T>(j);
-            to[j] = part < parts ? lanes_at<T>(start, part, p.codebook) : lanes(four(0), 0.0f, 0.0f);
+            to[j] = part < parts ? lanes_at<T>(start, parts, part, p.codebook) : lanes(four(0), 0.0f, 0.0f);
         }
     };
     Lanes16 next[2];

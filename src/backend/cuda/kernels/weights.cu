@@ -11,7 +11,7 @@
 
 // See `Product` in launch.rs.
 struct Product {
-    // [rows][row_bytes]
+    // [rows][row_bytes], as repacking.rs leaves them.
     const u8* weights;
     const u32* codebook;
     // [tokens][columns]
@@ -118,10 +118,16 @@ DEVICE u32 first_part(u32 g) {
     return T::DISTANCE == 1 ? g * T::GROUP : g / 2 * (2 * T::GROUP) + g % 2;
 }
 
+// Part number `part` of a row of `parts`.
 template <typename T>
-DEVICE Lanes16 lanes_at(const u8* row, u32 part, const u32* codebook) {
+DEVICE Lanes16 lanes_at(const u8* row, u32 parts, u32 part, const u32* codebook) {
     const u32 PARTS = T::ELEMENTS / 16;
-    return T::lanes16(row + (u64)(part / PARTS) * T::BYTES, part % PARTS, codebook);
+    u32 block = part / PARTS, d = 0;
+    if constexpr (T::APART > 0) {
+        const u8* at = row + parts / PARTS * T::BYTES + block * T::APART;
+        d = T::APART == 2 ? u16_at(at) : u8_at(at);
+    }
+    return T::lanes16(row + block * T::BYTES, d, part % PARTS, codebook);
 }
 
 DEVICE int dot16(uint4 a, uint4 b) {
@@ -151,7 +157,7 @@ DEVICE void lane_sums(const Product& p, u32 row, u32 first, float sums[N][ROWS *
             Lanes16 w[ROWS * HALVES];
 #pragma unroll
             for (u32 s = 0; s < ROWS * HALVES; s++) {
-                w[s] = lanes_at<T>(starts[s], part, p.codebook);
+                w[s] = lanes_at<T>(starts[s], parts, part, p.codebook);
             }
 #pragma unroll
             for (u32 n = 0; n < N; n++) {
@@ -173,8 +179,8 @@ DEVICE void lane_sums(const Product& p, u32 row, u32 first, float sums[N][ROWS *
 #include "tiles.cuh"
 
 template <typename T>
-DEVICE void decode(const u8* row, u32 part, const u32* codebook, float out[16]) {
-    Lanes16 w = lanes_at<T>(row, part, codebook);
+DEVICE void decode(const u8* row, u32 parts, u32 part, const u32* codebook, float out[16]) {
+    Lanes16 w = lanes_at<T>(row, parts, part, codebook);
     u32 words[4] = {w.q.x, w.q.y, w.q.z, w.q.w};
 #pragma unroll
     for (u32 i = 0; i < 16; i++) {
@@ -185,7 +191,7 @@ DEVICE void decode(const u8* row, u32 part, const u32* codebook, float out[16]) 
 #else
 
 template <typename T>
-DEVICE void decode(const u8* row, u32 part, const u32*, float out[16]) {
+DEVICE void decode(const u8* row, u32, u32 part, const u32*, float out[16]) {
     T::decode16(row + (u64)part * T::BYTES, out);
 }
 
@@ -362,7 +368,7 @@ KERNEL(matvec_picked, Picked, 128, 4) {
 KERNEL(bound, Bound, 128, 1) {
     float most = 0.0f;
     for (u32 part = threadIdx.x; part < p.columns / 16; part += 128) {
-        Lanes16 w = lanes_at<TYPE>(p.weights + (u64)blockIdx.x * p.row_bytes, part, p.codebook);
+        Lanes16 w = lanes_at<TYPE>(p.weights + (u64)blockIdx.x * p.row_bytes, p.columns / 16, part, p.codebook);
         u32 words[4] = {w.q.x, w.q.y, w.q.z, w.q.w};
         int largest = 1;
         for (u32 i = 0; i < 16; i++) {
@@ -403,7 +409,7 @@ KERNEL(embed, Embed, 64, 1) {
         return;
     }
     float out[16];
-    decode<TYPE>(p.weights + (u64)p.ids[blockIdx.y] * p.row_bytes, part, p.codebook, out);
+    decode<TYPE>(p.weights + (u64)p.ids[blockIdx.y] * p.row_bytes, p.columns / 16, part, p.codebook, out);
     float4* to = (float4*)(p.out + (u64)blockIdx.y * p.columns) + 4 * part;
     for (u32 i = 0; i < 4; i++) {
         to[i] = make_float4(out[4 * i], out[4 * i + 1], out[4 * i + 2], out[4 * i + 3]);

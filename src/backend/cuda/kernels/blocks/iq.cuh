@@ -48,17 +48,17 @@ DEVICE uint4 bytes_of(u32 word) {
 struct IQ1_S {
     // d (1 + 2 scale) (level ± ⅛). d f16; 32 lower bytes of indices; for 32 elements four times 3 upper bits of indices, a 3-bit
     // scale and the shift.
-    static const u32 ELEMENTS = 256, BYTES = 50, GROUP = 1, DISTANCE = 1;
+    static const u32 ELEMENTS = 256, BYTES = 48, APART = 2, GROUP = 1, DISTANCE = 1;
     static const u32 CENTER = 0;
     static const bool MINS = false;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32* codebook) {
-        u32 low = u16_at(block + 2 + 2 * part);
-        u32 word = u16_at(block + 34 + 2 * (part >> 1));
+    DEVICE Lanes16 lanes16(const u8* block, u32 d, u32 part, const u32* codebook) {
+        u32 low = u16_at(block + 2 * part);
+        u32 word = u16_at(block + 32 + 2 * (part >> 1));
         u32 high = word >> (6 * (part & 1));
         u32 first = (low & 255) | ((high & 7) << 8);
         u32 second = (low >> 8) | ((high & 56) << 5);
-        float scale = f16_at(block) * (float)(1 + 2 * ((word >> 12) & 7));
+        float scale = half_to_float(d) * (float)(1 + 2 * ((word >> 12) & 7));
         return lanes(shifted_levels(codebook, first, second, word >> 15, word >> 15), scale * 0.125f, 0.0f);
     }
 };
@@ -66,11 +66,11 @@ struct IQ1_S {
 struct IQ1_M {
     // d (1 + 2 scale) (level ± ⅛). 32 lower bytes of indices; for 8 elements a nibble of 3 upper bits of the index and the
     // shift; four words of four scales of 3 bits and a quarter of d.
-    static const u32 ELEMENTS = 256, BYTES = 56, GROUP = 1, DISTANCE = 1;
+    static const u32 ELEMENTS = 256, BYTES = 56, APART = 0, GROUP = 1, DISTANCE = 1;
     static const u32 CENTER = 0;
     static const bool MINS = false;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32* codebook) {
+    DEVICE Lanes16 lanes16(const u8* block, u32, u32 part, const u32* codebook) {
         u32 low = u16_at(block + 2 * part);
         u32 high = u8_at(block + 32 + part);
         u32 first = (low & 255) | ((high & 7) << 8);
@@ -88,78 +88,78 @@ struct IQ1_M {
 
 struct IQ2_XXS {
     // d (scale + ½) / 4 · ±magnitude. d f16; for 32 elements four indices of 8 bits, then four times 7 signs and a 4-bit scale.
-    static const u32 ELEMENTS = 256, BYTES = 66, GROUP = 2, DISTANCE = 1;
+    static const u32 ELEMENTS = 256, BYTES = 64, APART = 2, GROUP = 2, DISTANCE = 1;
     static const u32 CENTER = 0;
     static const bool MINS = false;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32* codebook) {
+    DEVICE Lanes16 lanes16(const u8* block, u32 d, u32 part, const u32* codebook) {
         u32 side = part & 1;
-        const u8* pair = block + 2 + 8 * (part >> 1);
+        const u8* pair = block + 8 * (part >> 1);
         u32 index = u16_at(pair + 2 * side);
-        u32 word = u32_at(pair + 4);
+        u32 word = word_at(pair + 4);
         u32 stored = word >> (14 * side);
         uint4 q = signed_bytes(points8(codebook, index & 255, index >> 8), even_signs(stored, stored >> 7));
-        return lanes(q, f16_at(block) * (0.5f + (float)(word >> 28)) * 0.25f, 0.0f);
+        return lanes(q, half_to_float(d) * (0.5f + (float)(word >> 28)) * 0.25f, 0.0f);
     }
 };
 
 struct IQ2_XS {
     // d (scale + ½) / 4 · ±magnitude. d f16; for 8 elements 9 bits of index and 7 signs; 16 nibbles of scales.
-    static const u32 ELEMENTS = 256, BYTES = 74, GROUP = 1, DISTANCE = 1;
+    static const u32 ELEMENTS = 256, BYTES = 72, APART = 2, GROUP = 1, DISTANCE = 1;
     static const u32 CENTER = 0;
     static const bool MINS = false;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32* codebook) {
-        u32 word = u32_at(block + 2 + 4 * part);
+    DEVICE Lanes16 lanes16(const u8* block, u32 d, u32 part, const u32* codebook) {
+        u32 word = word_at(block + 4 * part);
         u32 signs = even_signs(word >> 9, word >> 25);
         uint4 q = signed_bytes(points8(codebook, word & 511, (word >> 16) & 511), signs);
-        return lanes(q, f16_at(block) * (0.5f + (float)nibble_at(block + 66, part)) * 0.25f, 0.0f);
+        return lanes(q, half_to_float(d) * (0.5f + (float)nibble_at(block + 64, part)) * 0.25f, 0.0f);
     }
 };
 
 struct IQ2_S {
     // d (scale + ½) / 4 · ±magnitude. d f16; 32 lower bytes of indices; 32 bytes of signs; 32 upper pairs of bits of indices;
     // 16 nibbles of scales.
-    static const u32 ELEMENTS = 256, BYTES = 82, GROUP = 1, DISTANCE = 1;
+    static const u32 ELEMENTS = 256, BYTES = 80, APART = 2, GROUP = 1, DISTANCE = 1;
     static const u32 CENTER = 0;
     static const bool MINS = false;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32* codebook) {
-        u32 low = u16_at(block + 2 + 2 * part);
-        u32 high = nibble_at(block + 66, part);
+    DEVICE Lanes16 lanes16(const u8* block, u32 d, u32 part, const u32* codebook) {
+        u32 low = u16_at(block + 2 * part);
+        u32 high = nibble_at(block + 64, part);
         uint4 magnitudes = points8(codebook, (low & 255) | ((high & 3) << 8), (low >> 8) | ((high >> 2) << 8));
-        uint4 q = signed_bytes(magnitudes, u16_at(block + 34 + 2 * part));
-        return lanes(q, f16_at(block) * (0.5f + (float)nibble_at(block + 74, part)) * 0.25f, 0.0f);
+        uint4 q = signed_bytes(magnitudes, u16_at(block + 32 + 2 * part));
+        return lanes(q, half_to_float(d) * (0.5f + (float)nibble_at(block + 72, part)) * 0.25f, 0.0f);
     }
 };
 
 struct IQ3_XXS {
     // d (scale + ½) / 2 · ±magnitude. d f16; 64 indices of 8 bits; for 32 elements four times 7 signs and a 4-bit scale.
-    static const u32 ELEMENTS = 256, BYTES = 98, GROUP = 2, DISTANCE = 1;
+    static const u32 ELEMENTS = 256, BYTES = 96, APART = 2, GROUP = 2, DISTANCE = 1;
     static const u32 CENTER = 0;
     static const bool MINS = false;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32* codebook) {
-        uint4 index = bytes_of(u32_at(block + 2 + 4 * part));
-        u32 word = u32_at(block + 66 + 4 * (part >> 1));
+    DEVICE Lanes16 lanes16(const u8* block, u32 d, u32 part, const u32* codebook) {
+        uint4 index = bytes_of(word_at(block + 4 * part));
+        u32 word = word_at(block + 64 + 4 * (part >> 1));
         u32 stored = word >> (14 * (part & 1));
         uint4 q = signed_bytes(points4(codebook, index), even_signs(stored, stored >> 7));
-        return lanes(q, f16_at(block) * (0.5f + (float)(word >> 28)) * 0.5f, 0.0f);
+        return lanes(q, half_to_float(d) * (0.5f + (float)(word >> 28)) * 0.5f, 0.0f);
     }
 };
 
 struct IQ3_S {
     // d (1 + 2 scale) · ±magnitude. d f16; 64 lower bytes of indices; 64 ninth bits; 32 bytes of signs; 8 nibbles of scales.
-    static const u32 ELEMENTS = 256, BYTES = 110, GROUP = 1, DISTANCE = 1;
+    static const u32 ELEMENTS = 256, BYTES = 108, APART = 2, GROUP = 1, DISTANCE = 1;
     static const u32 CENTER = 0;
     static const bool MINS = false;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32* codebook) {
-        u32 ninth = nibble_at(block + 66, part);
+    DEVICE Lanes16 lanes16(const u8* block, u32 d, u32 part, const u32* codebook) {
+        u32 ninth = nibble_at(block + 64, part);
         uint4 ninths = make_uint4(ninth << 8, ninth << 7, ninth << 6, ninth << 5) & 256;
-        uint4 index = bytes_of(u32_at(block + 2 + 4 * part)) | ninths;
-        uint4 q = signed_bytes(points4(codebook, index), u16_at(block + 74 + 2 * part));
-        return lanes(q, f16_at(block) * (float)(1 + 2 * nibble_at(block + 106, part >> 1)), 0.0f);
+        uint4 index = bytes_of(word_at(block + 4 * part)) | ninths;
+        uint4 q = signed_bytes(points4(codebook, index), u16_at(block + 72 + 2 * part));
+        return lanes(q, half_to_float(d) * (float)(1 + 2 * nibble_at(block + 104, part >> 1)), 0.0f);
     }
 };
 
@@ -179,23 +179,23 @@ DEVICE uint4 iq4_values(uint4 codes) {
 
 struct IQ4_NL {
     // d value(q). d f16; 16 bytes of nibbles, elements l low and l + 16 high.
-    static const u32 ELEMENTS = 32, BYTES = 18, GROUP = 2, DISTANCE = 1;
+    static const u32 ELEMENTS = 32, BYTES = 16, APART = 2, GROUP = 2, DISTANCE = 1;
     static const u32 CENTER = 0;
     static const bool MINS = false;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
-        return lanes(iq4_values(nibbles(bytes16_at(block + 2), part)), f16_at(block), 0.0f);
+    DEVICE Lanes16 lanes16(const u8* block, u32 d, u32 part, const u32*) {
+        return lanes(iq4_values(nibbles(quad_at(block), part)), half_to_float(d), 0.0f);
     }
 };
 
 struct IQ4_XS {
     // d (scale − 32) value(q). d f16; the upper pairs of 8 scales; their 8 nibbles; 128 bytes of nibbles: byte 16 k + l has
     // elements 32 k + l and 32 k + 16 + l.
-    static const u32 ELEMENTS = 256, BYTES = 136, GROUP = 2, DISTANCE = 1;
+    static const u32 ELEMENTS = 256, BYTES = 136, APART = 0, GROUP = 2, DISTANCE = 1;
     static const u32 CENTER = 0;
     static const bool MINS = false;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
+    DEVICE Lanes16 lanes16(const u8* block, u32, u32 part, const u32*) {
         u32 sub = part >> 1;
         u32 head = word_at(block);
         u32 low = (word_at(block + 4) >> (4 * sub)) & 15;

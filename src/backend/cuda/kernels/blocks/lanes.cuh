@@ -1,12 +1,14 @@
 // Weights at any byte, and blocks as int8 lanes: what the types' files are made of.
 //
 // A type is a struct with
-//   ELEMENTS, BYTES    of a block
+//   ELEMENTS           of a block
+//   BYTES, APART       of a block, but for its scale, and of that: where a row has scales of one or two bytes at blocks' ends,
+//                      they come after all of its blocks, so that those can be read in words of 4 or 16 bytes (repacking.rs)
 //   GROUP, DISTANCE    parts (of 16 elements) that share the words their bits are in: GROUP of them, DISTANCE apart. One thread
 //                      takes them together, so that a compiler loads those words once.
 //   MINS               whether there are mins
 //   CENTER             about what number they lie, if none is negative; else 0
-//   lanes16(block, part, codebook)    elements 16 part .. 16 part + 15 of a block
+//   lanes16(block, d, part, codebook)    elements 16 part .. 16 part + 15 of a block, whose scale apart has the bits d
 // or, for floats, decode16(block, out), with parts of blocks of 16. No load goes beyond the word that the last byte asked for
 // is in.
 
@@ -16,11 +18,6 @@ struct Lanes16 {
     float scale;
     float min;
 };
-
-// The word that byte `at` is in: rows begin at any even byte, buffers at multiples of 256.
-DEVICE const u32* word_of(const u8* at) {
-    return (const u32*)((u64)at & ~3ull);
-}
 
 // The word at a multiple of 4.
 DEVICE u32 word_at(const u8* at) {
@@ -45,28 +42,9 @@ DEVICE uint4 pairs_at(const u8* at) {
     return make_uint4(low.x, low.y, high.x, high.y);
 }
 
-// 16 bytes from any byte on.
-DEVICE uint4 bytes16_at(const u8* at) {
-    const u32* words = word_of(at);
-    u32 last = *word_of(at + 15);
-    u32 shift = 8 * (u32)((u64)at & 3);
-    u32 a = words[0], b = words[1], c = words[2], d = words[3];
-    return make_uint4(
-        __funnelshift_r(a, b, shift),
-        __funnelshift_r(b, c, shift),
-        __funnelshift_r(c, d, shift),
-        __funnelshift_r(d, last, shift)
-    );
-}
-
 // 16 bits at a multiple of 2.
 DEVICE u32 u16_at(const u8* at) {
     return *(const u16*)at;
-}
-
-// 32 bits at a multiple of 2.
-DEVICE u32 u32_at(const u8* at) {
-    return u16_at(at) | (u16_at(at + 2) << 16);
 }
 
 DEVICE u32 u8_at(const u8* at) {
@@ -75,11 +53,6 @@ DEVICE u32 u8_at(const u8* at) {
 
 DEVICE int i8_at(const u8* at) {
     return (int)(signed char)*at;
-}
-
-// Half precision at a multiple of 2.
-DEVICE float f16_at(const u8* at) {
-    return half_to_float(u16_at(at));
 }
 
 // The two halves of a word.

@@ -2,22 +2,22 @@
 
 struct Q4_0 {
     // d (q − 8). d f16; 16 bytes of nibbles, elements l low and l + 16 high.
-    static const u32 ELEMENTS = 32, BYTES = 18, GROUP = 2, DISTANCE = 1;
+    static const u32 ELEMENTS = 32, BYTES = 16, APART = 2, GROUP = 2, DISTANCE = 1;
     static const u32 CENTER = 0;
     static const bool MINS = false;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
-        return lanes(bytes_minus(nibbles(bytes16_at(block + 2), part), 8), f16_at(block), 0.0f);
+    DEVICE Lanes16 lanes16(const u8* block, u32 d, u32 part, const u32*) {
+        return lanes(bytes_minus(nibbles(quad_at(block), part), 8), half_to_float(d), 0.0f);
     }
 };
 
 struct Q4_1 {
     // d q + m. d, m f16; 16 bytes of nibbles, elements l low and l + 16 high.
-    static const u32 ELEMENTS = 32, BYTES = 20, GROUP = 2, DISTANCE = 1;
+    static const u32 ELEMENTS = 32, BYTES = 20, APART = 0, GROUP = 2, DISTANCE = 1;
     static const u32 CENTER = 8;
     static const bool MINS = true;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
+    DEVICE Lanes16 lanes16(const u8* block, u32, u32 part, const u32*) {
         float2 head = halves(word_at(block));
         return lanes(nibbles(words4_at(block + 4), part), head.x, -head.y);
     }
@@ -25,24 +25,24 @@ struct Q4_1 {
 
 struct Q5_0 {
     // d (q − 16). d f16; a fifth bit for each element; 16 bytes of nibbles, elements l low and l + 16 high.
-    static const u32 ELEMENTS = 32, BYTES = 22, GROUP = 2, DISTANCE = 1;
+    static const u32 ELEMENTS = 32, BYTES = 20, APART = 2, GROUP = 2, DISTANCE = 1;
     static const u32 CENTER = 0;
     static const bool MINS = false;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
-        uint4 fifths = spread_ones(u16_at(block + 2 + 2 * part));
-        uint4 q = nibbles(bytes16_at(block + 6), part) | (fifths << 4);
-        return lanes(bytes_minus(q, 16), f16_at(block), 0.0f);
+    DEVICE Lanes16 lanes16(const u8* block, u32 d, u32 part, const u32*) {
+        uint4 fifths = spread_ones(u16_at(block + 2 * part));
+        uint4 q = nibbles(words4_at(block + 4), part) | (fifths << 4);
+        return lanes(bytes_minus(q, 16), half_to_float(d), 0.0f);
     }
 };
 
 struct Q5_1 {
     // d q + m. d, m f16; a fifth bit for each element; 16 bytes of nibbles, elements l low and l + 16 high.
-    static const u32 ELEMENTS = 32, BYTES = 24, GROUP = 2, DISTANCE = 1;
+    static const u32 ELEMENTS = 32, BYTES = 24, APART = 0, GROUP = 2, DISTANCE = 1;
     static const u32 CENTER = 16;
     static const bool MINS = true;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
+    DEVICE Lanes16 lanes16(const u8* block, u32, u32 part, const u32*) {
         float2 head = halves(word_at(block));
         uint4 fifths = spread_ones(word_at(block + 4) >> (16 * part));
         return lanes(nibbles(words4_at(block + 8), part) | (fifths << 4), head.x, -head.y);
@@ -51,35 +51,35 @@ struct Q5_1 {
 
 struct Q8_0 {
     // d q. d f16; 32 × i8.
-    static const u32 ELEMENTS = 32, BYTES = 34, GROUP = 1, DISTANCE = 1;
+    static const u32 ELEMENTS = 32, BYTES = 32, APART = 2, GROUP = 1, DISTANCE = 1;
     static const u32 CENTER = 0;
     static const bool MINS = false;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
-        return lanes(bytes16_at(block + 2 + 16 * part), f16_at(block), 0.0f);
+    DEVICE Lanes16 lanes16(const u8* block, u32 d, u32 part, const u32*) {
+        return lanes(quad_at(block + 16 * part), half_to_float(d), 0.0f);
     }
 };
 
 struct Q1_0 {
     // d where the element's bit is set, else −d. d f16; 128 bits.
-    static const u32 ELEMENTS = 128, BYTES = 18, GROUP = 1, DISTANCE = 1;
+    static const u32 ELEMENTS = 128, BYTES = 16, APART = 2, GROUP = 1, DISTANCE = 1;
     static const u32 CENTER = 0;
     static const bool MINS = false;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
-        uint4 bits = spread_ones(u16_at(block + 2 + 2 * part));
-        return lanes(bytes_minus(bits << 1, 1), f16_at(block), 0.0f);
+    DEVICE Lanes16 lanes16(const u8* block, u32 d, u32 part, const u32*) {
+        uint4 bits = spread_ones(u16_at(block + 2 * part));
+        return lanes(bytes_minus(bits << 1, 1), half_to_float(d), 0.0f);
     }
 };
 
 struct Q2_0 {
     // d (q − 1). d f16; 64 pairs of bits.
-    static const u32 ELEMENTS = 64, BYTES = 18, GROUP = 1, DISTANCE = 1;
+    static const u32 ELEMENTS = 64, BYTES = 16, APART = 2, GROUP = 1, DISTANCE = 1;
     static const u32 CENTER = 0;
     static const bool MINS = false;
 
-    DEVICE Lanes16 lanes16(const u8* block, u32 part, const u32*) {
-        return lanes(bytes_minus(spread_pairs(u32_at(block + 2 + 4 * part)), 1), f16_at(block), 0.0f);
+    DEVICE Lanes16 lanes16(const u8* block, u32 d, u32 part, const u32*) {
+        return lanes(bytes_minus(spread_pairs(word_at(block + 4 * part)), 1), half_to_float(d), 0.0f);
     }
 };
 
