@@ -106,15 +106,16 @@ impl Cuda {
         let parameters = launch::Append {
             from: *from,
             queries: scratch.queries.as_ref().map_or(0, |storage| storage.pointer()),
-            keys: storages.keys.pointer(),
-            values: storages.values.pointer(),
+            keys: storages.keys,
+            values: storages.values,
             first_row: sequence.rows.start as u32,
             at: sequence.position as u32,
             key_kind: kv_number(shape.keys),
             value_kind: kv_number(shape.values),
         };
         let items = (from.heads + 2 * from.kv_heads) as usize * (from.padded as usize / 32);
-        let groups = [items.div_ceil(4), sequence.rows.len(), 1];
+        // Blocks of four warps, each of which takes several.
+        let groups = [items.div_ceil(4 * 8), sequence.rows.len(), 1];
         self.launch(Module::attention(shape.keys, shape.values), "append", groups, 128, &parameters)
     }
 
@@ -155,8 +156,8 @@ impl Cuda {
         let parameters = launch::Attend {
             from: launch::Rows { qkv, ..*from },
             queries: scratch.queries.as_ref().map_or(0, |storage| storage.pointer()),
-            keys: storages.keys.pointer(),
-            values: storages.values.pointer(),
+            keys: storages.keys,
+            values: storages.values,
             out: left,
             first_row: sequence.rows.start as u32,
             rows: rows as u32,

@@ -96,21 +96,39 @@ impl Ring {
 
     /// Writes `bytes` to `to` after everything that was launched; `to` has room for them.
     pub fn send(&mut self, bytes: &[u8], to: Pointer) -> Result<()> {
-        for (i, piece) in bytes.chunks(self.bytes).enumerate() {
-            if self.used + piece.len() > self.bytes {
+        self.put(bytes.len(), to, |start, piece| piece.copy_from_slice(&bytes[start..start + piece.len()]))
+    }
+
+    /// The same of floats.
+    pub fn send_floats(&mut self, floats: &[f32], to: Pointer) -> Result<()> {
+        self.put(floats.len() * 4, to, |start, piece| {
+            let words = piece.as_chunks_mut().0.iter_mut();
+            words.zip(&floats[start / 4..]).for_each(|(word, float)| *word = float.to_le_bytes());
+        })
+    }
+
+    /// Writes `count` bytes to `to`, piece by piece as `fill` makes them, from the byte on that it is told.
+    fn put(&mut self, count: usize, to: Pointer, fill: impl Fn(usize, &mut [u8])) -> Result<()> {
+        for start in (0..count).step_by(self.bytes) {
+            let piece = self.bytes.min(count - start);
+            if self.used + piece > self.bytes {
                 self.context.wait()?;
                 self.used = 0;
             }
-            let to = to + (i * self.bytes) as Pointer;
             self.context.queue_up()?;
             // Sound: the piece fits between `used` and the end, where the device reads nothing at the moment.
             let code = unsafe {
                 let from = self.memory.cast::<u8>().add(self.used);
-                std::ptr::copy_nonoverlapping(piece.as_ptr(), from, piece.len());
-                (self.context.driver.to_device)(to, from.cast(), piece.len(), self.context.stream)
+                fill(start, std::slice::from_raw_parts_mut(from, piece));
+                (self.context.driver.to_device)(
+                    to + start as Pointer,
+                    from.cast(),
+                    piece,
+                    self.context.stream,
+                )
             };
             self.context.check(code)?;
-            self.used += piece.len().next_multiple_of(16);
+            self.used += piece.next_multiple_of(16);
         }
         Ok(())
     }

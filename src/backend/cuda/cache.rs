@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::Cuda;
 use super::buffer::Storage;
+use super::driver::Pointer;
 use crate::Result;
 pub use crate::backend::device_cache::CacheShape;
 use crate::backend::device_cache::FIRST;
@@ -26,21 +27,23 @@ pub(super) fn kv_number(kind: KvType) -> u32 {
 /// Keys and values of one sequence.
 pub struct Cache {
     pub(super) shape: CacheShape,
-    layers: Vec<Layer>,
+    /// Each layer's keys, then its values: `[room, kv_heads, padded_head]` each. In one piece, as it takes the driver long
+    /// to find memory.
+    memory: Option<Storage>,
     /// Positions there is room for.
     room: usize,
 }
 
-/// Keys and values of a layer: `[positions, kv_heads, padded_head]` each.
+/// Where keys and values of a layer are: `[positions, kv_heads, padded_head]` each.
 pub(super) struct Layer {
-    pub keys: Storage,
-    pub values: Storage,
+    pub keys: Pointer,
+    pub values: Pointer,
 }
 
 impl Cache {
     /// An empty cache.
     pub fn new(shape: CacheShape) -> Self {
-        Self { shape, layers: Vec::new(), room: 0 }
+        Self { shape, memory: None, room: 0 }
     }
 
     /// Makes room for `positions` in all.
@@ -54,17 +57,26 @@ impl Cache {
         // Doubled, so that a long answer does not copy it over and over.
         let spare = self.room + self.room.min(MOST_SPARE);
         let room = positions.next_multiple_of(FIRST).max(spare);
-        let storage = |kind| cuda.storage(self.shape.position_bytes(kind) as usize * room);
-        let layer = || Ok(Layer { keys: storage(self.shape.keys)?, values: storage(self.shape.values)? });
-        // All of them before any takes its place: a cache that could not grow is as it was.
-        let grown: Vec<Layer> = self.shape.layers.clone().map(|_| layer()).collect::<Result<_>>()?;
-        for (before, grown) in self.layers.iter().zip(&grown) {
-            let bytes = |kind| self.shape.position_bytes(kind) as usize * self.room;
-            cuda.copy(&before.keys, &grown.keys, bytes(self.shape.keys))?;
-            cuda.copy(&before.values, &grown.values, bytes(self.shape.values))?;
+        let mut grown = Self { shape: self.shape.clone(), memory: None, room };
+        // It is there before it takes its place: a cache that could not grow is as it was.
+        grown.memory = Some(cuda.storage(grown.layer_bytes() * self.shape.layers.len())?);
+        for layer in self.shape.layers.clone().filter(|_| self.room > 0) {
+            let (before, grown) = (self.layer(layer), grown.layer(layer));
+            cuda.copy(before.keys, grown.keys, self.bytes(self.shape.keys))?;
+            cuda.copy(before.values, grown.values, self.bytes(self.shape.values))?;
         }
-        (self.layers, self.room) = (grown, room);
+        *self = grown;
         Ok(())
+    }
+
+    /// Bytes of a layer's keys, or values.
+    fn bytes(&self, kind: KvType) -> usize {
+        self.shape.position_bytes(kind) as usize * self.room
+    }
+
+    /// Room is a multiple of [`FIRST`]: layers begin at multiples of 256 bytes.
+    fn layer_bytes(&self) -> usize {
+        self.bytes(self.shape.keys) + self.bytes(self.shape.values)
     }
 
     /// Appends keys and values of `positions`, layer by layer, to `out`: [`CacheShape::saved_bytes`].
@@ -91,20 +103,23 @@ impl Cache {
     /// Where `positions` lie, and how many bytes: each layer's keys, then its values.
     fn pieces(&self, positions: &Range<usize>) -> Vec<(u64, usize)> {
         let mut pieces = Vec::new();
-        for layer in &self.layers {
-            for (kind, storage) in [(self.shape.keys, &layer.keys), (self.shape.values, &layer.values)] {
+        for layer in self.shape.layers.clone().filter(|_| !positions.is_empty()) {
+            let layer = self.layer(layer);
+            for (kind, start) in [(self.shape.keys, layer.keys), (self.shape.values, layer.values)] {
                 let position = self.shape.position_bytes(kind) as usize;
-                pieces.push((
-                    storage.pointer() + (positions.start * position) as u64,
-                    positions.len() * position,
-                ));
+                pieces.push((start + (positions.start * position) as u64, positions.len() * position));
             }
         }
         pieces
     }
 
     /// Keys and values of `layer` (of the model).
-    pub(super) fn layer(&self, layer: usize) -> &Layer {
-        &self.layers[layer - self.shape.layers.start]
+    ///
+    /// # Panics
+    /// If there is no room for any position.
+    pub(super) fn layer(&self, layer: usize) -> Layer {
+        let memory = self.memory.as_ref().expect("a cache has room before it is used").pointer();
+        let keys = memory + ((layer - self.shape.layers.start) * self.layer_bytes()) as u64;
+        Layer { keys, values: keys + self.bytes(self.shape.keys) as u64 }
     }
 }

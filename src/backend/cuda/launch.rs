@@ -84,6 +84,8 @@ parameters! {
         factor: f32,
         unscale: f32,
         to: Rounded,
+        left: Pointer,
+        blocks: u32,
     }
     Rounded { q: Pointer, scales: Pointer, halves: Pointer, factors: Pointer }
     Bound { weights: Pointer, codebook: Pointer, out: Pointer, columns: u32, row_bytes: u32 }

@@ -14,9 +14,13 @@ pub(super) const FEW_TOKENS: usize = 8;
 /// Rows of a block of the matvec kernels, and pairs of rows of that for gates.
 pub(super) const ROWS: usize = 8;
 const PAIRS: usize = 32;
-/// Rows of a tile of products of many tokens with quantized weights, and tokens that a tile may have.
+/// Rows of a tile of products of many tokens with quantized weights, and columns of a step of it.
 const TILE_ROWS: usize = 128;
-const TILES: [(&str, usize); 3] = [("matmul_128", 128), ("matmul_64", 64), ("matmul_32", 32)];
+const STEP: usize = 64;
+
+/// Tiles by how many tokens they have, and the kernels: that multiplies, and that puts together what blocks had parts of.
+const TILES: [(usize, &str, &str); 3] =
+    [(32, "matmul_32", "mend_32"), (64, "matmul_64", "mend_64"), (128, "matmul_128", "mend_128")];
 
 /// What a kernel does with its result.
 #[derive(Clone, Copy)]
@@ -62,13 +66,31 @@ impl Cuda {
             (1, _) => ("matvec_1", [w.rows.div_ceil(ROWS), 1, 1], 128),
             (2..=4, _) => ("matvec_4", [w.rows.div_ceil(ROWS), 1, 1], 128),
             (..=FEW_TOKENS, _) => ("matvec_8", [w.rows.div_ceil(ROWS), 1, 1], 128),
-            (tokens, _) if w.kind.is_quantized() => {
-                let (name, tile) = self.tile(w.rows, tokens);
-                (name, [tokens.div_ceil(tile), w.rows.div_ceil(TILE_ROWS), 1], 256)
-            }
+            _ if w.kind.is_quantized() => return self.tiles(module, &mut scratch, parameters),
             (tokens, _) => ("matmul", [tokens.div_ceil(64), w.rows.div_ceil(64), 1], 128),
         };
         self.launch(module, name, groups, threads, &parameters)
+    }
+
+    /// A product of many tokens with quantized weights: as many blocks as the multiprocessors take at a time share all tiles.
+    fn tiles(&self, module: Module, scratch: &mut Scratch, mut product: launch::Product) -> Result<()> {
+        const BLOCKS: usize = 2;
+        // Fewer steps are not worth a block.
+        const LEAST_STEPS: usize = 4;
+        let (rows, tokens) = (product.rows as usize, product.tokens as usize);
+        let (tile, multiply, mend) = TILES.into_iter().find(|(tile, ..)| tokens <= *tile).unwrap_or(TILES[2]);
+        let tiles = rows.div_ceil(TILE_ROWS) * tokens.div_ceil(tile);
+        let steps = tiles * (product.columns as usize).div_ceil(STEP);
+        let blocks = (BLOCKS * self.context.processors()).min(steps.div_ceil(LEAST_STEPS));
+        // Two parts a block at most: of the tile that it begins within, and of the one that it ends within.
+        self.ensure(&mut scratch.left, blocks * 2 * TILE_ROWS * tile)?;
+        product.left = scratch.left.as_ref().map_or(0, |left| left.pointer());
+        product.blocks = blocks as u32;
+        self.launch(module, multiply, [blocks, 1, 1], 256, &product)?;
+        if tiles.is_multiple_of(blocks) {
+            return Ok(());
+        }
+        self.launch(module, mend, [tiles, 1, 1], 256, &product)
     }
 
     /// The product of `x` with a matrix like `w`, but for where the matrix and the result are; it stores. `x` is rounded
@@ -107,16 +129,8 @@ impl Cuda {
             factor: 1.0,
             unscale: 1.0,
             to: launch::Rounded::NONE,
+            left: 0,
+            blocks: 0,
         })
-    }
-
-    /// The tile that takes the least time for the product of `rows` with `tokens`, and its tokens. Tiles share the
-    /// multiprocessors; decoding a tile's weights takes about as long as multiplying them by 48 tokens.
-    fn tile(&self, rows: usize, tokens: usize) -> (&'static str, usize) {
-        let time = |tile: usize| {
-            let tiles = tokens.div_ceil(tile) * rows.div_ceil(TILE_ROWS);
-            tiles.div_ceil(self.context.processors()) * (tile + 48)
-        };
-        TILES.into_iter().min_by_key(|(_, tile)| time(*tile)).unwrap_or(TILES[0])
     }
 }

@@ -40,7 +40,7 @@ use rounding::{Form, Rounded};
 use weights::Resident;
 
 /// Bytes of host memory that uploads go through.
-const RING_BYTES: usize = 8 << 20;
+const RING_BYTES: usize = 32 << 20;
 
 /// A graphics processor, and what is on it.
 pub struct Cuda {
@@ -68,6 +68,8 @@ struct Scratch {
     queries: Option<Storage>,
     /// What splits of the cache add up to.
     splits: Option<Storage>,
+    /// What blocks leave of tiles that they have parts of.
+    left: Option<Storage>,
     /// Row numbers.
     rows: Option<Storage>,
     /// What a pass leaves of the largest elements, and what the next does.
@@ -170,18 +172,17 @@ impl Cuda {
         lock(&self.ring).fetch(from, to)
     }
 
-    fn copy(&self, from: &Storage, to: &Storage, bytes: usize) -> Result<()> {
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
         self.context.queue_up()?;
         let call = self.context.driver.on_device;
-        // Sound: both have that many bytes: they are caches of at least the room of the smaller one.
-        self.context.check(unsafe { call(to.pointer(), from.pointer(), bytes, self.context.stream) })
+        // Sound: both have that many bytes: they are of caches of at least the room of the smaller one.
+        self.context.check(unsafe { call(to, from, bytes, self.context.stream) })
     }
 
     /// Copies host data to the device, where it becomes `buffer`.
     pub fn write(&self, data: &[f32], rows: usize, columns: usize, buffer: &mut Buffer) -> Result<()> {
         self.resize(buffer, rows, columns)?;
-        let bytes: Vec<u8> = data.iter().flat_map(|element| element.to_le_bytes()).collect();
-        self.send(&bytes, buffer.pointer())
+        lock(&self.ring).send_floats(data, buffer.pointer())
     }
 
     /// Runs an element-wise kernel over `items` of `to`; pointers may be null where it does not use them.

@@ -100,23 +100,22 @@ DEVICE void store(u32* array, int kind, u64 position, const Rows& p, u32 kv_head
 }
 
 // Rotates queries and keys; queries go, scaled and padded, where attention reads them; keys and values into the cache. A warp
-// takes a group of 32 elements, a lane each.
+// takes groups of 32 elements of a row, a lane each.
 KERNEL(append, Append, 128, 1) {
     u32 groups = p.from.padded / 32, heads = p.from.heads, kv_heads = p.from.kv_heads;
-    u32 item = blockIdx.x * 4 + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    u32 head = item / groups, group = item % groups;
-    if (head >= heads + 2 * kv_heads) {
-        return;
-    }
-    u32 row = p.first_row + blockIdx.y;
-    float x = element(p.from, row, head, group, lane);
+    u32 row = p.first_row + blockIdx.y, lane = threadIdx.x % WARP;
     u64 position = p.at + blockIdx.y;
-    if (head < heads) {
-        p.queries[((u64)row * heads + head) * p.from.padded + group * 32 + lane] = x;
-    } else if (head < heads + kv_heads) {
-        store(p.keys, p.key_kind, position, p.from, head - heads, group, lane, x);
-    } else {
-        store(p.values, p.value_kind, position, p.from, head - heads - kv_heads, group, lane, x);
+#pragma unroll 4
+    for (u32 item = blockIdx.x * 4 + threadIdx.x / WARP; item < (heads + 2 * kv_heads) * groups; item += gridDim.x * 4) {
+        u32 head = item / groups, group = item % groups;
+        float x = element(p.from, row, head, group, lane);
+        if (head < heads) {
+            p.queries[((u64)row * heads + head) * p.from.padded + group * 32 + lane] = x;
+        } else if (head < heads + kv_heads) {
+            store(p.keys, p.key_kind, position, p.from, head - heads, group, lane, x);
+        } else {
+            store(p.values, p.value_kind, position, p.from, head - heads - kv_heads, group, lane, x);
+        }
     }
 }
 

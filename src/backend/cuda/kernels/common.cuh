@@ -7,6 +7,7 @@
 #include "emulation.h"
 #else
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_METHOD __device__ __forceinline__
 // A kernel of `threads` threads a block, of which `blocks` should fit a multiprocessor.
 #define KERNEL(name, Params, threads, blocks)                                                                          \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)

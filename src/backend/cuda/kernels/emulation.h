@@ -14,6 +14,7 @@
 #include <string>
 
 #define DEVICE static inline
+#define DEVICE_METHOD inline
 #define __shared__ static
 #define __grid_constant__
 #define CHECKED(what)                                                                                                  \

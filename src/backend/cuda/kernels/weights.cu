@@ -35,6 +35,9 @@ struct Product {
     float unscale;
     // Where gates go rounded, too: as int8, or nowhere.
     Rounded to;
+    // Where blocks leave sums of parts of tiles, and how many blocks there are.
+    float* left;
+    u32 blocks;
 };
 
 // See `Picked` in launch.rs: products with matrices of the experts that rows go through.
@@ -385,17 +388,17 @@ KERNEL(bound, Bound, 128, 1) {
     }
 }
 
-KERNEL(matmul_32, Product, TILE_THREADS, 2) {
-    matmul<TYPE, 32>(p);
-}
+#define TILES(tokens)                                                                                                  \
+    KERNEL(matmul_##tokens, Product, TILE_THREADS, 2) {                                                                \
+        matmul<TYPE, tokens>(p);                                                                                       \
+    }                                                                                                                  \
+    KERNEL(mend_##tokens, Product, TILE_THREADS, 2) {                                                                  \
+        mend<tokens>(p);                                                                                               \
+    }
 
-KERNEL(matmul_64, Product, TILE_THREADS, 2) {
-    matmul<TYPE, 64>(p);
-}
-
-KERNEL(matmul_128, Product, TILE_THREADS, 2) {
-    matmul<TYPE, 128>(p);
-}
+TILES(32)
+TILES(64)
+TILES(128)
 #else
 KERNEL(matmul, Product, TILE_THREADS, 2) {
     matmul<TYPE>(p);
