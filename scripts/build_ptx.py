@@ -33,7 +33,7 @@ CACHES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "ANY"]
 
 def modules():
     """Names of PTX files, and what each is made from: a source and definitions."""
-    found = {"elementwise": ("elementwise.cu", [])}
+    found = {"elementwise": ("elementwise.cu", []), "mend": ("mend.cu", [])}
     for kind in FLOATS + LANES:
         found[f"weights_{kind.lower()}"] = ("weights.cu", [f"-DTYPE={kind}", f"-DLANES={int(kind in LANES)}"])
     for kind in CACHES:

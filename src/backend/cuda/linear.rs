@@ -19,8 +19,7 @@ const TILE_ROWS: usize = 128;
 const STEP: usize = 64;
 
 /// Tiles by how many tokens they have, and the kernels: that multiplies, and that puts together what blocks had parts of.
-const TILES: [(usize, &str, &str); 3] =
-    [(32, "matmul_32", "mend_32"), (64, "matmul_64", "mend_64"), (128, "matmul_128", "mend_128")];
+const TILES: [(usize, &str, &str); 2] = [(32, "matmul_32", "mend_32"), (128, "matmul_128", "mend_128")];
 
 /// What a kernel does with its result.
 #[derive(Clone, Copy)]
@@ -78,7 +77,8 @@ impl Cuda {
         // Fewer steps are not worth a block.
         const LEAST_STEPS: usize = 4;
         let (rows, tokens) = (product.rows as usize, product.tokens as usize);
-        let (tile, multiply, mend) = TILES.into_iter().find(|(tile, ..)| tokens <= *tile).unwrap_or(TILES[2]);
+        // Decoding weights costs about as much as multiplying them by 48 tokens.
+        let (tile, multiply, mend) = TILES[usize::from(tokens > 64)];
         let tiles = rows.div_ceil(TILE_ROWS) * tokens.div_ceil(tile);
         let steps = tiles * (product.columns as usize).div_ceil(STEP);
         let blocks = (BLOCKS * self.context.processors()).min(steps.div_ceil(LEAST_STEPS));
@@ -90,7 +90,7 @@ impl Cuda {
         if tiles.is_multiple_of(blocks) {
             return Ok(());
         }
-        self.launch(module, mend, [tiles, 1, 1], 256, &product)
+        self.launch(Module::mend(), mend, [tiles, 1, 1], 256, &product)
     }
 
     /// The product of `x` with a matrix like `w`, but for where the matrix and the result are; it stores. `x` is rounded

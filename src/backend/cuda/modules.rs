@@ -21,6 +21,7 @@ macro_rules! ptx {
 
 ptx![
     "elementwise",
+    "mend",
     "attention_f32",
     "attention_f16",
     "attention_bf16",
@@ -68,6 +69,10 @@ impl Module {
 
     pub fn elementwise() -> Self {
         Self(0)
+    }
+
+    pub fn mend() -> Self {
+        Self(1)
     }
 
     /// The kernels for caches of these types.

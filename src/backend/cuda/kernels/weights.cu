@@ -7,38 +7,7 @@
 #include "blocks/iq.cuh"
 #include "blocks/ternary_fp4.cuh"
 #include "gates.cuh"
-#include "rounding.cuh"
-
-// See `Product` in launch.rs.
-struct Product {
-    // [rows][row_bytes], as repacking.rs leaves them.
-    const u8* weights;
-    const u32* codebook;
-    // [tokens][columns]
-    const float* x;
-    // The same for products with quantized weights.
-    Rounded rounded;
-    // [rows], or null.
-    const float* bias;
-    // [tokens][out_stride]
-    float* out;
-    u32 columns;
-    u32 rows;
-    u32 row_bytes;
-    u32 tokens;
-    u32 out_stride;
-    // 0 stores, 1 adds, 2 and 3 are gates: SwiGLU and GEGELU.
-    u32 ending;
-    float limit;
-    // A power of two that brings the weights into the range of halves, and its inverse.
-    float factor;
-    float unscale;
-    // Where gates go rounded, too: as int8, or nowhere.
-    Rounded to;
-    // Where blocks leave sums of parts of tiles, and how many blocks there are.
-    float* left;
-    u32 blocks;
-};
+#include "product.cuh"
 
 // See `Picked` in launch.rs: products with matrices of the experts that rows go through.
 struct Picked {
@@ -79,14 +48,6 @@ const u32 WARPS = 4;
 #define BLOCKS2 3
 #define UNROLL 1
 #endif
-
-DEVICE void put(const Product& p, u32 token, u32 row, float sum) {
-    if (p.bias != nullptr) {
-        sum += p.bias[row];
-    }
-    float* to = p.out + (u64)token * p.out_stride + row;
-    *to = p.ending == 1 ? *to + sum : sum;
-}
 
 // Leaves a warp's sums of N tokens from `first` on and ROWS rows from `row` on.
 template <u32 N, u32 ROWS>
@@ -388,17 +349,13 @@ KERNEL(bound, Bound, 128, 1) {
     }
 }
 
-#define TILES(tokens)                                                                                                  \
-    KERNEL(matmul_##tokens, Product, TILE_THREADS, 2) {                                                                \
-        matmul<TYPE, tokens>(p);                                                                                       \
-    }                                                                                                                  \
-    KERNEL(mend_##tokens, Product, TILE_THREADS, 2) {                                                                  \
-        mend<tokens>(p);                                                                                               \
-    }
+KERNEL(matmul_32, Product, TILE_THREADS, 2) {
+    matmul<TYPE, 32>(p);
+}
 
-TILES(32)
-TILES(64)
-TILES(128)
+KERNEL(matmul_128, Product, TILE_THREADS, 2) {
+    matmul<TYPE, 128>(p);
+}
 #else
 KERNEL(matmul, Product, TILE_THREADS, 2) {
     matmul<TYPE>(p);

@@ -79,20 +79,20 @@ fn compile(sources: &Path, folder: &Path, module: Option<&str>) {
     command.args(["-std=c++17", "-O1", "-fPIC", "-U_FORTIFY_SOURCE", "-DPHI_EMULATED", "-x", "c++", "-c"]);
     let upper = |name: &str| name.to_ascii_uppercase();
     let source = match module.map(|name| (name, name.split_once('_'))) {
-        None => "emulation.cpp",
+        None => "emulation.cpp".to_owned(),
         Some((name, parts)) => {
             command.arg(format!("-DMODULE=\"{name}\""));
             match parts {
                 Some(("weights", kind)) => {
                     let lanes = u32::from(!["f32", "f16", "bf16"].contains(&kind));
                     command.args([format!("-DTYPE={}", upper(kind)), format!("-DLANES={lanes}")]);
-                    "weights.cu"
+                    "weights.cu".to_owned()
                 }
                 Some((_, kind)) => {
                     command.arg(format!("-DKIND=KV_{}", upper(kind)));
-                    "attention.cu"
+                    "attention.cu".to_owned()
                 }
-                None => "elementwise.cu",
+                None => format!("{name}.cu"),
             }
         }
     };
