@@ -179,7 +179,9 @@ fn carry_out(
     plan: &Plan,
     events: &mut dyn FnMut(OffloadEvent<'_>),
 ) -> Result<Vec<u64>> {
+    let embedding = embedding_place(backend, model, options, plan);
     let moves: Vec<(&Matrix, usize)> = weights(model, plan)
+        .chain([(&model.embedding, embedding)])
         .filter_map(|(matrix, place)| {
             let over = options.overrides.iter().find(|(pattern, _)| pattern.is_match(matrix.name()));
             let device = match (over, place) {
@@ -201,8 +203,24 @@ fn carry_out(
     Ok(bytes)
 }
 
-/// All matrices, and where their layer goes. The embedding stays with the host, which takes one row of it, unless it is
-/// the head too.
+/// Where the embedding goes: to the first layer, if nothing else is left to the host and there is memory to spare, so that
+/// a token is all the device's own work. Else the host takes a row of it. Where it is the head too, that decides.
+fn embedding_place(backend: &Hybrid, model: &Model, options: &Offload, plan: &Plan) -> Place {
+    let everything = plan.places.iter().chain([&plan.head]);
+    let on_devices = everything.clone().all(|place| matches!(place, Place::Device(_)));
+    let Some(&Place::Device(first)) = plan.places.first().filter(|_| on_devices) else { return Place::Host };
+    if model.embedding.id() == model.head.weight.id() {
+        return Place::Host;
+    }
+    let here = |place: &Place| *place == Place::Device(first);
+    let matrices = weights(model, plan).filter(|(_, place)| here(place)).map(|(matrix, _)| matrix);
+    let needed: u64 = matrices.chain([&model.embedding]).map(Device::bytes_for).sum();
+    let caches = plan.places.iter().filter(|place| here(place)).count() as u64 * cache_bytes(model, options);
+    let spare = budget(&backend.devices()[first]).is_some_and(|free| free >= needed + caches);
+    if spare { Place::Device(first) } else { Place::Host }
+}
+
+/// All matrices but the embedding, and where their layer goes.
 fn weights<'a>(model: &'a Model, plan: &'a Plan) -> impl Iterator<Item = (&'a Matrix, Place)> {
     let layers = model.layers.iter().zip(&plan.places);
     let layers =

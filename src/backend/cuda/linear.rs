@@ -81,16 +81,20 @@ impl Cuda {
         let (tile, multiply, mend) = TILES[usize::from(tokens > 64)];
         let tiles = rows.div_ceil(TILE_ROWS) * tokens.div_ceil(tile);
         let steps = tiles * (product.columns as usize).div_ceil(STEP);
-        let blocks = (BLOCKS * self.context.processors()).min(steps.div_ceil(LEAST_STEPS));
+        let at_once = BLOCKS * self.context.processors();
+        // A last round that is nearly full is not worth parting tiles.
+        let rounds = tiles.div_ceil(at_once);
+        let is_even = tiles * 20 >= rounds * at_once * 17;
+        let blocks = if is_even { tiles } else { at_once.min(steps.div_ceil(LEAST_STEPS)) };
+        if tiles.is_multiple_of(blocks) {
+            return self.launch(module, multiply, [blocks, 1, 1], 256, &product);
+        }
         // Two parts a block at most: of the tile that it begins within, and of the one that it ends within.
         self.ensure(&mut scratch.left, blocks * 2 * TILE_ROWS * tile)?;
         product.left = scratch.left.as_ref().map_or(0, |left| left.pointer());
         product.blocks = blocks as u32;
         self.launch(module, multiply, [blocks, 1, 1], 256, &product)?;
-        if tiles.is_multiple_of(blocks) {
-            return Ok(());
-        }
-        self.launch(Module::mend(), mend, [tiles, 1, 1], 256, &product)
+        self.launch(Module::mend(), mend, [tiles % blocks, 1, 1], 256, &product)
     }
 
     /// The product of `x` with a matrix like `w`, but for where the matrix and the result are; it stores. `x` is rounded

@@ -270,13 +270,11 @@ DEVICE u32 first_seen(const Attend& p, u32 first, u32 block) {
 // are floats. With lane = 4 g + t, a thread has queries g and g + 8 of its warp's.
 template <u32 PADDED>
 DEVICE void attend_halves(const Attend& p) {
-    const u32 TILE = 64, BLOCK = 32, THREADS = 128, FOURS = PADDED / 4;
+    const u32 TILE = 64, BLOCK = 32, THREADS = 128, EIGHTS = PADDED / 8;
     // Pairs of halves of a row in shared memory: 16 bytes more, so that 8 rows lie in different banks.
     const u32 ROW = PADDED / 2 + 4;
-    __shared__ uint4 key_words[BLOCK * ROW / 4];
-    __shared__ uint4 value_words[BLOCK * ROW / 4];
-    u32* keys = (u32*)key_words;
-    u32* values = (u32*)value_words;
+    __shared__ uint4 key_words[2][BLOCK * ROW / 4];
+    __shared__ uint4 value_words[2][BLOCK * ROW / 4];
     u32 head = blockIdx.y, kv_head = head / (p.heads / p.kv_heads);
     u32 lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     u32 first = blockIdx.x * TILE, mine = first + threadIdx.x / WARP * 16;
@@ -299,15 +297,26 @@ DEVICE void attend_halves(const Attend& p) {
     }
     float largest[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
     u32 end = min_u(p.position + last + 1, p.length);
-    for (u32 start = first_seen(p, first, BLOCK); start < end; start += BLOCK) {
-        __syncthreads();
-        for (u32 i = threadIdx.x; i < BLOCK * FOURS; i += THREADS) {
-            u32 four = i % FOURS, at = i / FOURS * ROW + 2 * four;
-            u64 group = ((u64)min_u(start + i / FOURS, p.length - 1) * p.kv_heads + kv_head) * (PADDED / 32) + four / 8;
-            *(uint2*)(keys + at) = load4_halves<KIND>(p.keys + group * group_words(KIND), four % 8);
-            *(uint2*)(values + at) = load4_halves<KIND>(p.values + group * group_words(KIND), four % 8);
+    auto fetch = [&](u32 start, u32 side) {
+#pragma unroll
+        for (u32 i = threadIdx.x; i < BLOCK * EIGHTS; i += THREADS) {
+            u32 eight = i % EIGHTS, at = i / EIGHTS * ROW + 4 * eight;
+            u64 group = ((u64)min_u(start + i / EIGHTS, p.length - 1) * p.kv_heads + kv_head) * (PADDED / 32) + eight / 4;
+            fetch_halves<KIND>((u32*)key_words[side] + at, p.keys + group * group_words(KIND), eight % 4);
+            fetch_halves<KIND>((u32*)value_words[side] + at, p.values + group * group_words(KIND), eight % 4);
         }
+    };
+    u32 side = 0, begin = first_seen(p, first, BLOCK);
+    fetch(begin, side);
+    for (u32 start = begin; start < end; start += BLOCK, side = 1 - side) {
+        wait_for_copies();
         __syncthreads();
+        // While this block is attended, the next one is on its way.
+        if (start + BLOCK < end) {
+            fetch(start + BLOCK, 1 - side);
+        }
+        const u32* keys = (const u32*)key_words[side];
+        const u32* values = (const u32*)value_words[side];
         float scores[BLOCK / 8][4];
 #pragma unroll
         for (u32 n = 0; n < BLOCK / 8; n++) {

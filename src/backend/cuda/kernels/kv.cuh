@@ -45,14 +45,16 @@ DEVICE float4 load4(const u32* group, u32 i, int kind) {
     );
 }
 
-// The same as halves: as they are if the type is F16, else rounded.
+// Brings elements 8 i .. 8 i + 7 of a group to shared memory as halves: as they are if the type is F16, else rounded. They are there
+// after wait_for_copies.
 template <int KIND>
-DEVICE uint2 load4_halves(const u32* group, u32 i) {
+DEVICE void fetch_halves(u32* to, const u32* group, u32 i) {
     if constexpr (KIND == KV_F16) {
-        return *(const uint2*)(group + 2 * i);
+        copy_async(to, group + 4 * i, true);
+    } else {
+        float4 a = load4<KIND>(group, 2 * i, KIND), b = load4<KIND>(group, 2 * i + 1, KIND);
+        *(uint4*)to = make_uint4(halves(a.x, a.y), halves(a.z, a.w), halves(b.x, b.y), halves(b.z, b.w));
     }
-    float4 four = load4<KIND>(group, i, KIND);
-    return make_uint2(halves(four.x, four.y), halves(four.z, four.w));
 }
 
 // The upper half of a float, rounded to nearest even.

@@ -4,25 +4,25 @@
 #include "product.cuh"
 #include "tile.cuh"
 
-// Puts the parts of a tile together, in order: a block a tile. `p.blocks` blocks had them.
+// Puts the parts of a tile together, in order: a block for each of those that no block had whole.
 template <u32 TOKENS>
 DEVICE void mend(const Product& p) {
-    u32 steps = (p.columns + STEP - 1) / STEP, across = (p.tokens + TOKENS - 1) / TOKENS;
-    u32 all = steps * gridDim.x, start = blockIdx.x * steps, end = start + steps;
-    // The block that has the first step: the last one that begins there or before.
-    u32 block = (u32)((u64)start * p.blocks / all);
-    while (share_start(all, block + 1, p.blocks) <= start) {
+    u32 across = (p.tokens + TOKENS - 1) / TOKENS;
+    Share share(p, TOKENS, p.blocks);
+    u32 tile = share.whole + blockIdx.x, start = blockIdx.x * share.steps, end = start + share.steps;
+    // The block that has the first step.
+    u32 block = (u32)((u64)start * share.blocks / (share.rest * share.steps));
+    while (share.start(block + 1) <= start) {
         block++;
     }
-    if (share_start(all, block + 1, p.blocks) >= end) {
+    if (share.start(block + 1) - max_u(share.start(block), start) >= share.steps) {
         return;
     }
     Tile<TOKENS> mine;
-    mine.clear(blockIdx.x / across * TILE_ROWS, blockIdx.x % across * TOKENS);
-    for (; share_start(all, block, p.blocks) < end; block++) {
-        bool begins = share_start(all, block, p.blocks) <= start;
-        if (share_start(all, block, p.blocks) < share_start(all, block + 1, p.blocks)) {
-            mine.add(left_at<TOKENS>(p, block, begins ? 1 : 0));
+    mine.clear(tile / across * TILE_ROWS, tile % across * TOKENS);
+    for (; block < share.blocks && share.start(block) < end; block++) {
+        if (share.start(block) < share.start(block + 1)) {
+            mine.add(left_at<TOKENS>(p, block, share.start(block) <= start ? 1 : 0));
         }
     }
     mine.finish(p);

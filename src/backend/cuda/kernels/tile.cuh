@@ -10,10 +10,43 @@ DEVICE u32 chunk_at(u32 row, u32 chunk) {
     return row * CHUNKS + (chunk ^ (row % 8));
 }
 
-// Shares of all tiles' steps, as even as can be: share `number` of `count` begins there.
-DEVICE u32 share_start(u32 steps, u32 number, u32 count) {
-    return (u32)((u64)steps * number / count);
-}
+// Which steps of which tiles a block takes: as many whole tiles as all blocks can, and then an even share of the steps of those that
+// are left. Tiles follow each other by tokens, then by rows; steps are numbered through all of them.
+struct Share {
+    // Of a tile.
+    u32 steps;
+    // Tiles that are whole, and those that are left, of all blocks.
+    u32 whole, rest;
+    u32 blocks;
+
+    DEVICE_METHOD Share(const Product& p, u32 tokens, u32 count) {
+        steps = (p.columns + STEP - 1) / STEP;
+        u32 tiles = (p.tokens + tokens - 1) / tokens * ((p.rows + TILE_ROWS - 1) / TILE_ROWS);
+        blocks = count;
+        whole = tiles / blocks * blocks;
+        rest = tiles - whole;
+    }
+
+    // Where block `block` begins in what is left.
+    DEVICE_METHOD u32 start(u32 block) const {
+        return (u32)((u64)rest * steps * block / blocks);
+    }
+
+    // How many steps block `block` takes of whole tiles.
+    DEVICE_METHOD u32 own() const {
+        return whole / blocks * steps;
+    }
+
+    // How many in all.
+    DEVICE_METHOD u32 count(u32 block) const {
+        return own() + start(block + 1) - start(block);
+    }
+
+    // The number of step `i` of block `block`.
+    DEVICE_METHOD u32 step(u32 block, u32 i) const {
+        return i < own() ? block * own() + i : whole * steps + start(block) + i - own();
+    }
+};
 
 // What a thread of a block has of a tile of 128 rows by TOKENS tokens: a warp takes 32 rows by half of the tokens.
 template <u32 TOKENS>

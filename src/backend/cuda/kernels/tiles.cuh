@@ -33,20 +33,17 @@ DEVICE u32 own_part(u32 j) {
     return T::DISTANCE == 1 ? threadIdx.x % 2 * 2 + j : threadIdx.x % 2 + 2 * j;
 }
 
-// Each block takes an even share of all tiles' steps, in order, tiles of the same rows together. While a step is multiplied, the
-// next one's weights are on their way to registers, and its activations to the other half of their memory. Sums of tiles that a
-// block has only a part of are left for `mend`.
+// A block multiplies its share of the tiles. While a step is multiplied, the next one's weights are on their way to registers, and its
+// activations to the other half of their memory. Sums of tiles that it has only a part of are left for `mend`.
 template <typename T, u32 TOKENS>
 DEVICE void matmul(const Product& p) {
     __shared__ uint4 weights[TILE_ROWS * CHUNKS];
     __shared__ uint4 inputs[2][TOKENS * CHUNKS];
-    u32 own_row = threadIdx.x / 2, parts = p.columns / 16;
-    u32 steps = (p.columns + STEP - 1) / STEP, across = (p.tokens + TOKENS - 1) / TOKENS;
-    u32 all = steps * across * ((p.rows + TILE_ROWS - 1) / TILE_ROWS);
-    u32 at = share_start(all, blockIdx.x, gridDim.x), end = share_start(all, blockIdx.x + 1, gridDim.x);
+    u32 own_row = threadIdx.x / 2, parts = p.columns / 16, across = (p.tokens + TOKENS - 1) / TOKENS;
+    Share share(p, TOKENS, gridDim.x);
     Lanes16 next[2];
     auto fetch = [&](u32 number, uint4* to) {
-        u32 tile = number / steps, begin = number % steps * (STEP / 16);
+        u32 tile = number / share.steps, begin = number % share.steps * (STEP / 16);
         u32 first_token = tile % across * TOKENS, row = tile / across * TILE_ROWS + own_row;
         const u8* start = p.weights + (u64)min_u(row, p.rows - 1) * p.row_bytes;
 #pragma unroll
@@ -62,12 +59,14 @@ DEVICE void matmul(const Product& p) {
             next[j] = part < parts ? lanes_at<T>(start, parts, part, p.codebook) : lanes(four(0), 0.0f, 0.0f);
         }
     };
-    if (at < end) {
-        fetch(at, inputs[0]);
+    u32 count = share.count(blockIdx.x), at = 0, side = 0;
+    if (count > 0) {
+        fetch(share.step(blockIdx.x, 0), inputs[0]);
     }
-    u32 side = 0;
-    while (at < end) {
-        u32 tile = at / steps, first = at, last = min_u((tile + 1) * steps, end);
+    while (at < count) {
+        u32 number = share.step(blockIdx.x, at), tile = number / share.steps, first = number % share.steps;
+        u32 last = min_u(share.steps - first, count - at) + at;
+        bool is_whole = last - at == share.steps;
         Tile<TOKENS> mine;
         mine.clear(tile / across * TILE_ROWS, tile % across * TOKENS);
         for (; at < last; at++) {
@@ -77,17 +76,17 @@ DEVICE void matmul(const Product& p) {
             }
             wait_for_copies();
             __syncthreads();
-            if (at + 1 < end) {
-                fetch(at + 1, inputs[1 - side]);
+            if (at + 1 < count) {
+                fetch(share.step(blockIdx.x, at + 1), inputs[1 - side]);
             }
             mine.multiply(weights, inputs[side]);
             side = 1 - side;
             __syncthreads();
         }
-        if (last - first == steps) {
+        if (is_whole) {
             mine.finish(p);
         } else {
-            mine.save(left_at<TOKENS>(p, blockIdx.x, first % steps == 0 ? 1 : 0));
+            mine.save(left_at<TOKENS>(p, blockIdx.x, first == 0 ? 1 : 0));
         }
     }
 }

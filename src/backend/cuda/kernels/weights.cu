@@ -41,13 +41,8 @@ struct Bound {
 };
 
 const u32 WARPS = 4;
-#ifndef ROWS1
-#define ROWS1 2
-#define ROWS2 1
-#define BLOCKS1 4
-#define BLOCKS2 3
-#define UNROLL 1
-#endif
+// Rows that a warp takes, of gates pairs of rows; and how many groups of these are on their way at a time.
+const u32 MATVEC_ROWS = 2, GATE_ROWS = 1, GATE_AHEAD = 3;
 
 // Leaves a warp's sums of N tokens from `first` on and ROWS rows from `row` on.
 template <u32 N, u32 ROWS>
@@ -104,7 +99,7 @@ DEVICE int dot16(uint4 a, uint4 b) {
 // A lane's share of the sums of ROWS rows from `row` on, or with two halves of as many of each, and N tokens from `first` on. With
 // several rows, what they are multiplied by is read once for all, and more of them is on its way at a time. Sums are made in
 // one order whatever N and ROWS are.
-template <typename T, u32 N, u32 ROWS, u32 HALVES>
+template <typename T, u32 N, u32 ROWS, u32 HALVES, u32 AHEAD>
 DEVICE void lane_sums(const Product& p, u32 row, u32 first, float sums[N][ROWS * HALVES]) {
     const u8* starts[ROWS * HALVES];
     find_rows<ROWS, HALVES>(p, row, p.rows / HALVES, starts);
@@ -113,7 +108,7 @@ DEVICE void lane_sums(const Product& p, u32 row, u32 first, float sums[N][ROWS *
         sums[i / (ROWS * HALVES)][i % (ROWS * HALVES)] = 0.0f;
     }
     u32 parts = p.columns / 16;
-#pragma unroll UNROLL
+#pragma unroll AHEAD
     for (u32 g = threadIdx.x % WARP; g < parts / T::GROUP; g += WARP) {
 #pragma unroll
         for (u32 j = 0; j < T::GROUP; j++) {
@@ -159,7 +154,7 @@ DEVICE void decode(const u8* row, u32, u32 part, const u32*, float out[16]) {
     T::decode16(row + (u64)part * T::BYTES, out);
 }
 
-template <typename T, u32 N, u32 ROWS, u32 HALVES>
+template <typename T, u32 N, u32 ROWS, u32 HALVES, u32 AHEAD>
 DEVICE void lane_sums(const Product& p, u32 row, u32 first, float sums[N][ROWS * HALVES]) {
     const u8* starts[ROWS * HALVES];
     find_rows<ROWS, HALVES>(p, row, p.rows / HALVES, starts);
@@ -167,7 +162,7 @@ DEVICE void lane_sums(const Product& p, u32 row, u32 first, float sums[N][ROWS *
     for (u32 i = 0; i < N * ROWS * HALVES; i++) {
         sums[i / (ROWS * HALVES)][i % (ROWS * HALVES)] = 0.0f;
     }
-#pragma unroll 1
+#pragma unroll AHEAD
     for (u32 part = threadIdx.x % WARP; part < p.columns / 16; part += WARP) {
         float w[ROWS * HALVES][16];
 #pragma unroll
@@ -263,35 +258,35 @@ template <u32 N, u32 ROWS>
 DEVICE void matvec(const Product& p) {
     u32 row = (blockIdx.x * WARPS + threadIdx.x / WARP) * ROWS, first = blockIdx.y * N;
     float sums[N][ROWS];
-    lane_sums<TYPE, N, ROWS, 1>(p, row, first, sums);
+    lane_sums<TYPE, N, ROWS, 1, 1>(p, row, first, sums);
     finish<N, ROWS>(p, first, row, sums);
 }
 
-KERNEL(matvec_1, Product, 128, BLOCKS1) {
-    matvec<1, ROWS1>(p);
+KERNEL(matvec_1, Product, 128, 3) {
+    matvec<1, MATVEC_ROWS>(p);
 }
 
 KERNEL(matvec_4, Product, 128, 2) {
-    matvec<4, ROWS1>(p);
+    matvec<4, MATVEC_ROWS>(p);
 }
 
 KERNEL(matvec_8, Product, 128, 2) {
-    matvec<8, ROWS1>(p);
+    matvec<8, MATVEC_ROWS>(p);
 }
 
 // A block takes 32 pairs of rows, of gates and of what they are for, so that the results can be rounded; a warp takes four.
-KERNEL(matvec_gate, Product, 256, BLOCKS2) {
+KERNEL(matvec_gate, Product, 256, 2) {
     const u32 PAIRS = 4;
     __shared__ float results[8 * PAIRS];
     u32 count = p.rows / 2, token = blockIdx.y;
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
 #pragma unroll 1
-    for (u32 i = 0; i < PAIRS; i += ROWS2) {
+    for (u32 i = 0; i < PAIRS; i += GATE_ROWS) {
         u32 row = blockIdx.x * (8 * PAIRS) + warp * PAIRS + i;
-        float sums[1][2 * ROWS2];
-        lane_sums<TYPE, 1, ROWS2, 2>(p, row, token, sums);
+        float sums[1][2 * GATE_ROWS];
+        lane_sums<TYPE, 1, GATE_ROWS, 2, GATE_AHEAD>(p, row, token, sums);
 #pragma unroll
-        for (u32 r = 0; r < ROWS2; r++) {
+        for (u32 r = 0; r < GATE_ROWS; r++) {
             float gate = warp_sum(sums[0][2 * r]), up = warp_sum(sums[0][2 * r + 1]);
             u32 at = min_u(row + r, count - 1);
             if (p.bias != nullptr) {
@@ -315,7 +310,7 @@ KERNEL(matvec_gate, Product, 256, BLOCKS2) {
     }
 }
 
-KERNEL(matvec_picked, Picked, 128, 4) {
+KERNEL(matvec_picked, Picked, 128, 3) {
     Product product = p.product;
     u32 pair = blockIdx.y;
     product.weights = p.table[p.routes[pair / 2 * 4 + pair % 2]];
@@ -324,7 +319,7 @@ KERNEL(matvec_picked, Picked, 128, 4) {
     product.x += rows * p.product.columns;
     product.rounded.q += rows * p.product.columns;
     product.rounded.scales += rows * (p.product.columns / 16);
-    matvec<1, ROWS1>(product);
+    matvec<1, MATVEC_ROWS>(product);
 }
 
 #if LANES
