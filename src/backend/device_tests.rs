@@ -98,6 +98,7 @@ macro_rules! shared_tests {
             attention_equals_the_cpus
             attention_takes_every_type_of_cache
             sequences_of_a_batch_do_not_mix
+            sequences_that_go_on_together_do_not_mix
             a_matrix_that_is_not_there_is_an_error
         }
     };
@@ -450,6 +451,55 @@ pub fn sequences_of_a_batch_do_not_mix<S: Subject>(device: &S) {
     let together = run(&rotation, &[3, 5]);
     assert_eq!(run(&rotation, &[3]), together[..3 * 128]);
     assert_ne!(run(&rotation, &[5])[3 * 128..], together[3 * 128..]);
+}
+
+/// As answers are made: each sequence has its own length, and one row of the batch.
+pub fn sequences_that_go_on_together_do_not_mix<S: Subject>(device: &S) {
+    let (heads, width) = (heads(4, 2, 64, 200), 8 * 64);
+    let shape = CacheShape { layers: 3..5, kv_heads: 2, head: 64, keys: KvType::F16, values: KvType::F16 };
+    let mut random = Random(8);
+    let lengths = [1, 130, 40, 300];
+    let mut rotation = Rotation { pairs: 2, cos: vec![0.8; 600], sin: vec![0.6; 600], ..Rotation::default() };
+    let prompts: Vec<Vec<f32>> = lengths.iter().map(|length| random.floats(length * width)).collect();
+    let rows = random.floats(lengths.len() * width);
+    // What follows the prompts numbered `which`, all of it at once.
+    let mut run = |which: &[usize]| {
+        let mut caches: Vec<S::Cache> = Vec::new();
+        let mut out = S::Buffer::default();
+        for &i in which {
+            let mut cache = device.cache(shape.clone());
+            device.room(&mut cache, lengths[i] + 1);
+            rotation.id += 1;
+            for layer in 3..5 {
+                let (qkv, _) = both(device, &prompts[i], width);
+                let mut parts = [Part { cache: &mut cache, rows: 0..lengths[i], position: 0 }];
+                device.attention(layer, &heads, &rotation, &qkv, &mut parts, &mut out).unwrap();
+            }
+            caches.push(cache);
+        }
+        rotation.id += 1;
+        let data: Vec<f32> = which.iter().flat_map(|&i| &rows[i * width..(i + 1) * width]).copied().collect();
+        let (qkv, _) = both(device, &data, width);
+        let mut parts: Vec<Part<'_, S::Cache>> = Vec::new();
+        for (row, (cache, &i)) in caches.iter_mut().zip(which).enumerate() {
+            parts.push(Part { cache, rows: row..row + 1, position: lengths[i] });
+        }
+        let layers = [3, 4].map(|layer| {
+            device.attention(layer, &heads, &rotation, &qkv, &mut parts, &mut out).unwrap();
+            device.read(&out).unwrap()
+        });
+        layers.concat()
+    };
+    let together = run(&[0, 1, 2, 3]);
+    let half = together.len() / 2;
+    for i in 0..lengths.len() {
+        let alone = run(&[i]);
+        let size = alone.len() / 2;
+        for (layer, alone) in alone.chunks(size).enumerate() {
+            let start = layer * half + i * size;
+            assert_close(alone, &together[start..start + size], &format!("layer {layer}, sequence {i}"));
+        }
+    }
 }
 
 pub fn a_matrix_that_is_not_there_is_an_error<S: Subject>(device: &S) {

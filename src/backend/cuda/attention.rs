@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use super::cache::{Cache, kv_number};
+use super::cache::{Cache, CacheShape, kv_number};
 use super::device::lock;
+use super::driver::Pointer;
 use super::launch;
 use super::modules::Module;
 use super::rounding::Form;
@@ -31,6 +32,25 @@ pub(super) struct Sequence<'a> {
     pub rows: Range<usize>,
     /// Of the first row.
     pub position: usize,
+}
+
+/// What attention is launched for: rows of one sequence, or one of each of several.
+struct Attended<'a> {
+    /// Of any of the caches.
+    shape: &'a CacheShape,
+    keys: Pointer,
+    values: Pointer,
+    rows: Range<usize>,
+    /// Of the first row.
+    position: usize,
+    /// Of the cache, the first position that any row sees, in whole splits, and the end.
+    start: usize,
+    length: usize,
+    splits: usize,
+    /// Whether rows are not in the cache yet.
+    appends: bool,
+    /// A table on the device of where several sequences' rows are; keys to length are then theirs.
+    members: Pointer,
 }
 
 /// Names of the kernels for a few rows and for a tile, by the padded size of a head.
@@ -84,7 +104,12 @@ impl Cuda {
             pairs: rotation.pairs as u32,
             scale: heads.scale,
         };
-        for sequence in sequences {
+        // What answers are made of: a row of each of several sequences.
+        let is_batch = sequences.len() > 1 && sequences.iter().all(|sequence| sequence.rows.len() == 1);
+        if is_batch {
+            self.attend_members(layer, heads, &from, sequences, &mut scratch, (out, to))?;
+        }
+        for sequence in sequences.iter().filter(|_| !is_batch) {
             if sequence.rows.len() > 1 {
                 self.append(layer, &from, sequence, &scratch)?;
             }
@@ -126,6 +151,77 @@ impl Cuda {
         from: &launch::Rows,
         sequence: &Sequence<'_>,
         scratch: &mut Scratch,
+        out: (&Buffer, launch::Rounded),
+    ) -> Result<()> {
+        let rows = sequence.rows.len();
+        let storages = sequence.cache.layer(layer);
+        let length = sequence.position + rows;
+        let start = first_position(sequence.position, heads.window);
+        let attended = Attended {
+            shape: &sequence.cache.shape,
+            keys: storages.keys,
+            values: storages.values,
+            rows: sequence.rows.clone(),
+            position: sequence.position,
+            start,
+            length,
+            splits: if rows <= FEW_ROWS { (length - start).div_ceil(SPLIT) } else { 1 },
+            // One row appends itself.
+            appends: rows == 1,
+            members: 0,
+        };
+        self.launch_attention(layer, heads, from, &attended, scratch, out)
+    }
+
+    /// A row of each of `sequences` at once.
+    fn attend_members(
+        &self,
+        layer: usize,
+        heads: &Heads,
+        from: &launch::Rows,
+        sequences: &[Sequence<'_>],
+        scratch: &mut Scratch,
+        out: (&Buffer, launch::Rounded),
+    ) -> Result<()> {
+        let mut words = Vec::with_capacity(sequences.len() * 8);
+        for sequence in sequences {
+            let place = sequence.cache.place();
+            words.extend(place.into_iter().flat_map(|word| [word as u32, (word >> 32) as u32]));
+            words.extend([sequence.rows.start as u32, sequence.position as u32]);
+        }
+        // They are the same for all layers.
+        if scratch.members.1 != words {
+            self.ensure(&mut scratch.members.0, words.len())?;
+            if let Some(storage) = &scratch.members.0 {
+                self.send_words(words.iter().copied(), storage)?;
+            }
+            scratch.members.1 = words;
+        }
+        let positions =
+            |sequence: &Sequence<'_>| sequence.position + 1 - first_position(sequence.position, heads.window);
+        let first = sequences.iter().map(|sequence| sequence.rows.start).min().unwrap_or(0);
+        let attended = Attended {
+            shape: &sequences[0].cache.shape,
+            keys: 0,
+            values: 0,
+            rows: first..first + sequences.len(),
+            position: 0,
+            start: 0,
+            length: 0,
+            splits: sequences.iter().map(positions).max().unwrap_or(1).div_ceil(SPLIT),
+            appends: true,
+            members: scratch.members.0.as_ref().map_or(0, |storage| storage.pointer()),
+        };
+        self.launch_attention(layer, heads, from, &attended, scratch, out)
+    }
+
+    fn launch_attention(
+        &self,
+        layer: usize,
+        heads: &Heads,
+        from: &launch::Rows,
+        attended: &Attended<'_>,
+        scratch: &mut Scratch,
         (out, to): (&Buffer, launch::Rounded),
     ) -> Result<()> {
         let padded = padded_head(heads.size);
@@ -135,40 +231,32 @@ impl Cuda {
                 "attention heads of {size} elements are not for CUDA, which takes up to 128: use --gpu-backend wgpu"
             )));
         };
-        let shape = &sequence.cache.shape;
+        let Attended { shape, splits, ref rows, .. } = *attended;
         let module = Module::attention(shape.keys, shape.values);
-        let rows = sequence.rows.len();
-        let few = rows <= FEW_ROWS;
-        let length = sequence.position + rows;
-        let start = (sequence.position + 1).saturating_sub(heads.window) / SPLIT * SPLIT;
-        let splits = if few { (length - start).div_ceil(SPLIT) } else { 1 };
         if splits > 1 {
-            self.ensure(&mut scratch.splits, rows * heads.count * splits * (padded + 4))?;
+            self.ensure(&mut scratch.splits, rows.len() * heads.count * splits * (padded + 4))?;
         }
         let left = match &scratch.splits {
             Some(left) if splits > 1 => left.pointer(),
             _ => out.pointer(),
         };
-        let storages = sequence.cache.layer(layer);
         let of = |f: fn(&BlockSparse) -> usize| heads.sparse.as_ref().map_or(0, f) as u32;
-        // One row appends itself.
-        let qkv = if rows == 1 { from.qkv } else { 0 };
         let parameters = launch::Attend {
-            from: launch::Rows { qkv, ..*from },
+            from: launch::Rows { qkv: if attended.appends { from.qkv } else { 0 }, ..*from },
             queries: scratch.queries.as_ref().map_or(0, |storage| storage.pointer()),
-            keys: storages.keys,
-            values: storages.values,
+            keys: attended.keys,
+            values: attended.values,
             out: left,
-            first_row: sequence.rows.start as u32,
-            rows: rows as u32,
-            position: sequence.position as u32,
+            first_row: rows.start as u32,
+            rows: rows.len() as u32,
+            position: attended.position as u32,
             heads: heads.count as u32,
             kv_heads: heads.kv_count as u32,
             size: heads.size as u32,
             // Room to add a position to it.
             window: heads.window.min(1 << 30) as u32,
-            length: length as u32,
-            start: start as u32,
+            length: attended.length as u32,
+            start: attended.start as u32,
             splits: splits as u32,
             block: of(|sparse| sparse.block),
             local: of(|sparse| sparse.local),
@@ -177,26 +265,33 @@ impl Cuda {
             key_kind: kv_number(shape.keys),
             value_kind: kv_number(shape.values),
             to,
+            members: attended.members,
+            layer: (layer - shape.layers.start) as u32,
         };
-        let (name, groups) = if few {
-            (names[0], [splits, heads.count, rows])
+        let (name, groups) = if rows.len() <= FEW_ROWS || attended.members != 0 {
+            (names[0], [splits, heads.count, rows.len()])
         } else {
-            (names[1], [rows.div_ceil(tile(shape.keys, shape.values)), heads.count, 1])
+            (names[1], [rows.len().div_ceil(tile(shape.keys, shape.values)), heads.count, 1])
         };
         self.launch(module, name, groups, 128, &parameters)?;
-        if splits > 1 {
-            let parameters = launch::Combine {
-                splits: left,
-                out: out.pointer(),
-                first_row: sequence.rows.start as u32,
-                heads: heads.count as u32,
-                size: heads.size as u32,
-                padded: padded as u32,
-                count: splits as u32,
-                to,
-            };
-            self.launch(module, "combine", [heads.count, rows, 1], 128, &parameters)?;
+        if splits == 1 {
+            return Ok(());
         }
-        Ok(())
+        let parameters = launch::Combine {
+            splits: left,
+            out: out.pointer(),
+            first_row: rows.start as u32,
+            heads: heads.count as u32,
+            size: heads.size as u32,
+            padded: padded as u32,
+            count: splits as u32,
+            to,
+        };
+        self.launch(module, "combine", [heads.count, rows.len(), 1], 128, &parameters)
     }
+}
+
+/// The first position of the split that the oldest position seen from `position` on is in.
+fn first_position(position: usize, window: usize) -> usize {
+    (position + 1).saturating_sub(window) / SPLIT * SPLIT
 }

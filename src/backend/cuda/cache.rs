@@ -113,13 +113,22 @@ impl Cache {
         pieces
     }
 
+    /// Where the layers begin, and bytes of a layer and of its keys.
+    ///
+    /// # Panics
+    /// As [`Self::layer`].
+    pub(super) fn place(&self) -> [u64; 3] {
+        let memory = self.memory.as_ref().expect("a cache has room before it is used").pointer();
+        [memory, self.layer_bytes() as u64, self.bytes(self.shape.keys) as u64]
+    }
+
     /// Keys and values of `layer` (of the model).
     ///
     /// # Panics
     /// If there is no room for any position.
     pub(super) fn layer(&self, layer: usize) -> Layer {
-        let memory = self.memory.as_ref().expect("a cache has room before it is used").pointer();
-        let keys = memory + ((layer - self.shape.layers.start) * self.layer_bytes()) as u64;
-        Layer { keys, values: keys + self.bytes(self.shape.keys) as u64 }
+        let [memory, layer_bytes, key_bytes] = self.place();
+        let keys = memory + (layer - self.shape.layers.start) as u64 * layer_bytes;
+        Layer { keys, values: keys + key_bytes }
     }
 }

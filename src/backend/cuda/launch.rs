@@ -159,6 +159,8 @@ parameters! {
         key_kind: u32,
         value_kind: u32,
         to: Rounded,
+        members: Pointer,
+        layer: u32,
     }
     Combine {
         splits: Pointer,

@@ -66,6 +66,8 @@ struct Scratch {
     sines: Option<Storage>,
     /// Rotated, `[rows, heads, padded_head]`.
     queries: Option<Storage>,
+    /// Where the rows of several sequences are, and what was written there.
+    members: (Option<Storage>, Vec<u32>),
     /// What splits of the cache add up to.
     splits: Option<Storage>,
     /// What blocks leave of tiles that they have parts of.

@@ -36,6 +36,15 @@ struct Append {
     int value_kind;
 };
 
+// A sequence of which a batch has one row. Layers of its cache follow each other: keys, then values.
+struct Member {
+    u64 memory;
+    u64 layer_bytes;
+    u64 key_bytes;
+    u32 row;
+    u32 position;
+};
+
 // See `Attend` in launch.rs.
 struct Attend {
     // What is not appended yet, for attend_row of one row; else its qkv is null, and the queries are here, rotated.
@@ -68,6 +77,9 @@ struct Attend {
     int value_kind;
     // Where results go rounded, too: as int8, or nowhere. For a few rows of heads of whole groups of 32.
     Rounded to;
+    // Not null for rows of as many sequences, which are appended: then keys, values, position, length and start are theirs.
+    const Member* members;
+    u32 layer;
 };
 
 DEVICE float rotated(const Rows& p, const float* head, u32 row, u32 e, bool rotate) {
@@ -163,22 +175,54 @@ DEVICE void leave(const Attend& p, u32 row, u32 head, u32 split, u32 four, float
     }
 }
 
-// Rotates and appends what attend_row needs of its row: its query, and in the last split its key and value. All heads that share
-// those append the same.
+// Positions that a block of attend_row takes.
+const u32 SPLIT = 128;
+
+// What a block of attend_row is to do: its row, and the first and the number of its positions.
+struct Work {
+    u32* keys;
+    u32* values;
+    u32 row, position, start, count;
+
+    DEVICE_METHOD Work(const Attend& p) {
+        u32 number = blockIdx.z, length = p.length;
+        keys = p.keys;
+        values = p.values;
+        row = p.first_row + number;
+        position = p.position + number;
+        start = p.start;
+        if (p.members != nullptr) {
+            Member member = p.members[number];
+            keys = (u32*)(member.memory + p.layer * member.layer_bytes);
+            values = (u32*)((u64)keys + member.key_bytes);
+            row = member.row;
+            position = member.position;
+            length = position + 1;
+            start = length > p.window ? (length - p.window) / SPLIT * SPLIT : 0;
+        }
+        start += blockIdx.x * SPLIT;
+        // Other sequences of the batch may be longer.
+        count = start < length ? min_u(SPLIT, length - start) : 0;
+    }
+};
+
+// Rotates and appends what attend_row needs of its row: its query, and its key and value where they are among its positions. All
+// heads that share those append the same.
 template <u32 PADDED>
-DEVICE void append_own(const Attend& p, u32 head, u32 kv_head, float* query) {
+DEVICE void append_own(const Attend& p, const Work& work, u32 head, u32 kv_head, float* query) {
     const u32 GROUPS = PADDED / 32;
-    u32 lane = threadIdx.x % WARP, last = blockIdx.x + 1 == gridDim.x ? 3 * GROUPS : GROUPS;
-    for (u32 item = threadIdx.x / WARP; item < last; item += 4) {
+    u32 lane = threadIdx.x % WARP;
+    bool is_last = work.start + work.count == work.position + 1 && work.count > 0;
+    for (u32 item = threadIdx.x / WARP; item < (is_last ? 3 * GROUPS : GROUPS); item += 4) {
         u32 which = item / GROUPS, group = item % GROUPS;
         u32 from = which == 0 ? head : p.heads + (which - 1) * p.kv_heads + kv_head;
-        float x = element(p.from, p.first_row, from, group, lane);
+        float x = element(p.from, work.row, from, group, lane);
         if (which == 0) {
             query[group * 32 + lane] = x;
         } else if (which == 1) {
-            store(p.keys, p.key_kind, p.position, p.from, kv_head, group, lane, x);
+            store(work.keys, p.key_kind, work.position, p.from, kv_head, group, lane, x);
         } else {
-            store(p.values, p.value_kind, p.position, p.from, kv_head, group, lane, x);
+            store(work.values, p.value_kind, work.position, p.from, kv_head, group, lane, x);
         }
     }
 }
@@ -186,21 +230,18 @@ DEVICE void append_own(const Attend& p, u32 head, u32 kv_head, float* query) {
 // One query of one head over 128 positions: for a few rows, where reading the cache is all the work.
 template <u32 PADDED>
 DEVICE void attend_row(const Attend& p) {
-    const u32 THREADS = 128, SPLIT = 128, FOURS = PADDED / 4;
+    const u32 THREADS = 128, FOURS = PADDED / 4;
     // Threads that share a position's score; threads that share a vector of the result.
     const u32 LANES_ = 4, SHARE = THREADS / FOURS;
     __shared__ float4 query[FOURS];
     __shared__ float weights[SPLIT];
     __shared__ float reduced[4];
     __shared__ float4 sums[THREADS];
-    u32 thread = threadIdx.x, head = blockIdx.y;
-    u32 row = p.first_row + blockIdx.z;
-    u32 kv_head = head / (p.heads / p.kv_heads);
-    u32 position = p.position + blockIdx.z;
-    u32 start = p.start + blockIdx.x * SPLIT;
-    u32 count = min_u(SPLIT, p.length - start);
+    u32 thread = threadIdx.x, head = blockIdx.y, kv_head = head / (p.heads / p.kv_heads);
+    Work work(p);
+    u32 row = work.row, start = work.start, count = work.count;
     if (p.from.qkv != nullptr) {
-        append_own<PADDED>(p, head, kv_head, (float*)query);
+        append_own<PADDED>(p, work, head, kv_head, (float*)query);
     } else if (thread < FOURS) {
         query[thread] = ((const float4*)p.queries)[((u64)row * p.heads + head) * FOURS + thread];
     }
@@ -210,7 +251,7 @@ DEVICE void attend_row(const Attend& p) {
         float score = 0.0f;
         if (i < count) {
             for (u32 four = lane; four < FOURS; four += LANES_) {
-                score += dot4(query[four], vector_at<PADDED>(p, p.keys, p.key_kind, start + i, kv_head, four));
+                score += dot4(query[four], vector_at<PADDED>(p, work.keys, p.key_kind, start + i, kv_head, four));
             }
         }
         score += __shfl_xor_sync(ALL, score, 1);
@@ -221,7 +262,7 @@ DEVICE void attend_row(const Attend& p) {
     }
     __syncthreads();
     float score = LOWEST;
-    if (thread < count && sees(p, head, position, start + thread)) {
+    if (thread < count && sees(p, head, work.position, start + thread)) {
         score = weights[thread];
     }
     float largest = block_max(score, reduced, 4);
@@ -232,7 +273,7 @@ DEVICE void attend_row(const Attend& p) {
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     if (share < SHARE) {
         for (u32 i = share; i < count; i += SHARE) {
-            float4 value = vector_at<PADDED>(p, p.values, p.value_kind, start + i, kv_head, four);
+            float4 value = vector_at<PADDED>(p, work.values, p.value_kind, start + i, kv_head, four);
             sum.x += weights[i] * value.x;
             sum.y += weights[i] * value.y;
             sum.z += weights[i] * value.z;

@@ -117,6 +117,7 @@ fn hash(folder: &Path) -> u64 {
         }
     }
     files.sort();
+    names().for_each(|name| name.hash(&mut hasher));
     for file in files {
         std::fs::read(file).unwrap().hash(&mut hasher);
     }
