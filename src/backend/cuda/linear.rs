@@ -8,13 +8,14 @@ use super::rounding::Form;
 use super::{Buffer, Cuda, Scratch, gate_number};
 use crate::Result;
 use crate::backend::{Gate, Matrix, Vector};
+use crate::gguf::TensorType;
 
 /// Tokens up to which a warp takes a row for all of them; more are tiled.
 pub(super) const FEW_TOKENS: usize = 8;
 /// Rows of a block of the matvec kernels, and pairs of rows of that for gates.
 pub(super) const ROWS: usize = 8;
 const PAIRS: usize = 32;
-/// Rows of a tile of products of many tokens with quantized weights, and columns of a step of it.
+/// Rows of a tile of products of many tokens, and columns of a step of it.
 const TILE_ROWS: usize = 128;
 const STEP: usize = 64;
 
@@ -65,13 +66,13 @@ impl Cuda {
             (1, _) => ("matvec_1", [w.rows.div_ceil(ROWS), 1, 1], 128),
             (2..=4, _) => ("matvec_4", [w.rows.div_ceil(ROWS), 1, 1], 128),
             (..=FEW_TOKENS, _) => ("matvec_8", [w.rows.div_ceil(ROWS), 1, 1], 128),
-            _ if w.kind.is_quantized() => return self.tiles(module, &mut scratch, parameters),
+            _ if w.kind != TensorType::F32 => return self.tiles(module, &mut scratch, parameters),
             (tokens, _) => ("matmul", [tokens.div_ceil(64), w.rows.div_ceil(64), 1], 128),
         };
         self.launch(module, name, groups, threads, &parameters)
     }
 
-    /// A product of many tokens with quantized weights: as many blocks as the multiprocessors take at a time share all tiles.
+    /// A product of many tokens with weights that halves are good enough for: as many blocks as the multiprocessors take at a time share all tiles.
     fn tiles(&self, module: Module, scratch: &mut Scratch, mut product: launch::Product) -> Result<()> {
         const BLOCKS: usize = 2;
         // Fewer steps are not worth a block.
@@ -108,7 +109,8 @@ impl Cuda {
     ) -> Result<launch::Product> {
         let codebook = self.codebook(w.kind)?;
         let rounded = match &x.rounded {
-            _ if !w.kind.is_quantized() => launch::Rounded::NONE,
+            _ if w.kind == TensorType::F32 => launch::Rounded::NONE,
+            _ if form == Form::Int8 && !w.kind.is_quantized() => launch::Rounded::NONE,
             Some(rounded) if x.is_rounded && rounded.form == form => rounded.parameters(),
             _ => {
                 let rounded = self.ensure_rounded(&mut scratch.rounded, form, x.rows, x.columns)?;

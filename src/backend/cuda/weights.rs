@@ -60,7 +60,7 @@ impl Cuda {
             progress(bytes.len());
         }
         self.context.wait()?;
-        let factor = if matrix.kind.is_quantized() { self.factor(matrix, &storage)? } else { 1.0 };
+        let factor = if matrix.kind == TensorType::F32 { 1.0 } else { self.factor(matrix, &storage)? };
         let mut matrices = self.matrices.write().unwrap_or_else(PoisonError::into_inner);
         matrices.insert(matrix.id(), Resident { storage: storage.into(), factor });
         lock(&self.tables).clear();

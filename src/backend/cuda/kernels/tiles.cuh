@@ -1,7 +1,9 @@
-// Products of many tokens with quantized weights, by the tensor cores: a tile's weights are decoded to halves once for all of its
+// Products of many tokens by the tensor cores: a tile's weights are decoded to halves once for all of its
 // tokens. Weights and activations come with powers of two that bring them into the range of halves.
 
 #include "tile.cuh"
+
+#if LANES
 
 // Four int8 as halves, scale · (x − center) + shift; both are given twice.
 DEVICE uint2 scaled_halves(u32 word, u32 center, u32 scale, u32 shift) {
@@ -27,6 +29,23 @@ DEVICE void store_weights(uint4* tile, u32 row, u32 part, Lanes16 w, float facto
     tile[chunk_at(row, 2 * part + 1)] = make_uint4(c.x, c.y, d.x, d.y);
 }
 
+#else
+
+template <typename T>
+DEVICE void store_weights(uint4* tile, u32 row, u32 part, const Part& w, float factor) {
+    float x[16];
+    T::decode16((const u8*)w.words, x);
+    u32 words[8];
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+        words[i] = halves(x[2 * i] * factor, x[2 * i + 1] * factor);
+    }
+    tile[chunk_at(row, 2 * part)] = make_uint4(words[0], words[1], words[2], words[3]);
+    tile[chunk_at(row, 2 * part + 1)] = make_uint4(words[4], words[5], words[6], words[7]);
+}
+
+#endif
+
 // One of the two parts of a step that a thread decodes: those that share words, where there are such.
 template <typename T>
 DEVICE u32 own_part(u32 j) {
@@ -41,7 +60,7 @@ DEVICE void matmul(const Product& p) {
     __shared__ uint4 inputs[2][TOKENS * CHUNKS];
     u32 own_row = threadIdx.x / 2, parts = p.columns / 16, across = (p.tokens + TOKENS - 1) / TOKENS;
     Share share(p, TOKENS, gridDim.x);
-    Lanes16 next[2];
+    Part next[2];
     auto fetch = [&](u32 number, uint4* to) {
         u32 tile = number / share.steps, begin = number % share.steps * (STEP / 16);
         u32 first_token = tile % across * TOKENS, row = tile / across * TILE_ROWS + own_row;
@@ -55,8 +74,7 @@ DEVICE void matmul(const Product& p) {
         }
 #pragma unroll
         for (u32 j = 0; j < 2; j++) {
-            u32 part = begin + own_part<T>(j);
-            next[j] = part < parts ? lanes_at<T>(start, parts, part, p.codebook) : lanes(four(0), 0.0f, 0.0f);
+            next[j] = part_at<T>(start, parts, begin + own_part<T>(j), p.codebook);
         }
     };
     u32 count = share.count(blockIdx.x), at = 0, side = 0;

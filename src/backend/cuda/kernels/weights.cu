@@ -1,4 +1,5 @@
-// Everything that reads weights, for one type: TYPE is its name, LANES 1 where it has int8 lanes and 0 where it is a float type.
+// Everything that reads weights, for one type: TYPE is its name, LANES 1 where it has int8 lanes and 0 where it is a float type, TILES 1
+// where many tokens are multiplied as halves.
 
 #include "common.cuh"
 #include "blocks/lanes.cuh"
@@ -135,8 +136,6 @@ DEVICE void lane_sums(const Product& p, u32 row, u32 first, float sums[N][ROWS *
     }
 }
 
-#include "tiles.cuh"
-
 template <typename T>
 DEVICE void decode(const u8* row, u32 parts, u32 part, const u32* codebook, float out[16]) {
     Lanes16 w = lanes_at<T>(row, parts, part, codebook);
@@ -147,7 +146,52 @@ DEVICE void decode(const u8* row, u32 parts, u32 part, const u32* codebook, floa
     }
 }
 
+// What a thread has of a part on its way to a tile.
+typedef Lanes16 Part;
+
+template <typename T>
+DEVICE Part part_at(const u8* row, u32 parts, u32 part, const u32* codebook) {
+    return part < parts ? lanes_at<T>(row, parts, part, codebook) : lanes(four(0), 0.0f, 0.0f);
+}
+
+template <typename T>
+DEVICE float part_bound(const u8* row, u32 parts, u32 part, const u32* codebook) {
+    Lanes16 w = lanes_at<T>(row, parts, part, codebook);
+    u32 words[4] = {w.q.x, w.q.y, w.q.z, w.q.w};
+    int largest = 1;
+    for (u32 i = 0; i < 16; i++) {
+        int q = (int)(signed char)(words[i / 4] >> (8 * (i % 4)));
+        largest = q > largest ? q : -q > largest ? -q : largest;
+    }
+    return fabsf(w.scale) * (float)largest + fabsf(w.min);
+}
+
 #else
+
+// See above.
+struct Part {
+    uint4 words[4];
+};
+
+template <typename T>
+DEVICE Part part_at(const u8* row, u32 parts, u32 part, const u32*) {
+    Part w;
+#pragma unroll
+    for (u32 i = 0; i < T::BYTES / 16; i++) {
+        w.words[i] = part < parts ? ((const uint4*)(row + (u64)part * T::BYTES))[i] : four(0);
+    }
+    return w;
+}
+
+template <typename T>
+DEVICE float part_bound(const u8* row, u32, u32 part, const u32*) {
+    float w[16], largest = 0.0f;
+    T::decode16(row + (u64)part * T::BYTES, w);
+    for (u32 i = 0; i < 16; i++) {
+        largest = fmaxf(largest, fabsf(w[i]));
+    }
+    return largest;
+}
 
 template <typename T>
 DEVICE void decode(const u8* row, u32, u32 part, const u32*, float out[16]) {
@@ -188,24 +232,24 @@ DEVICE void lane_sums(const Product& p, u32 row, u32 first, float sums[N][ROWS *
     }
 }
 
-const u32 TILE_ROWS = 64, TILE_TOKENS = 64, TILE_THREADS = 128;
+const u32 FLOAT_ROWS = 64, FLOAT_TOKENS = 64, FLOAT_THREADS = 128;
 // Columns that a step takes, and their distance in shared memory.
-const u32 STEP = 32, STRIDE = 36;
+const u32 FLOAT_STEP = 32, STRIDE = 36;
 
 // Tiles of 64 rows by 64 tokens in 32-bit floats; a thread takes rows row, row + 16 … and tokens token, token + 8 ….
 template <typename T>
-DEVICE void matmul(const Product& p) {
-    __shared__ float4 ws[TILE_ROWS * STRIDE / 4];
-    __shared__ float4 xs[TILE_TOKENS * STRIDE / 4];
+DEVICE void matmul_floats(const Product& p) {
+    __shared__ float4 ws[FLOAT_ROWS * STRIDE / 4];
+    __shared__ float4 xs[FLOAT_TOKENS * STRIDE / 4];
     u32 thread = threadIdx.x;
-    u32 first_token = blockIdx.x * TILE_TOKENS, first_row = blockIdx.y * TILE_ROWS;
+    u32 first_token = blockIdx.x * FLOAT_TOKENS, first_row = blockIdx.y * FLOAT_ROWS;
     u32 row = thread % 16, token = thread / 16;
     float sums[8][4];
 #pragma unroll
     for (u32 i = 0; i < 32; i++) {
         sums[i / 4][i % 4] = 0.0f;
     }
-    for (u32 begin = 0; begin < p.columns; begin += STEP) {
+    for (u32 begin = 0; begin < p.columns; begin += FLOAT_STEP) {
         const u8* start = p.weights + (u64)min_u(first_row + thread / 2, p.rows - 1) * p.row_bytes;
         u32 part = begin / 16 + thread % 2;
         float w[16];
@@ -216,13 +260,13 @@ DEVICE void matmul(const Product& p) {
             ws[thread / 2 * (STRIDE / 4) + thread % 2 * 4 + i] =
                 there ? make_float4(w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]) : make_float4(0, 0, 0, 0);
         }
-        for (u32 i = thread; i < TILE_TOKENS * STEP / 4; i += TILE_THREADS) {
-            u32 from = min_u(first_token + i / (STEP / 4), p.tokens - 1);
-            u32 column = min_u(begin + i % (STEP / 4) * 4, p.columns - 4);
-            xs[i / (STEP / 4) * (STRIDE / 4) + i % (STEP / 4)] = *(const float4*)(p.x + (u64)from * p.columns + column);
+        for (u32 i = thread; i < FLOAT_TOKENS * FLOAT_STEP / 4; i += FLOAT_THREADS) {
+            u32 from = min_u(first_token + i / (FLOAT_STEP / 4), p.tokens - 1);
+            u32 column = min_u(begin + i % (FLOAT_STEP / 4) * 4, p.columns - 4);
+            xs[i / (FLOAT_STEP / 4) * (STRIDE / 4) + i % (FLOAT_STEP / 4)] = *(const float4*)(p.x + (u64)from * p.columns + column);
         }
         __syncthreads();
-        for (u32 i = 0; i < STEP / 4; i++) {
+        for (u32 i = 0; i < FLOAT_STEP / 4; i++) {
             float4 w4[4];
 #pragma unroll
             for (u32 j = 0; j < 4; j++) {
@@ -252,6 +296,8 @@ DEVICE void matmul(const Product& p) {
 }
 
 #endif
+
+#include "tiles.cuh"
 
 // A warp takes ROWS rows for N tokens.
 template <u32 N, u32 ROWS>
@@ -322,19 +368,11 @@ KERNEL(matvec_picked, Picked, 128, 3) {
     matvec<1, MATVEC_ROWS>(product);
 }
 
-#if LANES
 // The largest size that weights can have, before and after mins are taken off: a block a row.
 KERNEL(bound, Bound, 128, 1) {
     float most = 0.0f;
     for (u32 part = threadIdx.x; part < p.columns / 16; part += 128) {
-        Lanes16 w = lanes_at<TYPE>(p.weights + (u64)blockIdx.x * p.row_bytes, p.columns / 16, part, p.codebook);
-        u32 words[4] = {w.q.x, w.q.y, w.q.z, w.q.w};
-        int largest = 1;
-        for (u32 i = 0; i < 16; i++) {
-            int q = (int)(signed char)(words[i / 4] >> (8 * (i % 4)));
-            largest = q > largest ? q : -q > largest ? -q : largest;
-        }
-        float size = fabsf(w.scale) * (float)largest + fabsf(w.min);
+        float size = part_bound<TYPE>(p.weights + (u64)blockIdx.x * p.row_bytes, p.columns / 16, part, p.codebook);
         // Infinities and NaN are what they are.
         most = size <= 3.4e38f ? fmaxf(most, size) : most;
     }
@@ -344,6 +382,7 @@ KERNEL(bound, Bound, 128, 1) {
     }
 }
 
+#if TILES
 KERNEL(matmul_32, Product, TILE_THREADS, 2) {
     matmul<TYPE, 32>(p);
 }
@@ -351,9 +390,11 @@ KERNEL(matmul_32, Product, TILE_THREADS, 2) {
 KERNEL(matmul_128, Product, TILE_THREADS, 2) {
     matmul<TYPE, 128>(p);
 }
+
 #else
-KERNEL(matmul, Product, TILE_THREADS, 2) {
-    matmul<TYPE>(p);
+// Of F32, halves would lose more than half.
+KERNEL(matmul, Product, FLOAT_THREADS, 2) {
+    matmul_floats<TYPE>(p);
 }
 #endif
 

@@ -85,7 +85,10 @@ fn compile(sources: &Path, folder: &Path, module: Option<&str>) {
             match parts {
                 Some(("weights", kind)) => {
                     let lanes = u32::from(!["f32", "f16", "bf16"].contains(&kind));
-                    command.args([format!("-DTYPE={}", upper(kind)), format!("-DLANES={lanes}")]);
+                    let tiles = u32::from(kind != "f32");
+                    let options =
+                        [("TYPE", upper(kind)), ("LANES", lanes.to_string()), ("TILES", tiles.to_string())];
+                    command.args(options.map(|(name, value)| format!("-D{name}={value}")));
                     "weights.cu".to_owned()
                 }
                 Some((_, kind)) => {

@@ -84,7 +84,7 @@ struct Q2_0 {
 };
 
 struct F32 {
-    static const u32 BYTES = 64;
+    static const u32 BYTES = 64, DISTANCE = 1;
 
     DEVICE void decode16(const u8* block, float out[16]) {
         const float4* from = (const float4*)block;
@@ -100,7 +100,7 @@ struct F32 {
 };
 
 struct F16 {
-    static const u32 BYTES = 32;
+    static const u32 BYTES = 32, DISTANCE = 1;
 
     DEVICE void decode16(const u8* block, float out[16]) {
 #pragma unroll
@@ -121,7 +121,7 @@ struct F16 {
 
 struct BF16 {
     // The upper halves of F32.
-    static const u32 BYTES = 32;
+    static const u32 BYTES = 32, DISTANCE = 1;
 
     DEVICE void decode16(const u8* block, float out[16]) {
 #pragma unroll
