@@ -35,7 +35,8 @@ def modules():
     """Names of PTX files, and what each is made from: a source and definitions."""
     found = {"elementwise": ("elementwise.cu", []), "mend": ("mend.cu", [])}
     for kind in FLOATS + LANES:
-        found[f"weights_{kind.lower()}"] = ("weights.cu", [f"-DTYPE={kind}", f"-DLANES={int(kind in LANES)}", f"-DTILES={int(kind != 'F32')}"])
+        options = [f"-DTYPE={kind}", f"-DLANES={int(kind in LANES)}", f"-DTILES={int(kind != 'F32')}"]
+        found[f"weights_{kind.lower()}"] = ("weights.cu", options)
     for kind in CACHES:
         found[f"attention_{kind.lower()}"] = ("attention.cu", [f"-DKIND=KV_{kind}"])
     return found

@@ -42,17 +42,18 @@ measure() { # BACKEND TESTS…
     shift
     local model=(--shape phi-3.5-mini --type Q4_K_M)
     [[ -n ${MODEL:-} ]] && model=(-m "$MODEL")
-    "$PHI" bench "${model[@]}" -ngl all "${backend[@]}" -r 1 "$@" 2> /dev/null | tail -n +3
+    "$PHI" bench "${model[@]}" -ngl all "${backend[@]}" -r 3 "$@" 2> /dev/null | tail -n +3 || echo "no figures: $*"
 }
 
-for backend in ${BACKENDS:-wgpu}; do
+for backend in ${BACKENDS:-cuda wgpu}; do
     step "speed, $backend"
     for _ in $(seq "${REPEAT:-5}"); do
         measure "$backend" -p 512 -n 128
         if [[ -n ${LLAMA_BENCH:-} && -n ${MODEL:-} ]]; then
-            "$LLAMA_BENCH" -m "$MODEL" -ngl 99 -p 512 -n 128 -r 1 2> /dev/null | grep -E 'pp512|tg128'
+            "$LLAMA_BENCH" -m "$MODEL" -ngl 99 -p 512 -n 128 -r 3 2> /dev/null | grep -E 'pp512|tg128'
         fi
     done
+    measure "$backend" -p 4096 -n 0
     measure "$backend" -p 0 -n 64 -d 4096
     measure "$backend" -p 0 -n 64 -np 8
 done

@@ -41,7 +41,7 @@ pub struct DeviceArgs {
     /// -dev: which GPUs, by the names that --list-devices shows; none for the CPU alone
     #[arg(long, value_name = "NAMES", value_delimiter = ',', env = "PHI_DEVICE", hide_env_values = true)]
     device: Vec<String>,
-    /// How to reach NVIDIA's GPUs when no --device is named: cuda is their own driver, wgpu is Vulkan
+    /// How to reach NVIDIA's GPUs when no --device is named: cuda is their own driver, wgpu is Vulkan, auto the first that there is
     #[arg(long, value_name = "HOW", default_value = "auto")]
     gpu_backend: GpuBackend,
     /// List the GPUs of this machine and leave
@@ -64,10 +64,6 @@ pub struct DeviceArgs {
     override_tensor: Vec<Override>,
 }
 
-/// Whether auto means CUDA where its driver is. Its kernels have only run on an emulated device so far; to be true once
-/// scripts/gpu-check.sh has passed on hardware.
-const AUTO_IS_CUDA: bool = false;
-
 /// How to reach GPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum GpuBackend {
@@ -78,10 +74,14 @@ pub enum GpuBackend {
 }
 
 impl GpuBackend {
-    /// Whether `adapter` is one of those that are used unasked.
-    fn has(self, adapter: &Adapter) -> bool {
+    /// Whether `adapter`, of `all`, is one of those that are used unasked: each processor once, by auto through NVIDIA's own
+    /// driver where there is a choice.
+    fn has(self, adapter: &Adapter, all: &[(String, Adapter)]) -> bool {
         match self {
-            Self::Auto => adapter.is_cuda() == AUTO_IS_CUDA,
+            Self::Auto => {
+                let is_same = |other: &Adapter| other.is_cuda() && other.name() == adapter.name();
+                adapter.is_cuda() || !all.iter().any(|(_, other)| is_same(other))
+            }
             Self::Cuda => adapter.is_cuda(),
             Self::Wgpu => !adapter.is_cuda(),
         }
@@ -242,8 +242,9 @@ impl DeviceArgs {
     /// Those of `all` that are to be used: the ones that -dev names, or all but software.
     fn choose(&self, all: Vec<(String, Adapter)>) -> Result<Vec<(String, Adapter)>> {
         let mut chosen: Vec<(String, Adapter)> = if self.device.is_empty() {
-            all.into_iter()
-                .filter(|(_, adapter)| !adapter.is_software() && self.gpu_backend.has(adapter))
+            all.iter()
+                .filter(|(_, adapter)| !adapter.is_software() && self.gpu_backend.has(adapter, &all))
+                .cloned()
                 .collect()
         } else {
             let names: Vec<String> = all.iter().map(|(name, _)| name.clone()).collect();
