@@ -7,7 +7,7 @@ use super::device::lock;
 use super::kernels::Kernel;
 use super::{Buffer, Gpu, Scratch};
 use crate::Result;
-use crate::backend::{Heads, Rotation};
+use crate::backend::{BlockSparse, Heads, Rotation};
 use crate::kernel::kv::padded_head;
 
 /// Up to so many rows, each is attended by itself.
@@ -43,6 +43,16 @@ struct Span<'a> {
     splits: usize,
 }
 
+/// What is attended to, of whatever sequence.
+struct Attention<'a> {
+    layer: usize,
+    heads: &'a Heads,
+    /// Rotated pairs of elements.
+    pairs: usize,
+    qkv: &'a Buffer,
+    out: &'a Buffer,
+}
+
 impl Gpu {
     pub(super) fn attend(
         &self,
@@ -50,7 +60,7 @@ impl Gpu {
         heads: &Heads,
         rotation: &Rotation,
         qkv: &Buffer,
-        sequences: &mut [Sequence<'_>],
+        sequences: &[Sequence<'_>],
         out: &Buffer,
     ) -> Result<()> {
         let mut scratch = lock(&self.scratch);
@@ -64,27 +74,23 @@ impl Gpu {
             scratch.rotation = rotation.id();
         }
         self.ensure(&mut scratch.queries, qkv.rows * heads.count * padded_head(heads.size));
+        let attention = Attention { layer, heads, pairs: rotation.pairs, qkv, out };
         for sequence in sequences {
-            self.append(layer, heads, rotation.pairs, qkv, sequence, &scratch);
-            self.attend_sequence(layer, heads, sequence, &mut scratch, out);
+            if sequence.rows.len() > 1 {
+                self.append(&attention, sequence, &scratch);
+            }
+            self.attend_sequence(&attention, sequence, &mut scratch);
         }
         Ok(())
     }
 
-    fn append(
-        &self,
-        layer: usize,
-        heads: &Heads,
-        pairs: usize,
-        qkv: &Buffer,
-        sequence: &Sequence<'_>,
-        scratch: &Scratch,
-    ) {
+    fn append(&self, attention: &Attention<'_>, sequence: &Sequence<'_>, scratch: &Scratch) {
         let (Some(cosines), Some(sines), Some(queries)) =
             (&scratch.cosines, &scratch.sines, &scratch.queries)
         else {
             return;
         };
+        let Attention { layer, heads, pairs, qkv, .. } = *attention;
         let shape = &sequence.cache.shape;
         let kernel = Kernel::Append { keys: shape.keys, values: shape.values };
         let padded = padded_head(heads.size);
@@ -97,60 +103,61 @@ impl Gpu {
             }
             let storages = [qkv.storage(), cosines, sines, queries, &segment.keys, &segment.values];
             let parameters = [
-                sequence.rows.start + begin - sequence.position,
-                end - begin,
-                begin - segment.first,
-                heads.count,
-                heads.kv_count,
-                heads.size,
-                padded,
-                pairs,
+                (sequence.rows.start + begin - sequence.position) as u32,
+                (end - begin) as u32,
+                (begin - segment.first) as u32,
+                heads.count as u32,
+                heads.kv_count as u32,
+                heads.size as u32,
+                padded as u32,
+                pairs as u32,
+                heads.scale.to_bits(),
             ];
-            let mut parameters = parameters.map(|n| n as u32).to_vec();
-            parameters.push(heads.scale.to_bits());
             let groups = [items.div_ceil(64) as u32, (end - begin) as u32, 1];
             self.run(kernel, &storages, &parameters, groups, 0);
         }
     }
 
-    fn attend_sequence(
-        &self,
-        layer: usize,
-        heads: &Heads,
-        sequence: &Sequence<'_>,
-        scratch: &mut Scratch,
-        out: &Buffer,
-    ) {
-        let few = sequence.rows.len() <= FEW_ROWS;
+    fn attend_sequence(&self, attention: &Attention<'_>, sequence: &Sequence<'_>, scratch: &mut Scratch) {
+        let Attention { layer, heads, pairs, qkv, out } = *attention;
+        let rows = sequence.rows.len();
+        let few = rows <= FEW_ROWS;
         let spans = spans(sequence.cache.segments(layer), sequence, heads.window, few);
         let splits: usize = spans.iter().map(|span| span.splits).sum();
         let padded = padded_head(heads.size);
         if splits > 1 {
-            let words = sequence.rows.len() * heads.count * splits * (padded + 4);
-            self.ensure(&mut scratch.splits, words);
+            self.ensure(&mut scratch.splits, rows * heads.count * splits * (padded + 4));
         }
-        let Some(queries) = &scratch.queries else { return };
+        let (Some(queries), Some(cosines), Some(sines)) =
+            (&scratch.queries, &scratch.cosines, &scratch.sines)
+        else {
+            return;
+        };
         let left = match &scratch.splits {
             Some(left) if splits > 1 => left,
             _ => out.storage(),
         };
         let (keys, values) = (sequence.cache.shape.keys, sequence.cache.shape.values);
+        let appends = rows == 1;
         for span in &spans {
-            let storages = [queries, &span.segment.keys, &span.segment.values, left];
-            let parameters = parameters(heads, sequence, span, splits);
+            let from = if appends { qkv.storage() } else { queries };
+            let storages = [from, &span.segment.keys, &span.segment.values, left, cosines, sines];
+            let parameters = parameters(heads, pairs, sequence, span, splits);
+            // A row that is not to be appended needs no angles.
+            let (storages, parameters) =
+                if appends { (&storages[..], &parameters[..]) } else { (&storages[..4], &parameters[..16]) };
             let padded = padded as u32;
-            let rows = sequence.rows.len();
             let (kernel, groups) = if few {
-                (Kernel::AttendRow { keys, values, padded }, [span.splits, heads.count, rows])
+                (Kernel::AttendRow { keys, values, padded, appends }, [span.splits, heads.count, rows])
             } else {
                 (Kernel::AttendTile { keys, values, padded }, [rows.div_ceil(TILE), heads.count, 1])
             };
             let work = (rows * (span.length - span.start) * heads.count * heads.size * 2) as u64;
-            self.run(kernel, &storages, &parameters, groups.map(|n| n as u32), work);
+            self.run(kernel, storages, parameters, groups.map(|n| n as u32), work);
         }
         if splits > 1 {
             let parameters = [sequence.rows.start, heads.count, heads.size, splits].map(|n| n as u32);
-            let groups = [heads.count as u32, sequence.rows.len() as u32, 1];
+            let groups = [heads.count as u32, rows as u32, 1];
             let kernel = Kernel::Combine { padded: padded as u32 };
             self.run(kernel, &[left, out.storage()], &parameters, groups, 0);
         }
@@ -175,27 +182,34 @@ fn spans<'a>(segments: &'a [Segment], sequence: &Sequence<'_>, window: usize, fe
     spans
 }
 
-fn parameters(heads: &Heads, sequence: &Sequence<'_>, span: &Span<'_>, splits: usize) -> [u32; 16] {
-    let sparse = heads.sparse;
-    let of = |f: fn(&crate::backend::BlockSparse) -> usize| sparse.as_ref().map_or(0, f);
+fn parameters(
+    heads: &Heads,
+    pairs: usize,
+    sequence: &Sequence<'_>,
+    span: &Span<'_>,
+    splits: usize,
+) -> [u32; 18] {
+    let sparse = heads.sparse.as_ref();
+    let of = |f: fn(&BlockSparse) -> usize| sparse.map_or(0, f) as u32;
     [
-        sequence.rows.start,
-        sequence.rows.len(),
-        sequence.position,
-        heads.count,
-        heads.kv_count,
-        heads.size,
+        sequence.rows.start as u32,
+        sequence.rows.len() as u32,
+        sequence.position as u32,
+        heads.count as u32,
+        heads.kv_count as u32,
+        heads.size as u32,
         // Room to add a position to it.
-        heads.window.min(1 << 30),
-        span.segment.first,
-        span.length,
-        span.start,
-        span.first_split,
-        splits,
+        heads.window.min(1 << 30) as u32,
+        span.segment.first as u32,
+        span.length as u32,
+        span.start as u32,
+        span.first_split as u32,
+        splits as u32,
         of(|sparse| sparse.block),
         of(|sparse| sparse.local),
         of(|sparse| sparse.stride),
         of(|sparse| sparse.head_step),
+        pairs as u32,
+        heads.scale.to_bits(),
     ]
-    .map(|n| n as u32)
 }

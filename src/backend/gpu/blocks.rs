@@ -1,16 +1,29 @@
 //! How shaders read weights: the WGSL decoder of every type, and the codebooks that some of them look into.
 //!
-//! A kernel's source is [`PRELUDE`], then [`source`] of the weight's type, then the kernel. The prelude says what functions
+//! A kernel's source is [`prelude`], then [`source`] of the weight's type, then the kernel. The prelude says what functions
 //! a type's source has.
+//!
+//! Blocks are as the file has them, but for some that are lengthened, so that each begins at a multiple of 16 bytes:
+//! kernels take four words at once there.
 
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+
+use crate::backend::Matrix;
 pub use crate::backend::codebooks::codebook;
 use crate::gguf::TensorType;
 
-/// What every kernel that reads weights begins with; binds them as `@group(0) @binding(0)`.
-pub const PRELUDE: &str = include_str!("shaders/blocks/prelude.wgsl");
+/// What every kernel that reads weights of `kind` begins with; binds them as `@group(0) @binding(0)`.
+pub fn prelude(kind: TensorType) -> String {
+    let words = if padded_bytes(kind).is_multiple_of(16) || !kind.is_quantized() {
+        include_str!("shaders/blocks/words_by_4.wgsl")
+    } else {
+        include_str!("shaders/blocks/words_by_1.wgsl")
+    };
+    [words, include_str!("shaders/blocks/prelude.wgsl")].concat()
+}
 
 /// The files that make up a type with lanes: what it shares with others, its own, how blocks are cut, and `decode`.
 macro_rules! lanes {
@@ -75,6 +88,39 @@ pub fn slice_parts(kind: TensorType) -> usize {
         32 => 2,
         _ => 4,
     }
+}
+
+/// Whether elements are a scale's multiples less a minimum.
+pub fn has_minimum(kind: TensorType) -> bool {
+    use TensorType as T;
+    matches!(kind, T::Q4_1 | T::Q5_1 | T::Q2_K | T::Q4_K | T::Q5_K)
+}
+
+/// Bytes of a block on the device.
+fn padded_bytes(kind: TensorType) -> usize {
+    match kind {
+        TensorType::Q3_K => 112,
+        TensorType::Q6_K => 224,
+        _ => kind.block_bytes(),
+    }
+}
+
+/// Bytes of a row of `matrix` on the device.
+pub fn row_bytes(matrix: &Matrix) -> usize {
+    matrix.row_bytes() / matrix.kind.block_bytes() * padded_bytes(matrix.kind)
+}
+
+/// Blocks of `kind` as the device has them.
+pub fn padded(kind: TensorType, blocks: &[u8]) -> Cow<'_, [u8]> {
+    let (from, to) = (kind.block_bytes(), padded_bytes(kind));
+    if from == to {
+        return blocks.into();
+    }
+    let mut padded = vec![0; blocks.len() / from * to];
+    for (block, room) in blocks.chunks_exact(from).zip(padded.chunks_exact_mut(to)) {
+        room[..from].copy_from_slice(block);
+    }
+    padded.into()
 }
 
 /// Elements that [`source`] takes as a block: as the file does, but 16 where the file has none.

@@ -4,10 +4,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::buffer::{Ledger, Storage};
 use super::fault::Fault;
+use super::kernels::{Matrices, Subgroups};
 use crate::{Error, Result};
 
 /// What kernels need of a device beyond WebGPU's least.
 const FEATURES: wgpu::Features = wgpu::Features::IMMEDIATES;
+
+/// What products by matrix units need.
+const MATRICES: wgpu::Features =
+    wgpu::Features::SHADER_F16.union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
 
 /// Bytes of parameters that a dispatch may have: what every Vulkan device grants.
 pub(super) const PARAMETER_BYTES: u32 = 128;
@@ -22,6 +27,7 @@ pub struct Adapter {
     info: wgpu::AdapterInfo,
     /// Bytes of its memory that may be taken, where that is to be less than there are.
     most_memory: Option<u64>,
+    matrices: Matrices,
 }
 
 impl Adapter {
@@ -36,7 +42,8 @@ impl Adapter {
         let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
         let mut adapters: Vec<Adapter> = Vec::new();
         for raw in found {
-            let adapter = Adapter { info: raw.get_info(), raw, most_memory: None };
+            let (info, matrices) = (raw.get_info(), matrices(&raw));
+            let adapter = Adapter { raw, info, most_memory: None, matrices };
             let usable = adapter.raw.features().contains(FEATURES)
                 && adapter.raw.limits().max_compute_workgroup_storage_size >= WORKGROUP_BYTES;
             // Windows shows each processor through Vulkan and Direct3D.
@@ -96,17 +103,43 @@ impl Adapter {
         Self { most_memory: Some(bytes), ..self }
     }
 
-    /// Whether threads of a subgroup are always 32, so that sums over 32 threads need no memory.
-    pub(super) fn sums_in_subgroups(&self) -> bool {
-        self.raw.features().contains(wgpu::Features::SUBGROUP)
-            && self.info.subgroup_min_size == 32
-            && self.info.subgroup_max_size == 32
+    /// The same device; the kernels for matrix units are those that go without.
+    #[cfg(test)]
+    pub(super) fn emulating_matrices(self) -> Self {
+        Self { matrices: Matrices::Emulated, ..self }
+    }
+
+    /// How threads may sum without memory.
+    pub(super) fn subgroups(&self) -> Subgroups {
+        let there = self.raw.features().contains(wgpu::Features::SUBGROUP);
+        let (smallest, largest) = (self.info.subgroup_min_size, self.info.subgroup_max_size);
+        Subgroups {
+            smallest: if there { smallest } else { 0 },
+            fixed: there && smallest == largest && smallest >= 4,
+            matrices: self.matrices,
+        }
     }
 
     /// A file name for what is compiled for this device and driver.
     pub(super) fn cache_name(&self) -> Option<String> {
         wgpu::util::pipeline_cache_key(&self.info)
     }
+}
+
+/// Whether an adapter multiplies squares of 16 in half precision, with sums in single, by subgroups of one size.
+fn matrices(adapter: &wgpu::Adapter) -> Matrices {
+    use wgpu::CooperativeScalarType as Scalar;
+    let info = adapter.get_info();
+    let needed = MATRICES | wgpu::Features::SUBGROUP;
+    let there = adapter.features().contains(needed)
+        && info.subgroup_min_size == info.subgroup_max_size
+        && matches!(info.subgroup_min_size, 32 | 64)
+        && adapter.limits().max_compute_invocations_per_workgroup >= 8 * info.subgroup_min_size
+        && adapter.cooperative_matrix_properties().iter().any(|one| {
+            (one.m_size, one.n_size, one.k_size) == (16, 16, 16)
+                && (one.ab_type, one.cr_type) == (Scalar::F16, Scalar::F32)
+        });
+    if there { Matrices::Units } else { Matrices::None }
 }
 
 /// An opened graphics processor.
@@ -123,12 +156,22 @@ pub(super) struct Device {
 impl Device {
     pub fn open(adapter: &Adapter) -> Result<Self> {
         let limits = adapter.raw.limits();
-        let optional = wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
+        let mut optional = wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
+        let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+        if adapter.matrices != Matrices::None {
+            optional |= wgpu::Features::SHADER_F16;
+        }
+        if adapter.matrices == Matrices::Units {
+            optional |= MATRICES;
+            // Sound: what is asked for is cooperative matrices alone. Their loads and stores go unchecked; those of
+            // matmul_half.wgsl have constant places within workgroup memory. Gpu::open tries them before they are used.
+            experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
         let asked = wgpu::DeviceDescriptor {
             label: Some("phi"),
             required_features: FEATURES | (adapter.raw.features() & optional),
             required_limits: wgpu::Limits { max_immediate_size: PARAMETER_BYTES, ..limits.clone() },
-            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            experimental_features,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             trace: wgpu::Trace::Off,
         };

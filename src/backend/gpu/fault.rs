@@ -28,6 +28,10 @@ impl Fault {
         lock(&self.first).get_or_insert_with(|| last.to_owned());
     }
 
+    pub fn is_clear(&self) -> bool {
+        lock(&self.first).is_none()
+    }
+
     /// # Errors
     /// What was noted.
     pub fn check(&self) -> Result<()> {

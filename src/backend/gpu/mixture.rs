@@ -3,7 +3,7 @@
 use super::buffer::Storage;
 use super::device::lock;
 use super::kernels::{Element, Kernel};
-use super::linear::rows_at_once;
+use super::linear::{rows_at_once, team};
 use super::recorder::spread;
 use super::{Backend, Buffer, Gpu};
 use crate::Result;
@@ -78,7 +78,7 @@ impl Gpu {
             w.rows as u32,
             offset as u32,
             w.rows as u32,
-            w.row_bytes() as u32,
+            super::blocks::row_bytes(w) as u32,
             x.columns as u32,
             out.columns as u32,
             0,
@@ -87,9 +87,10 @@ impl Gpu {
             stack.stride as u32,
             picks as u32,
         ];
-        let [groups, more, _] = spread(w.rows.div_ceil(rows_at_once(w.kind)));
+        let team = team(w.kind, (w.rows * out.rows, w.columns), 1, false);
+        let [groups, more, _] = spread(w.rows.div_ceil(rows_at_once(team)));
         let work = (w.rows * w.columns * out.rows) as u64;
-        let kernel = Kernel::MatVecPicked { kind: w.kind };
+        let kernel = Kernel::MatVecPicked { kind: w.kind, team };
         self.run(kernel, &storages, &parameters, [groups, more, out.rows as u32], work);
         Ok(())
     }

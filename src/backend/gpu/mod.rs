@@ -1,7 +1,7 @@
 //! The backend for graphics processors, through WebGPU's API (wgpu): Vulkan, Metal, Direct3D 12.
 //!
-//! Operations are recorded and run when a result is read, so that a token costs one submission. Weights stay in their
-//! GGUF blocks; each kernel is one WGSL source, put together with its weight type's decoder.
+//! Operations are recorded and handed over together, a few times a token, so that the device works while the host records.
+//! Weights stay in their GGUF blocks; each kernel is one WGSL source, put together with its weight type's decoder.
 
 mod attention;
 mod blocks;
@@ -15,9 +15,11 @@ mod linear;
 mod memory;
 mod mixture;
 mod pipeline_cache;
+mod quick;
 mod recorder;
 #[cfg(test)]
 mod tests;
+mod trial;
 mod weights;
 
 pub use buffer::Buffer;
@@ -32,14 +34,23 @@ use crate::gguf::TensorType;
 use crate::{Error, Result};
 use buffer::Storage;
 use device::{Device, lock};
-use kernels::{Activation, Element, Kernel, Kernels};
+use kernels::{Activation, Element, Kernel, Kernels, Matrices};
 use mixture::MixtureScratch;
 use pipeline_cache::PipelineCache;
+use quick::QuickMap;
 use recorder::{Dispatch, Recorder, spread};
 use weights::{Resident, Stack};
 
 /// Threads of a workgroup of the element-wise kernels.
 const ELEMENT_THREADS: usize = 256;
+
+/// Threads of a norm's workgroup, at most: what every device grants.
+const NORM_THREADS: usize = 256;
+
+/// TEMPORARY, for measuring: a number from the environment.
+fn switch(name: &str, default: usize) -> usize {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
 
 /// A graphics processor, and what is on it.
 pub struct Gpu {
@@ -47,11 +58,11 @@ pub struct Gpu {
     device: Device,
     kernels: Kernels,
     recorder: Mutex<Recorder>,
-    matrices: RwLock<HashMap<MatrixId, Arc<Resident>>>,
+    matrices: RwLock<QuickMap<MatrixId, Arc<Resident>>>,
     /// By the first expert's matrix.
     stacks: Mutex<HashMap<MatrixId, Stack>>,
-    vectors: Mutex<HashMap<u64, Arc<Storage>>>,
-    codebooks: Mutex<HashMap<TensorType, Arc<Storage>>>,
+    vectors: Mutex<QuickMap<u64, Arc<Storage>>>,
+    codebooks: Mutex<QuickMap<TensorType, Arc<Storage>>>,
     /// Stands for what a kernel's variant does not use.
     nothing: Storage,
     scratch: Mutex<Scratch>,
@@ -69,6 +80,9 @@ struct Scratch {
     queries: Option<Storage>,
     /// What splits of the cache add up to.
     splits: Option<Storage>,
+    /// Rows in half precision, and what their products are multiplied with.
+    halves: Option<Storage>,
+    scales: Option<Storage>,
     /// Row numbers.
     rows: Option<Storage>,
     /// What a pass leaves of the largest elements, and what the next does.
@@ -89,8 +103,8 @@ impl Gpu {
         let mut device = Device::open(adapter)?;
         device.most_bytes = device.most_bytes.min(bytes);
         let nothing = device.storage(16)?;
-        Ok(Self {
-            kernels: Kernels::new(PipelineCache::open(adapter, &device), adapter.sums_in_subgroups()),
+        let mut gpu = Self {
+            kernels: Kernels::new(PipelineCache::open(adapter, &device), adapter.subgroups()),
             adapter: adapter.clone(),
             device,
             recorder: Mutex::default(),
@@ -101,7 +115,11 @@ impl Gpu {
             nothing,
             scratch: Mutex::default(),
             mixture: Mutex::default(),
-        })
+        };
+        if gpu.kernels.subgroups.matrices != Matrices::None && !gpu.matrices_are_right()? {
+            gpu.kernels.subgroups.matrices = Matrices::None;
+        }
+        Ok(gpu)
     }
 
     /// What it is.
@@ -119,6 +137,10 @@ impl Gpu {
     }
 
     fn run(&self, kernel: Kernel, storages: &[&Storage], parameters: &[u32], groups: [u32; 3], work: u64) {
+        // Storages may be too small where there was no memory for them.
+        if !self.device.fault.is_clear() {
+            return;
+        }
         let pipeline = self.kernels.get(&self.device, kernel);
         let dispatch = Dispatch { pipeline: &pipeline, storages, parameters, groups, work };
         lock(&self.recorder).dispatch(&self.device, &dispatch);
@@ -165,7 +187,7 @@ impl Gpu {
             Ok(new) => *storage = Some(new),
             Err(error) => {
                 self.note(&error);
-                // Something valid: what is computed with it is not looked at.
+                // Something valid: nothing is computed any more.
                 *storage = storage.take().or_else(|| self.storage(16).ok());
             }
         }
@@ -193,12 +215,17 @@ impl Gpu {
         }
     }
 
-    fn norm(&self, kernel: Kernel, x: &Buffer, vectors: [&Vector; 2], eps: f32, out: &mut Buffer) {
+    fn norm(&self, is_layer: bool, x: &Buffer, vectors: [&Vector; 2], eps: f32, out: &mut Buffer) {
         self.resize(out, x.rows, x.columns);
         match (self.vector(vectors[0]), self.vector(vectors[1])) {
             (Ok(weight), Ok(bias)) => {
                 let storages = [x.storage(), &weight, &bias, out.storage()];
-                let parameters = [x.columns as u32, eps.to_bits()];
+                let fours = x.columns.is_multiple_of(4);
+                let items = x.columns / if fours { 4 } else { 1 };
+                // Each takes four if there are not too many.
+                let threads = items.div_ceil(4).next_power_of_two().clamp(64, NORM_THREADS) as u32;
+                let kernel = Kernel::Norm { is_layer, fours, threads };
+                let parameters = [items as u32, eps.to_bits()];
                 self.run(kernel, &storages, &parameters, [x.rows as u32, 1, 1], x.elements() as u64);
             }
             (Err(error), _) | (_, Err(error)) => self.note(&error),
@@ -226,7 +253,8 @@ impl Backend for Gpu {
         self.send(ids.iter().copied(), rows)?;
         for chunk in &resident.chunks {
             let storages = [&chunk.storage, &*codebook, rows, out.storage()];
-            let parameters = [table.columns, chunk.rows, chunk.first_row, table.row_bytes(), ids.len()];
+            let parameters =
+                [table.columns, chunk.rows, chunk.first_row, blocks::row_bytes(table), ids.len()];
             let groups = [(table.columns / 16).div_ceil(64) as u32, ids.len() as u32, 1];
             self.run(Kernel::Embed(table.kind), &storages, &parameters.map(|n| n as u32), groups, 0);
         }
@@ -234,11 +262,11 @@ impl Backend for Gpu {
     }
 
     fn rms_norm(&self, x: &Buffer, weight: &Vector, eps: f32, out: &mut Buffer) {
-        self.norm(Kernel::RmsNorm, x, [weight, weight], eps, out);
+        self.norm(false, x, [weight, weight], eps, out);
     }
 
     fn layer_norm(&self, x: &Buffer, weight: &Vector, bias: &Vector, eps: f32, out: &mut Buffer) {
-        self.norm(Kernel::LayerNorm, x, [weight, bias], eps, out);
+        self.norm(true, x, [weight, bias], eps, out);
     }
 
     fn linear(&self, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
@@ -331,6 +359,7 @@ impl Backend for Gpu {
     }
 
     fn scatter_add(&self, x: &Buffer, rows: &[usize], weights: &[f32], out: &mut Buffer) {
+        assert!(rows.iter().all(|&row| row < out.rows), "rows that there are");
         let words = rows.iter().map(|&row| row as u32).chain(weights.iter().map(|weight| weight.to_bits()));
         let mut scratch = lock(&self.scratch);
         self.ensure(&mut scratch.rows, 2 * rows.len());
@@ -352,19 +381,20 @@ impl Backend for Gpu {
         out: &mut Buffer,
     ) -> Result<()> {
         self.resize(out, qkv.rows, heads.count * heads.size);
-        let mut sequences: Vec<attention::Sequence<'_>> = parts
-            .iter_mut()
+        let sequences: Vec<attention::Sequence<'_>> = parts
+            .iter()
             .map(|part| attention::Sequence {
-                cache: &*part.cache,
+                cache: part.cache,
                 rows: part.rows.clone(),
                 position: part.position,
             })
             .collect();
-        self.attend(layer, heads, rotation, qkv, &mut sequences, out)
+        self.attend(layer, heads, rotation, qkv, &sequences, out)
     }
 
     fn gather(&self, x: &Buffer, rows: &[usize], out: &mut Buffer) {
         self.resize(out, rows.len(), x.columns);
+        assert!(rows.iter().all(|&row| row < x.rows), "rows that there are");
         let mut scratch = lock(&self.scratch);
         self.ensure(&mut scratch.rows, rows.len());
         let Some(numbers) = &scratch.rows else { return };

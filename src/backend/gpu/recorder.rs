@@ -1,16 +1,36 @@
 //! Operations are recorded and handed to the device together: when a result is read, or when there is work enough that
 //! the device should begin.
 
-use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use super::buffer::Storage;
-use super::device::Device;
+use super::device::{Device, PARAMETER_BYTES};
 use super::kernels::Pipeline;
+use super::quick::QuickMap;
 use crate::{Error, Result};
 
 /// Multiplications after which recorded work is handed over: a few milliseconds of a fast device, well below what
 /// makes systems take a device for hung on a slow one.
 const ENOUGH: u64 = 200_000_000_000;
+
+/// Dispatches after which recorded work is handed over, so that the device works while the host records the rest: a
+/// token of 32 layers has about four times as many.
+fn many() -> usize {
+    // TEMPORARY, for measuring: submissions of a token of 32 layers.
+    static MANY: LazyLock<usize> = LazyLock::new(|| match super::switch("PHI_X_SUBMITS", 4) {
+        1 => usize::MAX,
+        submits => 260_usize.div_ceil(submits),
+    });
+    *MANY
+}
+
+/// The same after a result was read, when the device has nothing to do.
+fn first() -> usize {
+    many().div_ceil(4)
+}
+
+/// Storages that a kernel sees, at most.
+const MOST_STORAGES: usize = 6;
 
 /// Bytes of the memory that small uploads go through.
 const UPLOAD_BYTES: u64 = 4 << 20;
@@ -25,12 +45,19 @@ pub(super) struct Recorder {
     pass: Option<wgpu::ComputePass<'static>>,
     /// Multiplications recorded since the last submission.
     work: u64,
+    /// Dispatches until the next submission.
+    left: usize,
     /// By layout and storages.
-    groups: HashMap<Vec<u64>, wgpu::BindGroup>,
-    /// What host data goes through on its way, and how much of it is taken since the last submission.
-    uploads: Option<(Storage, u64)>,
+    groups: QuickMap<GroupKey, wgpu::BindGroup>,
+    /// What host data goes through on its way.
+    uploads: Option<Storage>,
+    /// What is to be in it before the recorded operations run.
+    pending: Vec<u8>,
     download: Option<wgpu::Buffer>,
 }
+
+/// A layout, and the numbers of storages.
+type GroupKey = [u64; MOST_STORAGES + 1];
 
 /// One run of a kernel.
 pub(super) struct Dispatch<'a> {
@@ -55,19 +82,29 @@ pub(super) fn spread(groups: usize) -> [u32; 3] {
 impl Recorder {
     pub fn dispatch(&mut self, device: &Device, dispatch: &Dispatch<'_>) {
         self.bury(device);
-        let mut key = Vec::with_capacity(dispatch.storages.len() + 1);
-        key.push(dispatch.pipeline.access.bytes().fold(0, |key, access| key << 8 | u64::from(access)));
-        key.extend(dispatch.storages.iter().map(|storage| storage.id));
-        let group = self.groups.entry(key).or_insert_with(|| bind(device, dispatch)).clone();
-        let pass = self.pass(device);
+        let mut key = GroupKey::default();
+        key[0] = dispatch.pipeline.access.bytes().fold(0, |key, access| key << 8 | u64::from(access));
+        for (room, storage) in key[1..].iter_mut().zip(dispatch.storages) {
+            *room = storage.id;
+        }
+        if self.pass.is_none() {
+            let pass = self.encoder(device).begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            self.pass = Some(pass.forget_lifetime());
+        }
+        let group = self.groups.entry(key).or_insert_with(|| bind(device, dispatch));
+        let Some(pass) = &mut self.pass else { return };
         pass.set_pipeline(&dispatch.pipeline.raw);
-        pass.set_bind_group(0, &group, &[]);
-        let parameters: Vec<u8> = dispatch.parameters.iter().flat_map(|word| word.to_le_bytes()).collect();
-        pass.set_immediates(0, &parameters);
+        pass.set_bind_group(0, &*group, &[]);
+        let mut parameters = [0; PARAMETER_BYTES as usize];
+        for (room, word) in parameters.as_chunks_mut().0.iter_mut().zip(dispatch.parameters) {
+            *room = word.to_le_bytes();
+        }
+        pass.set_immediates(0, &parameters[..dispatch.parameters.len() * 4]);
         let [x, y, z] = dispatch.groups;
         pass.dispatch_workgroups(x, y, z);
         self.work += dispatch.work;
-        if self.work >= ENOUGH {
+        self.left = self.left.saturating_sub(1);
+        if self.work >= ENOUGH || self.left == 0 {
             self.submit(device);
         }
     }
@@ -85,25 +122,29 @@ impl Recorder {
     /// Writes `data` to `to` from byte `offset` on, in its turn among the recorded operations.
     pub fn upload(&mut self, device: &Device, data: &[u8], to: &Storage, offset: u64) -> Result<()> {
         let bytes = (data.len() as u64).next_multiple_of(4);
-        let room = self.uploads.as_ref().map_or(0, |(storage, used)| storage.size() - used);
-        if room < bytes {
-            // What was recorded still reads the old one; the device keeps it until then.
-            let storage = device.storage(bytes.max(UPLOAD_BYTES))?;
-            self.uploads = Some((storage, 0));
-        }
-        let Some((storage, used)) = &mut self.uploads else { return Ok(()) };
-        let at = *used;
-        *used += bytes;
-        if data.len() as u64 == bytes {
-            device.queue.write_buffer(&storage.raw, at, data);
-        } else {
-            let mut padded = data.to_vec();
-            padded.resize(bytes as usize, 0);
-            device.queue.write_buffer(&storage.raw, at, &padded);
-        }
-        let raw = storage.raw.clone();
+        let at = self.pending.len() as u64;
+        let raw = match &self.uploads {
+            Some(storage) if storage.size() - at >= bytes => storage.raw.clone(),
+            _ => {
+                // What was recorded reads the old one, which is there until then.
+                self.write_pending(device);
+                let storage = device.storage(bytes.max(UPLOAD_BYTES))?;
+                self.uploads.insert(storage).raw.clone()
+            }
+        };
+        let at = self.pending.len() as u64;
+        self.pending.extend_from_slice(data);
+        self.pending.resize((at + bytes) as usize, 0);
         self.encoder(device).copy_buffer_to_buffer(&raw, at, &to.raw, to.offset + offset, bytes);
         Ok(())
+    }
+
+    /// What a submission begins with, for the copies that were recorded.
+    fn write_pending(&mut self, device: &Device) {
+        if let (Some(storage), false) = (&self.uploads, self.pending.is_empty()) {
+            device.queue.write_buffer(&storage.raw, 0, &self.pending);
+            self.pending.clear();
+        }
     }
 
     /// Waits for everything recorded and reads a storage from byte `at` on.
@@ -123,6 +164,7 @@ impl Recorder {
         let Some(download) = self.download.clone() else { return Ok(Vec::new()) };
         self.encoder(device).copy_buffer_to_buffer(&storage.raw, storage.offset + at, &download, 0, bytes);
         self.submit(device);
+        self.left = first();
         device.fault.check()?;
         let slice = download.slice(..bytes);
         slice.map_async(wgpu::MapMode::Read, |_| {});
@@ -144,11 +186,10 @@ impl Recorder {
     pub fn submit(&mut self, device: &Device) {
         self.pass = None;
         self.work = 0;
+        self.left = many();
         if let Some(encoder) = self.encoder.take() {
+            self.write_pending(device);
             device.queue.submit([encoder.finish()]);
-        }
-        if let Some((_, used)) = &mut self.uploads {
-            *used = 0;
         }
     }
 
@@ -158,14 +199,6 @@ impl Recorder {
         if !gone.is_empty() {
             self.groups.retain(|key, _| !key[1..].iter().any(|id| gone.contains(id)));
         }
-    }
-
-    fn pass(&mut self, device: &Device) -> &mut wgpu::ComputePass<'static> {
-        if self.pass.is_none() {
-            let begin = wgpu::ComputePassDescriptor::default();
-            self.pass = Some(self.encoder(device).begin_compute_pass(&begin).forget_lifetime());
-        }
-        self.pass.as_mut().expect("it was just begun")
     }
 
     /// The encoder, outside of a pass.
@@ -182,7 +215,9 @@ fn bind(device: &Device, dispatch: &Dispatch<'_>) -> wgpu::BindGroup {
         .storages
         .iter()
         .enumerate()
-        .map(|(binding, storage)| wgpu::BindGroupEntry {
+        .zip(dispatch.pipeline.access.bytes())
+        .filter(|(_, access)| *access != b'-')
+        .map(|((binding, storage), _)| wgpu::BindGroupEntry {
             binding: binding as u32,
             resource: storage.binding(),
         })

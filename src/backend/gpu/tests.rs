@@ -1,6 +1,6 @@
 //! Every kernel against the CPU's, on whatever device there is: a real one, or Mesa's software driver.
 
-use super::kernels::{Activation, Ending, Kernel, Kernels};
+use super::kernels::{Activation, Ending, Kernel, Kernels, Matrices, Subgroups, Team};
 use super::pipeline_cache::PipelineCache;
 use super::{Adapter, Cache, CacheShape, Gpu};
 use crate::Result;
@@ -67,6 +67,57 @@ fn products_of_every_type_equal_the_cpus() {
                 let what = format!("{kind}, {rows} rows of {columns}, {tokens} tokens");
                 assert_close(&gpu.read(&out).unwrap(), &CPU.read(&want).unwrap(), &what);
             }
+        }
+    }
+}
+
+/// A device that stands for one with matrix units.
+fn emulating() -> Option<Gpu> {
+    let adapter = Adapter::all(true).into_iter().next()?.emulating_matrices();
+    let gpu = Gpu::open(&adapter).expect("the device opens");
+    if !gpu.device.raw.features().contains(wgpu::Features::SHADER_F16) {
+        eprintln!("skipped: this device has no half precision");
+        return None;
+    }
+    assert!(gpu.kernels.subgroups.matrices == Matrices::Emulated, "the trial");
+    Some(gpu)
+}
+
+#[test]
+fn products_in_half_precision_equal_the_cpus() {
+    let Some(gpu) = emulating() else { return };
+    let mut random = Random(7);
+    for kind in all_types() {
+        let (rows, columns, tokens) = (70, 512, 130);
+        let [weights, decoded] = matrices(kind, &random.floats(rows * columns), columns);
+        gpu.upload(&weights, &mut |_| {}).unwrap();
+        let (x, x_cpu) = both(&gpu, &random.floats(tokens * columns), columns);
+        let (mut out, mut want) = Default::default();
+        gpu.linear(&weights, &x, &mut out).unwrap();
+        CPU.linear(&decoded, &x_cpu, &mut want).unwrap();
+        assert_close(&gpu.read(&out).unwrap(), &CPU.read(&want).unwrap(), kind.name());
+    }
+}
+
+#[test]
+fn halves_hold_weights_of_any_size() {
+    let Some(gpu) = emulating() else { return };
+    let mut random = Random(8);
+    let (rows, columns, tokens) = (20, 64, 10);
+    for size in [1e-30, 1e-9, 1e-3, 1e5, 1e15] {
+        let values: Vec<f32> = random.floats(rows * columns).iter().map(|x| x * size).collect();
+        let [weights, decoded] = matrices(TensorType::BF16, &values, columns);
+        gpu.upload(&weights, &mut |_| {}).unwrap();
+        for x_size in [1e-5, 1e5] {
+            let x: Vec<f32> = random.floats(tokens * columns).iter().map(|x| x * x_size).collect();
+            let (x, x_cpu) = both(&gpu, &x, columns);
+            let (mut out, mut want) = Default::default();
+            gpu.linear(&weights, &x, &mut out).unwrap();
+            CPU.linear(&decoded, &x_cpu, &mut want).unwrap();
+            let scaled =
+                |values: Vec<f32>| -> Vec<f32> { values.iter().map(|x| x / size / x_size).collect() };
+            let (ours, want) = (scaled(gpu.read(&out).unwrap()), scaled(CPU.read(&want).unwrap()));
+            assert_close(&ours, &want, &format!("weights of {size:e}, inputs of {x_size:e}"));
         }
     }
 }
@@ -164,10 +215,12 @@ fn sums_by_subgroups_compile() {
         eprintln!("skipped: this device has no subgroups");
         return;
     }
-    let kernels = Kernels::new(PipelineCache::open(&gpu.adapter, &gpu.device), true);
+    let subgroups = Subgroups { smallest: 32, fixed: true, matrices: Matrices::None };
+    let kernels = Kernels::new(PipelineCache::open(&gpu.adapter, &gpu.device), subgroups);
     for ending in [Ending::Store, Ending::Add, Ending::Gate(Activation::Swiglu)] {
         for tokens in [1, 8] {
-            kernels.get(&gpu.device, Kernel::MatVec { kind: TensorType::Q4_K, tokens, ending });
+            let team = Team { threads: 128, lanes: 32, rows: 2 };
+            kernels.get(&gpu.device, Kernel::MatVec { kind: TensorType::Q4_K, tokens, ending, team });
         }
     }
     gpu.device.fault.check().unwrap();

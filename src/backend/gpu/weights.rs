@@ -8,6 +8,7 @@ use super::Gpu;
 use super::blocks;
 use super::buffer::Storage;
 use super::device::lock;
+use super::kernels::{Kernel, Matrices};
 use crate::backend::{Matrix, MatrixId, Vector};
 use crate::gguf::TensorType;
 use crate::{Error, Result};
@@ -18,6 +19,10 @@ const PIECE: usize = 8 << 20;
 /// A matrix on the device.
 pub(super) struct Resident {
     pub chunks: Vec<Chunk>,
+    /// Bytes of a row.
+    pub row_bytes: usize,
+    /// The power of two that brings its weights into the range of halves, where they are multiplied as such.
+    pub factor: f32,
 }
 
 /// Rows of a matrix that lie in one storage.
@@ -37,17 +42,22 @@ pub(super) struct Stack {
     there: BTreeSet<usize>,
 }
 
+/// Bytes of a matrix as the device has it.
+fn device_bytes(matrix: &Matrix) -> u64 {
+    (matrix.rows * blocks::row_bytes(matrix)) as u64
+}
+
 impl Gpu {
     /// Whether its kernels can compute with `matrix`.
     pub fn takes(&self, matrix: &Matrix) -> bool {
         blocks::source(matrix.kind).is_some()
             && matrix.columns.is_multiple_of(16)
-            && matrix.row_bytes() as u64 <= self.device.most_bytes
+            && blocks::row_bytes(matrix) as u64 <= self.device.most_bytes
     }
 
     /// Bytes of the device's memory that `matrix` takes.
     pub fn bytes_for(matrix: &Matrix) -> u64 {
-        (matrix.size() as u64).next_multiple_of(256)
+        device_bytes(matrix).next_multiple_of(256)
     }
 
     /// Copies `matrix` to the device, where it stays. `progress` is told of the bytes that went over.
@@ -65,15 +75,19 @@ impl Gpu {
             )));
         }
         let row_bytes = matrix.row_bytes();
-        let most_rows = (self.device.most_bytes as usize / row_bytes).max(1);
+        let device_row = blocks::row_bytes(matrix);
+        let most_rows = (self.device.most_bytes as usize / device_row).max(1);
+        // Whole rows, which end at a multiple of 4 bytes.
+        let piece_bytes = (PIECE / row_bytes).next_multiple_of(4).max(4) * row_bytes;
         let mut chunks = Vec::new();
         for (number, bytes) in matrix.bytes().chunks(most_rows * row_bytes).enumerate() {
             let storage = match self.place_in_stack(matrix)? {
                 Some(storage) => storage,
-                None => self.storage(bytes.len() as u64)?,
+                None => self.storage((bytes.len() / row_bytes * device_row) as u64)?,
             };
-            for (i, piece) in bytes.chunks(PIECE).enumerate() {
-                self.fill(&storage, i * PIECE, piece);
+            for (i, piece) in bytes.chunks(piece_bytes).enumerate() {
+                let at = i * (piece_bytes / row_bytes) * device_row;
+                self.fill(&storage, at, &blocks::padded(matrix.kind, piece));
                 // What is written waits in host memory until something is submitted.
                 self.device.queue.submit([]);
                 progress(piece.len());
@@ -81,14 +95,39 @@ impl Gpu {
             chunks.push(Chunk { storage, first_row: number * most_rows, rows: bytes.len() / row_bytes });
         }
         self.wait()?;
+        let factor = match self.kernels.subgroups.matrices {
+            Matrices::None => 1.0,
+            _ => halving(self.largest_weight(matrix, &chunks)?),
+        };
         if let Some(stack) = lock(&self.stacks).get_mut(&matrix.id().of_tensor()) {
             stack.there.insert(matrix.place().1);
         }
         self.matrices
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(matrix.id(), Resident { chunks }.into());
+            .insert(matrix.id(), Resident { chunks, row_bytes: device_row, factor }.into());
         Ok(())
+    }
+
+    /// The size of the largest of `matrix`'s weights.
+    fn largest_weight(&self, matrix: &Matrix, chunks: &[Chunk]) -> Result<f32> {
+        let most = self.storage(4)?;
+        let codebook = self.codebook(matrix.kind)?;
+        lock(&self.recorder).clear(&self.device, &most, 4);
+        for chunk in chunks {
+            let parameters = [matrix.columns, chunk.rows, blocks::row_bytes(matrix)].map(|n| n as u32);
+            let groups = [chunk.rows.min(4096) as u32, 1, 1];
+            let work = (chunk.rows * matrix.columns) as u64;
+            self.run(
+                Kernel::Bound(matrix.kind),
+                &[&chunk.storage, &codebook, &most],
+                &parameters,
+                groups,
+                work,
+            );
+        }
+        let bits = self.fetch(&most, 0, 4)?;
+        Ok(bits.first_chunk().map_or(0.0, |&bits| f32::from_le_bytes(bits)))
     }
 
     /// Takes a matrix off the device.
@@ -100,7 +139,7 @@ impl Gpu {
     /// Where among the others of its tensor an expert's matrix is to lie, if a kernel can see all of them.
     fn place_in_stack(&self, matrix: &Matrix) -> Result<Option<Storage>> {
         let (count, number) = matrix.place();
-        let stride = (matrix.size() as u64).next_multiple_of(Storage::GRAIN);
+        let stride = device_bytes(matrix).next_multiple_of(Storage::GRAIN);
         let bytes = stride * count as u64;
         // Kernels count bytes in 32 bits.
         if count == 1 || bytes > self.device.most_bytes.min(u32::MAX.into()) {
@@ -114,7 +153,7 @@ impl Gpu {
                 entry.insert(Stack { storage, stride, there: BTreeSet::new() })
             }
         };
-        let size = (matrix.size() as u64).next_multiple_of(4);
+        let size = device_bytes(matrix).next_multiple_of(4);
         Ok(Some(stack.storage.part(number as u64 * stride, size)))
     }
 
@@ -169,4 +208,13 @@ impl Gpu {
             self.device.queue.write_buffer(&storage.raw, at, &padded);
         }
     }
+}
+
+/// The power of two that gives `largest` an exponent of 13, well within halves; it and its inverse are not subnormal.
+fn halving(largest: f32) -> f32 {
+    if largest == 0.0 {
+        return 1.0;
+    }
+    let exponent = (largest.to_bits() >> 23) as i32 - 127;
+    2_f32.powi((13 - exponent).min(126))
 }

@@ -76,8 +76,8 @@ impl Gpu {
 
     fn decode(&self, kind: TensorType, kernel: &str, blocks: &[u8]) -> Vec<f32> {
         let count = blocks.len() / bytes(kind) * elements(kind);
-        let mut padded = blocks.to_vec();
-        padded.resize(blocks.len().next_multiple_of(4), 0);
+        let mut padded = super::padded(kind, blocks).into_owned();
+        padded.resize(padded.len().next_multiple_of(4), 0);
         let out = self.buffer(4 * count, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC);
         let back = self.buffer(4 * count, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
         let mut bound = vec![(0, self.storage(&padded)), (2, out.clone())];
@@ -112,7 +112,7 @@ impl Gpu {
     }
 
     fn pipeline(&self, kind: TensorType, kernel: &str) -> wgpu::ComputePipeline {
-        let source = [PRELUDE, source(kind).expect("a decoder"), STORE, kernel].concat();
+        let source = [&prelude(kind), source(kind).expect("a decoder"), STORE, kernel].concat();
         let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(kind.name()),
             source: wgpu::ShaderSource::Wgsl(source.into()),

@@ -1,4 +1,5 @@
-// One query of one head over SPLIT positions: for a few rows, where reading the cache is all the work.
+// One query of one head over SPLIT positions: for a few rows, where reading the cache is all the work. Where a sequence has
+// one row only, it is appended here too.
 
 const THREADS = 128u;
 const SPLIT = 128u;
@@ -21,9 +22,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let position = p.position + group.z;
     let start = p.start + group.x * SPLIT;
     let count = min(SPLIT, p.length - start);
-    if thread < FOURS {
-        query[thread] = queries[(row * p.heads + head) * FOURS + thread];
-    }
+    //:appends append_own(head, kv_head, p.segment + start + count == position + 1u, start + count - 1u, thread);
+    //:appended if thread < FOURS {
+    //:appended     query[thread] = queries[(row * p.heads + head) * FOURS + thread];
+    //:appended }
     workgroupBarrier();
     let lane = thread % LANES;
     for (var i = thread / LANES; i < count; i += THREADS / LANES) {

@@ -25,14 +25,22 @@ struct Params {
     local: u32,
     stride: u32,
     head_step: u32,
+    // Rotated pairs of elements, and what queries are scaled by.
+    //:appends pairs: u32,
+    //:appends scale: f32,
 }
 
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> queries: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> keys: array<u32>;
-@group(0) @binding(2) var<storage, read> values: array<u32>;
+//:appended @group(0) @binding(0) var<storage, read> queries: array<vec4<f32>>;
+//:appended @group(0) @binding(1) var<storage, read> keys: array<u32>;
+//:appended @group(0) @binding(2) var<storage, read> values: array<u32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
+//:appends @group(0) @binding(0) var<storage, read> qkv: array<f32>;
+//:appends @group(0) @binding(1) var<storage, read_write> keys: array<u32>;
+//:appends @group(0) @binding(2) var<storage, read_write> values: array<u32>;
+//:appends @group(0) @binding(4) var<storage, read> cosines: array<f32>;
+//:appends @group(0) @binding(5) var<storage, read> sines: array<f32>;
 
 // Vectors of four in a padded head, and groups of 32 elements.
 const FOURS = PADDED / 4u;

@@ -1,5 +1,5 @@
-// out[token][row] (+)= dot(weights[row], x[token]) + bias[row], for many tokens: tiles of 64 tokens by 64 rows. The weights of
-// a tile are decoded once, into workgroup memory, for all its tokens.
+// out[token][row] (+)= dot(weights[row], x[token]) + bias[row], for many tokens: tiles of TILE_TOKENS by TILE_ROWS. The weights
+// of a tile are decoded once, into workgroup memory, for all its tokens. A thread has 8 rows of 8 tokens, in four squares.
 
 struct Params {
     columns: u32,
@@ -20,70 +20,85 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 
-const TILE = 64u;
-// Vectors of four columns that a step takes, and their distance in workgroup memory: odd, so that rows lie in
-// different banks.
-const STEP = 8u;
-const STRIDE = 9u;
-const THREADS = 128u;
+const THREADS = TILE_ROWS * TILE_TOKENS / 64u;
+// Columns that a step takes.
+const STEP = 32u;
 const PARTS = BLOCK_ELEMENTS / 16u;
+// Vectors of four rows, and of four tokens.
+const W_FOURS = TILE_ROWS / 4u;
+const X_FOURS = TILE_TOKENS / 4u;
 
-var<workgroup> ws: array<vec4<f32>, TILE * STRIDE>;
-var<workgroup> xs: array<vec4<f32>, TILE * STRIDE>;
+// By column, then row or token.
+var<workgroup> ws: array<vec4<f32>, STEP * W_FOURS>;
+var<workgroup> xs: array<vec4<f32>, STEP * X_FOURS>;
 
-@compute @workgroup_size(128)
+@compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let first_row = group.x * TILE;
-    let first_token = group.y * TILE;
-    // A thread's own: rows row, row + 16 … (4 of them), and tokens token, token + 8 … (8 of them).
-    let row = thread % 16u;
-    let token = thread / 16u;
-    // What it decodes: one half of a row's step.
-    let w_row = thread / 2u;
-    let half = thread % 2u;
-    let w_start = min(first_row + w_row, p.rows - 1u) * p.bytes_per_row;
+    let first_row = group.x * TILE_ROWS;
+    let first_token = group.y * TILE_TOKENS;
+    // A thread's first vectors of rows and tokens; the second ones are half a tile further.
+    let row = thread % (W_FOURS / 2u);
+    let token = thread / (W_FOURS / 2u);
     let chunks = p.columns / 16u;
+    let fours = p.columns / 4u;
 
-    //:each var sum# = vec4<f32>();
-    for (var k = 0u; k < p.columns / 4u; k += STEP) {
-        let chunk = k / 4u + half;
-        var w = mat4x4<f32>();
-        if chunk < chunks {
-            w = decode16(w_start + chunk / PARTS * BLOCK_BYTES, chunk % PARTS);
+    //:part var a@ = vec4<f32>();
+    //:part var b@ = vec4<f32>();
+    //:part var c@ = vec4<f32>();
+    //:part var d@ = vec4<f32>();
+    for (var k = 0u; k < chunks; k += STEP / 16u) {
+        for (var i = thread; i < TILE_ROWS * STEP / 16u; i += THREADS) {
+            let w_row = i % TILE_ROWS;
+            let part = i / TILE_ROWS;
+            let chunk = k + part;
+            var w = mat4x4<f32>();
+            if chunk < chunks {
+                let start = min(first_row + w_row, p.rows - 1u) * p.bytes_per_row;
+                w = decode16(start + chunk / PARTS * BLOCK_BYTES, chunk % PARTS);
+            }
+            let at = part * 16u * W_FOURS + w_row / 4u;
+            //:part-each ws[at + (@u * 4u + #u) * W_FOURS][w_row % 4u] = w[@][#];
         }
-        let w_at = w_row * STRIDE + half * 4u;
-        ws[w_at] = w[0];
-        ws[w_at + 1u] = w[1];
-        ws[w_at + 2u] = w[2];
-        ws[w_at + 3u] = w[3];
-        for (var i = thread; i < TILE * STEP; i += THREADS) {
-            let place = min(first_token + i / STEP, p.tokens - 1u) * (p.x_stride / 4u) + min(k + i % STEP, p.columns / 4u - 1u);
-            xs[i / STEP * STRIDE + i % STEP] = x[place];
+        for (var i = thread; i < TILE_TOKENS * STEP / 4u; i += THREADS) {
+            let x_token = i % TILE_TOKENS;
+            let four = i / TILE_TOKENS;
+            let v = x[min(first_token + x_token, p.tokens - 1u) * (p.x_stride / 4u) + min(k * 4u + four, fours - 1u)];
+            let at = four * 4u * X_FOURS + x_token / 4u;
+            //:part xs[at + @u * X_FOURS][x_token % 4u] = v[@];
         }
         workgroupBarrier();
         for (var i = 0u; i < STEP; i++) {
-            let w0 = ws[row * STRIDE + i];
-            let w1 = ws[(row + 16u) * STRIDE + i];
-            let w2 = ws[(row + 32u) * STRIDE + i];
-            let w3 = ws[(row + 48u) * STRIDE + i];
-            //:each let x# = xs[(token + #u * 8u) * STRIDE + i];
-            //:each sum# += vec4<f32>(dot(x#, w0), dot(x#, w1), dot(x#, w2), dot(x#, w3));
+            let w0 = ws[i * W_FOURS + row];
+            let w1 = ws[i * W_FOURS + W_FOURS / 2u + row];
+            let x0 = xs[i * X_FOURS + token];
+            let x1 = xs[i * X_FOURS + X_FOURS / 2u + token];
+            //:part a@ += x0[@] * w0;
+            //:part b@ += x0[@] * w1;
+            //:part c@ += x1[@] * w0;
+            //:part d@ += x1[@] * w1;
         }
         workgroupBarrier();
     }
-    for (var j = 0u; j < 4u; j++) {
-        let at = first_row + row + 16u * j;
-        if at < p.rows {
-            var add = 0.0;
-            if p.has_bias != 0u {
-                add = bias[p.first_row + at];
-            }
-            //:each if first_token + token + #u * 8u < p.tokens { put((first_token + token + #u * 8u) * p.out_stride + p.first_row + at, sum#[j] + add); }
-        }
-    }
+    let r = first_row + row * 4u;
+    let t = first_token + token * 4u;
+    //:part put(t + @u, r, a@);
+    //:part put(t + @u, r + TILE_ROWS / 2u, b@);
+    //:part put(t + TILE_TOKENS / 2u + @u, r, c@);
+    //:part put(t + TILE_TOKENS / 2u + @u, r + TILE_ROWS / 2u, d@);
 }
 
-fn put(at: u32, value: f32) {
-    //:store out[at] = value;
-    //:add out[at] += value;
+// Four rows of a token.
+fn put(token: u32, row: u32, sums: vec4<f32>) {
+    if token >= p.tokens {
+        return;
+    }
+    let at = token * p.out_stride + p.first_row + row;
+    //:part if row + @u < p.rows {
+    //:part     var sum = sums[@];
+    //:part     if p.has_bias != 0u {
+    //:part         sum += bias[p.first_row + row + @u];
+    //:part     }
+    //:part-store     out[at + @u] = sum;
+    //:part-add     out[at + @u] += sum;
+    //:part }
 }

@@ -1,5 +1,6 @@
 // out[token][row] (+)= dot(weights[row], x[token]) + bias[row], for TOKENS tokens at once; with GATE, rows and the rows of
-// the second half meet: silu(gate) * up. LANES threads share a row and add up in one order whatever TOKENS is.
+// the second half meet: silu(gate) * up. LANES threads share ROWS_EACH rows, for which they load x once and whose weights
+// they wait for together; they add up each row in one order whatever TOKENS and ROWS_EACH are.
 //
 // Where matrices are picked, rows of out are for one expert each, two for a token; its number is in routes.
 
@@ -29,17 +30,24 @@ var<immediate> p: Params;
 //:picked @group(0) @binding(3) var<storage, read> routes: array<u32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 
-const THREADS = 128u;
-// Threads that share a row: as many as give each as many slices, whatever the type, of the widths that models have.
-const LANES = 64u / SLICE_PARTS;
-const ROWS = THREADS / LANES;
+const TEAMS = THREADS / LANES;
 const PARTS = BLOCK_ELEMENTS / 16u;
 const SLICES = PARTS / SLICE_PARTS;
 
 //:sum-shared var<workgroup> partial: array<f32, THREADS * TOKENS * HALVES>;
 
-fn product(w: mat4x4<f32>, at: u32) -> f32 {
-    return dot(w[0], x[at]) + dot(w[1], x[at + 1u]) + dot(w[2], x[at + 2u]) + dot(w[3], x[at + 3u]);
+// 16 elements of x.
+fn x16(at: u32) -> mat4x4<f32> {
+    return mat4x4<f32>(x[at], x[at + 1u], x[at + 2u], x[at + 3u]);
+}
+
+fn total(x: mat4x4<f32>) -> f32 {
+    let sum = (x[0] + x[1]) + (x[2] + x[3]);
+    return (sum.x + sum.y) + (sum.z + sum.w);
+}
+
+fn product(w: Part16, x: mat4x4<f32>) -> f32 {
+    return w.scale * (dot(w.q[0], x[0]) + dot(w.q[1], x[1]) + dot(w.q[2], x[2]) + dot(w.q[3], x[3]));
 }
 
 fn biased(row: u32, sum: f32) -> f32 {
@@ -49,64 +57,75 @@ fn biased(row: u32, sum: f32) -> f32 {
     return sum;
 }
 
-@compute @workgroup_size(128)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     //:sum-shared @builtin(local_invocation_index) thread: u32,
     //:sum-subgroup @builtin(subgroup_invocation_id) invocation: u32,
+    //:sum-subgroup @builtin(subgroup_size) subgroup_size: u32,
     //:sum-subgroup @builtin(subgroup_id) subgroup: u32,
 ) {
-    //:sum-subgroup let thread = subgroup * 32u + invocation;
+    //:sum-subgroup let thread = subgroup * subgroup_size + invocation;
     let lane = thread % LANES;
     let team = thread / LANES;
-    let row = (group.y * groups.x + group.x) * ROWS + team;
     let count = p.rows / HALVES;
-    // Threads beyond the last row go along, so that all reach the barriers.
-    //:given let start = min(row, count - 1u) * p.bytes_per_row;
-    //:picked let expert = routes[group.z / 2u * 4u + group.z % 2u];
-    //:picked let start = expert * p.stride + min(row, count - 1u) * p.bytes_per_row;
-    //:gate let other = start + count * p.bytes_per_row;
-    //:each var sum# = 0.0;
-    //:each-gate var up# = 0.0;
+    let first = ((group.y * groups.x + group.x) * TEAMS + team) * ROWS_EACH;
+    //:given let matrix = 0u;
+    //:picked let matrix = routes[group.z / 2u * 4u + group.z % 2u] * p.stride;
+    // What lies beyond the last row goes along, so that all reach the barriers.
+    //:row let start$ = matrix + min(first + $u, count - 1u) * p.bytes_per_row;
+    //:row-gate let other$ = start$ + count * p.bytes_per_row;
+    //:each-row var sum#_$ = 0.0;
+    //:each-row-gate var up#_$ = 0.0;
     //:given let x_at = p.first_token * p.x_stride / 4u;
     //:picked let x_at = group.z / p.picks * (p.x_stride / 4u);
     let step = p.x_stride / 4u;
-    for (var i = lane; i < p.columns / 16u / SLICE_PARTS; i += LANES) {
-        let block = i / SLICES;
+    let slices = p.columns / 16u / SLICE_PARTS;
+    let rounds = (slices + LANES - 1u) / LANES;
+    for (var round = 0u; round < rounds; round++) {
+        let i = round * LANES + lane;
+        if slices % LANES != 0u && i >= slices {
+            break;
+        }
         let slice = i % SLICES;
-        let w_at = start + block * BLOCK_BYTES;
-        //:gate let v_at = other + block * BLOCK_BYTES;
+        let block = i / SLICES;
+        let at = block * BLOCK_BYTES;
         // Written out, as few compilers unroll what is inside.
         //:part if SLICE_PARTS > @u {
         //:part     let x_part = x_at + (block * PARTS + part_of(slice, @u)) * 4u;
-        //:part     let w = decode(w_at, slice, @u);
-        //:part-gate     let v = decode(v_at, slice, @u);
-        //:part-each     sum# += product(w, x_part + #u * step);
-        //:part-each-gate     up# += product(v, x_part + #u * step);
+        //:part-row     let w$ = part16(start$ + at, slice, @u);
+        //:part-row-gate     let v$ = part16(other$ + at, slice, @u);
+        //:part-each     let x# = x16(x_part + #u * step);
+        //:part-each-min     let total# = total(x#);
+        //:part-each-row     sum#_$ += product(w$, x#);
+        //:part-each-row-min     sum#_$ -= w$.min * total#;
+        //:part-each-row-gate     up#_$ += product(v$, x#);
+        //:part-each-row-gate-min     up#_$ -= v$.min * total#;
         //:part }
     }
     //:sum-subgroup for (var s = LANES / 2u; s > 0u; s /= 2u) {
-    //:sum-subgroup-each     sum# += subgroupShuffleXor(sum#, s);
-    //:sum-subgroup-each-gate     up# += subgroupShuffleXor(up#, s);
+    //:sum-subgroup-each-row     sum#_$ += subgroupShuffleXor(sum#_$, s);
+    //:sum-subgroup-each-row-gate     up#_$ += subgroupShuffleXor(up#_$, s);
     //:sum-subgroup }
-    //:sum-shared-each partial[#u * THREADS + thread] = sum#;
-    //:sum-shared-each-gate partial[(TOKENS + #u) * THREADS + thread] = up#;
-    //:sum-shared workgroupBarrier();
-    //:sum-shared for (var s = LANES / 2u; s > 0u; s /= 2u) {
-    //:sum-shared     if lane < s {
-    //:sum-shared-each         partial[#u * THREADS + thread] += partial[#u * THREADS + thread + s];
-    //:sum-shared-each-gate         partial[(TOKENS + #u) * THREADS + thread] += partial[(TOKENS + #u) * THREADS + thread + s];
-    //:sum-shared     }
-    //:sum-shared     workgroupBarrier();
-    //:sum-shared }
-    //:sum-shared-each sum# = partial[#u * THREADS + team * LANES];
-    //:sum-shared-each-gate up# = partial[(TOKENS + #u) * THREADS + team * LANES];
-    if lane == 0u && row < count {
-        //:given let at = p.first_token * p.out_stride + p.first_row + row;
-        //:picked let at = group.z * p.out_stride + p.first_row + row;
-        //:store-each out[at + #u * p.out_stride] = biased(row, sum#);
-        //:add-each out[at + #u * p.out_stride] += biased(row, sum#);
-        //:each-gate out[at + #u * p.out_stride] = GATE(biased(row, sum#), biased(row + count, up#), p.limit);
-    }
+    //:sum-shared-row workgroupBarrier();
+    //:sum-shared-row-each partial[#u * THREADS + thread] = sum#_$;
+    //:sum-shared-row-each-gate partial[(TOKENS + #u) * THREADS + thread] = up#_$;
+    //:sum-shared-row workgroupBarrier();
+    //:sum-shared-row for (var s = LANES / 2u; s > 0u; s /= 2u) {
+    //:sum-shared-row     if lane < s {
+    //:sum-shared-row-each         partial[#u * THREADS + thread] += partial[#u * THREADS + thread + s];
+    //:sum-shared-row-each-gate         partial[(TOKENS + #u) * THREADS + thread] += partial[(TOKENS + #u) * THREADS + thread + s];
+    //:sum-shared-row     }
+    //:sum-shared-row     workgroupBarrier();
+    //:sum-shared-row }
+    //:sum-shared-row-each sum#_$ = partial[#u * THREADS + team * LANES];
+    //:sum-shared-row-each-gate up#_$ = partial[(TOKENS + #u) * THREADS + team * LANES];
+    //:given let to = p.first_token * p.out_stride + p.first_row + first;
+    //:picked let to = group.z * p.out_stride + p.first_row + first;
+    //:row if lane == $u % LANES && first + $u < count {
+    //:row-store-each out[to + $u + #u * p.out_stride] = biased(first + $u, sum#_$);
+    //:row-add-each out[to + $u + #u * p.out_stride] += biased(first + $u, sum#_$);
+    //:row-each-gate out[to + $u + #u * p.out_stride] = GATE(biased(first + $u, sum#_$), biased(first + $u + count, up#_$), p.limit);
+    //:row }
 }

@@ -13,13 +13,19 @@
 //   fn part_of(slice: u32, k: u32) -> u32                  which part is number k of a slice
 //   fn decode(block: u32, slice: u32, k: u32) -> mat4x4<f32>
 //   fn lanes(block: u32, slice: u32, k: u32) -> Lanes16
+//   fn part16(block: u32, slice: u32, k: u32) -> Part16    the same as decode, before scale and min
 //
 // Where k is a constant, what the parts of a slice have in common is the same expression in each call, so that compilers load
 // and compute it once. Calls are best written out: Mesa unrolls no loop over more than the simplest types.
 
-@group(0) @binding(0) var<storage, read> weights: array<u32>;
+// 16 weights: element i is scale · q[i / 4][i % 4] − min.
+struct Part16 {
+    q: mat4x4<f32>,
+    scale: f32,
+    min: f32,
+}
 
-// 16 weights: element i is scale · (byte i as int8) − min; four bytes a word, the first in the lowest bits.
+// The same as int8: element i is scale · (byte i as int8) − min; four bytes a word, the first in the lowest bits.
 struct Lanes16 {
     q: vec4<u32>,
     scale: f32,
@@ -28,20 +34,14 @@ struct Lanes16 {
 
 // The word at a multiple of 4.
 fn word_at(byte: u32) -> u32 {
-    return weights[byte >> 2u];
-}
-
-// Four words from a multiple of 4 on.
-fn words4_at(byte: u32) -> vec4<u32> {
-    let first = byte >> 2u;
-    return vec4<u32>(weights[first], weights[first + 1u], weights[first + 2u], weights[first + 3u]);
+    return word(byte >> 2u);
 }
 
 fn u32_at(byte: u32) -> u32 {
     let shift = 8u * (byte & 3u);
-    let low = weights[byte >> 2u];
+    let low = word(byte >> 2u);
     // The same word where `byte` is a multiple of 4: the parts below are then equal.
-    let high = weights[(byte + 3u) >> 2u];
+    let high = word((byte + 3u) >> 2u);
     return (low >> shift) | (high << ((32u - shift) & 31u));
 }
 
@@ -54,27 +54,27 @@ fn funnel(words: vec4<u32>, next: vec4<u32>, shift: u32) -> vec4<u32> {
 // 16 bytes from any byte on.
 fn bytes16_at(byte: u32) -> vec4<u32> {
     let first = byte >> 2u;
-    let words = vec4<u32>(weights[first], weights[first + 1u], weights[first + 2u], weights[first + 3u]);
-    let last = weights[(byte + 15u) >> 2u];
+    let words = vec4<u32>(word(first), word(first + 1u), word(first + 2u), word(first + 3u));
+    let last = word((byte + 15u) >> 2u);
     return funnel(words, vec4<u32>(words.yzw, last), 8u * (byte & 3u));
 }
 
 // 16 bits at a multiple of 2.
 fn u16_at(byte: u32) -> u32 {
-    return (weights[byte >> 2u] >> (8u * (byte & 2u))) & 0xffffu;
+    return (word(byte >> 2u) >> (8u * (byte & 2u))) & 0xffffu;
 }
 
 fn u8_at(byte: u32) -> u32 {
-    return (weights[byte >> 2u] >> (8u * (byte & 3u))) & 0xffu;
+    return (word(byte >> 2u) >> (8u * (byte & 3u))) & 0xffu;
 }
 
 fn i8_at(byte: u32) -> i32 {
-    return extractBits(bitcast<i32>(weights[byte >> 2u]), 8u * (byte & 3u), 8u);
+    return extractBits(bitcast<i32>(word(byte >> 2u)), 8u * (byte & 3u), 8u);
 }
 
 // Half precision at a multiple of 2.
 fn f16_at(byte: u32) -> f32 {
-    return unpack2x16float(weights[byte >> 2u] >> (8u * (byte & 2u))).x;
+    return unpack2x16float(word(byte >> 2u) >> (8u * (byte & 2u))).x;
 }
 
 // Nibble `at` of the bytes from byte `byte` on, lowest first.
