@@ -8,6 +8,7 @@
 #                                                         `cargo test --release --no-run`, for a machine without cargo
 #   MODEL=phi-q4_k_m.gguf LLAMA_BENCH=build/bin/llama-bench scripts/gpu-check.sh
 #                                                         measures that file, alternating with llama.cpp's llama-bench
+#   TEST_THREADS=8 scripts/gpu-check.sh                   how many tests at a time
 #   BACKENDS='wgpu cuda' REPEAT=5 scripts/gpu-check.sh    which backends, and how many alternations
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,7 +33,7 @@ for test in ${TESTS:-}; do
     # Of the library's tests, those of the backends.
     filter=()
     "$test" --list | grep -c '^backend::' > /dev/null && filter=(backend::)
-    "$test" "${filter[@]}" --test-threads 2 2>&1 | grep -E '^test |panicked|skipped' || true
+    "$test" "${filter[@]}" --test-threads "${TEST_THREADS:-2}" 2>&1 | grep -E '^test |panicked|skipped' || true
 done
 
 help=$("$PHI" bench --help)
