@@ -98,9 +98,9 @@ impl Adapter {
         self.most_memory.map_or(free, |most| Some(free.unwrap_or(most).min(most)))
     }
 
-    /// The same device, of whose memory at most `bytes` are taken.
+    /// The same device, of whose memory at most `bytes` are taken; it goes without matrix units, as they are tried in memory.
     pub fn limited(self, bytes: u64) -> Self {
-        Self { most_memory: Some(bytes), ..self }
+        Self { most_memory: Some(bytes), matrices: Matrices::None, ..self }
     }
 
     /// The same device; the kernels for matrix units are those that go without.

@@ -1,7 +1,5 @@
 //! Matrix products: which kernel, and how it is cut up.
 
-use std::sync::LazyLock;
-
 use super::blocks;
 use super::buffer::Storage;
 use super::device::lock;
@@ -21,23 +19,21 @@ const LANES: usize = 64;
 const MOST_LANES: usize = 32;
 /// Rows that threads share at once, of one token or two.
 const ROWS: usize = 2;
-/// Threads that a product should have before one takes more than a row. TEMPORARY, for measuring: 0, or 131072?
-static MANY_THREADS: LazyLock<usize> = LazyLock::new(|| super::switch("PHI_X_THREADS", 0));
 /// Tokens of a tile of matmul_half.wgsl.
 const HALF_TOKENS: usize = 128;
 /// Tiles that keep all of a large device busy.
 const TILES: usize = 200;
 
 /// Who computes rows of a matrix with a few tokens; `lanes` depends on the matrix alone, as it is the order of sums.
-pub(super) fn team(kind: TensorType, (rows, columns): (usize, usize), tokens: usize, is_gate: bool) -> Team {
+pub(super) fn team(kind: TensorType, columns: usize, tokens: usize, is_gate: bool) -> Team {
     let parts = blocks::slice_parts(kind);
     let slices = columns / 16 / parts;
     let mut lanes = LANES / parts;
     while lanes < MOST_LANES && slices > lanes * 4 {
         lanes *= 2;
     }
-    // Each of them is two of a gate's. A matrix of few rows needs all the threads that it can get.
-    let most = if is_gate || rows * lanes < *MANY_THREADS { 1 } else { ROWS };
+    // Each of them is two of a gate's.
+    let most = if is_gate { 1 } else { ROWS };
     let rows_each = most / tokens.next_power_of_two().div_ceil(2);
     Team { threads: 128, lanes: lanes as u32, rows: rows_each.max(1) as u32 }
 }
@@ -132,7 +128,7 @@ impl Gpu {
     fn few_tokens(&self, product: &Product<'_>, resident: &Resident, chunk: &Chunk) -> Result<()> {
         let tokens = product.x.rows as u32;
         let is_gate = matches!(product.ending, Ending::Gate(_));
-        let team = team(product.w.kind, (chunk.rows, product.w.columns), product.x.rows, is_gate);
+        let team = team(product.w.kind, product.w.columns, product.x.rows, is_gate);
         let kernel = Kernel::MatVec { kind: product.w.kind, tokens, ending: product.ending, team };
         let rows = product.out.columns.min(chunk.rows);
         let groups = spread(rows.div_ceil(rows_at_once(team)));
@@ -140,7 +136,8 @@ impl Gpu {
     }
 
     fn many_tokens(&self, product: &Product<'_>, resident: &Resident, chunk: &Chunk) -> Result<()> {
-        if self.kernels.subgroups.matrices == Matrices::None {
+        // Of F32, halves would lose more than half.
+        if self.kernels.subgroups.matrices == Matrices::None || product.w.kind == TensorType::F32 {
             return self.many_singles(product, resident, chunk);
         }
         let tiles = chunk.rows.div_ceil(128) * product.x.rows.div_ceil(HALF_TOKENS);

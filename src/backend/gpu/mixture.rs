@@ -87,7 +87,7 @@ impl Gpu {
             stack.stride as u32,
             picks as u32,
         ];
-        let team = team(w.kind, (w.rows * out.rows, w.columns), 1, false);
+        let team = team(w.kind, w.columns, 1, false);
         let [groups, more, _] = spread(w.rows.div_ceil(rows_at_once(team)));
         let work = (w.rows * w.columns * out.rows) as u64;
         let kernel = Kernel::MatVecPicked { kind: w.kind, team };

@@ -47,11 +47,6 @@ const ELEMENT_THREADS: usize = 256;
 /// Threads of a norm's workgroup, at most: what every device grants.
 const NORM_THREADS: usize = 256;
 
-/// TEMPORARY, for measuring: a number from the environment.
-fn switch(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
-
 /// A graphics processor, and what is on it.
 pub struct Gpu {
     adapter: Adapter,
