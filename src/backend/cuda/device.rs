@@ -10,6 +10,9 @@ use crate::{Error, Result};
 /// The compute capability that the PTX is made for; later ones take it too.
 const CAPABILITY: (c_int, c_int) = (8, 0);
 
+/// The version of CUDA that a driver must speak to take the PTX, as the driver numbers it: 12.4.
+const VERSION: c_int = 12_040;
+
 /// A graphics processor that was found.
 #[derive(Clone)]
 pub struct Adapter {
@@ -28,9 +31,12 @@ impl std::fmt::Debug for Adapter {
 }
 
 impl Adapter {
-    /// Those of this machine that phi's kernels run on, in the driver's order. Without a driver there are none.
+    /// Those of this machine that phi's kernels run on, in the driver's order. Without a driver, or with an old one, there are
+    /// none.
     pub fn all() -> Vec<Adapter> {
-        let Some(driver) = Driver::get() else { return Vec::new() };
+        let Some(driver) = Driver::get().filter(|driver| version(driver) >= VERSION) else {
+            return Vec::new();
+        };
         let mut count = 0;
         // Sound: the pointer is to a number.
         if unsafe { (driver.device_count)(&mut count) } != 0 {
@@ -77,9 +83,7 @@ impl Adapter {
 
     /// "CUDA", and the version that the driver speaks.
     pub fn driver(&self) -> String {
-        let mut version = 0;
-        // Sound: the pointer is to a number.
-        unsafe { (self.driver.version)(&mut version) };
+        let version = version(self.driver);
         format!("CUDA, {}.{}", version / 1000, version % 1000 / 10)
     }
 
@@ -102,6 +106,14 @@ impl Adapter {
         let code = unsafe { (self.driver.memory_info)(&mut free, &mut total) };
         (code == 0).then_some(free as u64)
     }
+}
+
+/// The version of CUDA that `driver` speaks: 12040 is 12.4.
+fn version(driver: &Driver) -> c_int {
+    let mut version = 0;
+    // Sound: the pointer is to a number.
+    unsafe { (driver.version)(&mut version) };
+    version
 }
 
 /// An opened graphics processor, and the one stream that all its work goes through.
