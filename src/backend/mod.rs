@@ -14,6 +14,8 @@ mod device_largest;
 mod device_tests;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+#[cfg(any(feature = "gpu", feature = "cuda"))]
+mod halving;
 pub mod hybrid;
 
 use std::ops::Deref;

@@ -72,7 +72,8 @@ impl Cuda {
         self.launch(module, name, groups, threads, &parameters)
     }
 
-    /// A product of many tokens with weights that halves are good enough for: as many blocks as the multiprocessors take at a time share all tiles.
+    /// A product of many tokens with weights that halves are good enough for: as many blocks as the multiprocessors take at
+    /// a time share all tiles.
     fn tiles(&self, module: Module, scratch: &mut Scratch, mut product: launch::Product) -> Result<()> {
         const BLOCKS: usize = 2;
         // Fewer steps are not worth a block.

@@ -8,6 +8,7 @@ use super::modules::Module;
 use super::repacking::{repack, stride};
 use super::{Cuda, launch};
 use crate::backend::codebooks::codebook;
+use crate::backend::halving::halving;
 use crate::backend::{Matrix, MatrixId, Vector};
 use crate::gguf::TensorType;
 use crate::{Error, Result};
@@ -125,13 +126,4 @@ impl Cuda {
         vectors.insert(vector.id(), Arc::clone(&storage));
         Ok(storage)
     }
-}
-
-/// The power of two that gives `largest` an exponent of 13, well within halves. As `halving` in kernels/elementwise.cu.
-fn halving(largest: f32) -> f32 {
-    if largest == 0.0 {
-        return 1.0;
-    }
-    let exponent = (largest.to_bits() >> 23) as i32 - 127;
-    2_f32.powi((13 - exponent).min(126))
 }

@@ -9,6 +9,7 @@ use super::blocks;
 use super::buffer::Storage;
 use super::device::lock;
 use super::kernels::{Kernel, Matrices};
+use crate::backend::halving::halving;
 use crate::backend::{Matrix, MatrixId, Vector};
 use crate::gguf::TensorType;
 use crate::{Error, Result};
@@ -208,13 +209,4 @@ impl Gpu {
             self.device.queue.write_buffer(&storage.raw, at, &padded);
         }
     }
-}
-
-/// The power of two that gives `largest` an exponent of 13, well within halves; it and its inverse are not subnormal.
-fn halving(largest: f32) -> f32 {
-    if largest == 0.0 {
-        return 1.0;
-    }
-    let exponent = (largest.to_bits() >> 23) as i32 - 127;
-    2_f32.powi((13 - exponent).min(126))
 }

@@ -94,12 +94,13 @@ KERNEL(quantize, Round, 256, 1) {
     quantize_four(there ? four_at(p.x, i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f), i, p.to, there);
 }
 
-// Halves of a block's row, whose largest size is `largest`.
-DEVICE void halve_row(const float* x, float largest, u32 columns, const Rounded& to) {
+// Halves of a row of a block of `threads`, whose largest size is `largest`. Each thread reads its own elements, so that it may have just
+// written them.
+DEVICE void halve_row(const float* x, float largest, u32 columns, const Rounded& to, u32 threads) {
     float inverse;
     float factor = halving(largest, &inverse);
     u64 start = (u64)blockIdx.x * (columns / 4);
-    for (u32 i = threadIdx.x; i < columns / 4; i += 256) {
+    for (u32 i = threadIdx.x; i < columns / 4; i += threads) {
         halve_four(four_at(x, start + i), factor, start + i, to);
     }
     if (threadIdx.x == 0) {
@@ -114,7 +115,7 @@ KERNEL(halve_rows, Round, 256, 1) {
     for (u32 i = threadIdx.x; i < p.columns / 4; i += 256) {
         largest = fmaxf(largest, largest_of(four_at(p.x, start + i)));
     }
-    halve_row(p.x, block_max(largest, shared, 8), p.columns, p.to);
+    halve_row(p.x, block_max(largest, shared, 8), p.columns, p.to, 256);
 }
 
 DEVICE float4 gated_four(u32 kind, float4 gate, float4 up, float limit) {
@@ -134,8 +135,7 @@ KERNEL(gate_rows, GateRows, 256, 1) {
         ((float4*)p.out)[start + i] = y;
         largest = fmaxf(largest, largest_of(y));
     }
-    // Each thread reads what it wrote itself.
-    halve_row(p.out, block_max(largest, shared, 8), p.columns, p.to);
+    halve_row(p.out, block_max(largest, shared, 8), p.columns, p.to, 256);
 }
 
 const u32 NORM_THREADS = 1024;
@@ -181,16 +181,8 @@ DEVICE void norm_fours(const Norm& p, float* shared) {
         }
         largest = fmaxf(largest, largest_of(y));
     }
-    if (p.to.halves == nullptr) {
-        return;
-    }
-    float inverse;
-    float factor = halving(block_max(largest, shared, NORM_THREADS / WARP), &inverse);
-    for (u32 i = threadIdx.x; i < fours; i += NORM_THREADS) {
-        halve_four(four_at(p.out, start + i), factor, start + i, p.to);
-    }
-    if (threadIdx.x == 0) {
-        p.to.factors[blockIdx.x] = inverse;
+    if (p.to.halves != nullptr) {
+        halve_row(p.out, block_max(largest, shared, NORM_THREADS / WARP), p.columns, p.to, NORM_THREADS);
     }
 }
 
