@@ -5,11 +5,15 @@
 //! each query walks the blocks in order with one order of operations, whatever other queries share its tile.
 
 use super::Lines;
+use super::float::{Bf16, F16, F32, Float};
 use super::kv::{KEYS, KvData, PAGE, padded_head};
 use crate::simd::{Isa, IsaExt, Kernel, Level, MAX_LANES, TileKernel, dispatch_at};
 
 /// Keys that one softmax step takes.
 pub const BLOCK: usize = 64;
+
+/// Up to so many queries, keys and values are converted as they are multiplied, for every four anew; beyond, once for all of them.
+const FEW: usize = 16;
 
 /// Keys and values of [`PAGE`] positions of one KV head.
 #[derive(Clone, Debug)]
@@ -147,27 +151,9 @@ impl TileKernel for Attention<'_> {
             if self.mask.is_some() && !self.any_sees(start) {
                 continue;
             }
-            let (page, at) = (self.pages[start / PAGE], start % PAGE);
-            let loaded = &mut scratch.loaded[..];
-            page.keys.load_keys(isa, at / KEYS, BLOCK / KEYS, padded, loaded);
-            for row in (0..rows / Q * Q).step_by(Q) {
-                scores::<I, V, Q>(isa, self.queries, loaded, padded, row, &mut scratch.scores);
-            }
-            for row in rows / Q * Q..rows {
-                // One query alone would wait on its own sums: more keys go side by side.
-                scores::<I, 4, 1>(isa, self.queries, loaded, padded, row, &mut scratch.scores);
-            }
+            self.block_scores::<I, V, Q>(isa, start, &mut scratch);
             self.softmax_step(isa, start, &mut scratch);
-            let keys = (last + 1 - start).min(BLOCK);
-            let loaded = &mut scratch.loaded[..];
-            page.values.load_values(isa, at, keys, padded, loaded);
-            let values = &loaded[..keys * padded];
-            for row in (0..rows / Q * Q).step_by(Q) {
-                weighted_sums::<I, V, Q>(isa, &scratch.scores, values, padded, row, self.out);
-            }
-            for row in rows / Q * Q..rows {
-                weighted_sums::<I, V, 1>(isa, &scratch.scores, values, padded, row, self.out);
-            }
+            self.block_sums::<I, V, Q>(isa, start, (last + 1 - start).min(BLOCK), &mut scratch);
         }
         for row in 0..rows {
             let inverse = isa.f_splat(1.0 / scratch.sum[row]);
@@ -182,12 +168,143 @@ impl TileKernel for Attention<'_> {
     }
 }
 
+/// Keys or values of a block: as they are stored, or widened to f32.
+struct Elements<'a, W: Float> {
+    all: &'a [W::Bits],
+    /// What is needed after them, as many bytes: asked for meanwhile.
+    next: Option<*const u8>,
+}
+
+impl<W: Float> Elements<'_, W> {
+    /// Asks for what is needed after element `i` if a cache line begins there.
+    #[inline(always)]
+    fn ask_ahead<I: Isa>(&self, isa: I, i: usize) {
+        if let Some(next) = self.next
+            && (i * size_of::<W::Bits>()).is_multiple_of(64)
+        {
+            isa.prefetch_far(next.wrapping_add(i * size_of::<W::Bits>()));
+        }
+    }
+}
+
+impl Attention<'_> {
+    /// Scores of all queries with the keys of block `start / BLOCK`.
+    #[inline(always)]
+    fn block_scores<I: Isa, const V: usize, const Q: usize>(
+        &self,
+        isa: I,
+        start: usize,
+        scratch: &mut Scratch,
+    ) {
+        let (rows, padded) = (self.positions.len(), self.padded_head);
+        let (page, at) = (self.pages[start / PAGE], start % PAGE);
+        let Scratch { loaded, scores, .. } = scratch;
+        if rows <= FEW {
+            let block = at * padded..(at + BLOCK) * padded;
+            let next = page.values.address(at * padded);
+            match &page.keys {
+                KvData::F32(keys) => {
+                    return self.few_scores(isa, &Elements::<F32> { all: &keys[block], next }, scores);
+                }
+                KvData::F16(keys) => {
+                    return self.few_scores(isa, &Elements::<F16> { all: &keys[block], next }, scores);
+                }
+                KvData::Bf16(keys) => {
+                    return self.few_scores(isa, &Elements::<Bf16> { all: &keys[block], next }, scores);
+                }
+                KvData::Q8_0(..) | KvData::Q4_0(..) => {}
+            }
+        }
+        page.keys.load_keys(isa, at / KEYS, BLOCK / KEYS, padded, loaded);
+        let keys = Elements::<F32> { all: loaded, next: None };
+        for row in (0..rows / Q * Q).step_by(Q) {
+            scores_of::<I, F32, V, Q>(isa, self.queries, &keys, padded, row, scores);
+        }
+        for row in rows / Q * Q..rows {
+            // One query alone would wait on its own sums: more keys go side by side.
+            scores_of::<I, F32, 4, 1>(isa, self.queries, &keys, padded, row, scores);
+        }
+    }
+
+    /// Scores of up to [`FEW`] queries with `keys`, a block as it is stored.
+    #[inline(always)]
+    fn few_scores<I: Isa, W: Float>(&self, isa: I, keys: &Elements<W>, scores: &mut [f32]) {
+        let (queries, padded) = (self.queries, self.padded_head);
+        let rows = self.positions.len();
+        for row in (0..rows).step_by(4) {
+            match rows - row {
+                1 => scores_of::<I, W, 2, 1>(isa, queries, keys, padded, row, scores),
+                2 => scores_of::<I, W, 2, 2>(isa, queries, keys, padded, row, scores),
+                3 => scores_of::<I, W, 2, 3>(isa, queries, keys, padded, row, scores),
+                _ => scores_of::<I, W, 2, 4>(isa, queries, keys, padded, row, scores),
+            }
+        }
+    }
+
+    /// Adds the weighted values of the first `keys` positions of block `start / BLOCK` to all queries' sums.
+    #[inline(always)]
+    fn block_sums<I: Isa, const V: usize, const Q: usize>(
+        &mut self,
+        isa: I,
+        start: usize,
+        keys: usize,
+        scratch: &mut Scratch,
+    ) {
+        let (rows, padded) = (self.positions.len(), self.padded_head);
+        let (page, at) = (self.pages[start / PAGE], start % PAGE);
+        let Scratch { loaded, scores, .. } = scratch;
+        if rows <= FEW {
+            let block = at * padded..(at + keys) * padded;
+            let after = start + BLOCK;
+            let next = match self.pages.get(after / PAGE) {
+                Some(page) => page.keys.address(after % PAGE * padded),
+                None => None,
+            };
+            match &page.values {
+                KvData::F32(values) => {
+                    return self.few_sums(isa, scores, &Elements::<F32> { all: &values[block], next });
+                }
+                KvData::F16(values) => {
+                    return self.few_sums(isa, scores, &Elements::<F16> { all: &values[block], next });
+                }
+                KvData::Bf16(values) => {
+                    return self.few_sums(isa, scores, &Elements::<Bf16> { all: &values[block], next });
+                }
+                KvData::Q8_0(..) | KvData::Q4_0(..) => {}
+            }
+        }
+        page.values.load_values(isa, at, keys, padded, loaded);
+        let values = Elements::<F32> { all: &loaded[..keys * padded], next: None };
+        for row in (0..rows / Q * Q).step_by(Q) {
+            weighted_sums::<I, F32, V, Q>(isa, scores, &values, padded, row, self.out);
+        }
+        for row in rows / Q * Q..rows {
+            weighted_sums::<I, F32, V, 1>(isa, scores, &values, padded, row, self.out);
+        }
+    }
+
+    /// As [`Attention::block_sums`] for up to [`FEW`] queries, `values` as they are stored.
+    #[inline(always)]
+    fn few_sums<I: Isa, W: Float>(&mut self, isa: I, weights: &[f32], values: &Elements<W>) {
+        let padded = self.padded_head;
+        let rows = self.positions.len();
+        for row in (0..rows).step_by(4) {
+            match rows - row {
+                1 => weighted_sums::<I, W, 2, 1>(isa, weights, values, padded, row, self.out),
+                2 => weighted_sums::<I, W, 2, 2>(isa, weights, values, padded, row, self.out),
+                3 => weighted_sums::<I, W, 2, 3>(isa, weights, values, padded, row, self.out),
+                _ => weighted_sums::<I, W, 2, 4>(isa, weights, values, padded, row, self.out),
+            }
+        }
+    }
+}
+
 /// Scores of the `Q` queries from `row` on with all keys of a block, `V` vectors of keys at a time.
 #[inline(always)]
-fn scores<I: Isa, const V: usize, const Q: usize>(
+fn scores_of<I: Isa, W: Float, const V: usize, const Q: usize>(
     isa: I,
     queries: &[f32],
-    keys: &[f32],
+    keys: &Elements<W>,
     padded: usize,
     row: usize,
     scores: &mut [f32],
@@ -198,16 +315,17 @@ fn scores<I: Isa, const V: usize, const Q: usize>(
     let mut key = 0;
     while key < BLOCK {
         // Vector `v` covers keys `key + v · LANES ..`: a half or the whole of a group.
-        let mut from = [&keys[..0]; V];
+        let mut from = [&keys.all[..0]; V];
         for v in 0..V {
             let k = key + v * I::LANES;
-            from[v] = &keys[k / KEYS * padded * KEYS + k % KEYS..][..(padded - 1) * KEYS + I::LANES];
+            from[v] = &keys.all[k / KEYS * padded * KEYS + k % KEYS..][..(padded - 1) * KEYS + I::LANES];
         }
         let mut sum = [[isa.f_splat(0.0); V]; Q];
         for d in 0..padded {
             let mut k = [isa.f_splat(0.0); V];
             for v in 0..V {
-                k[v] = isa.f_load(&from[v][d * KEYS..]);
+                keys.ask_ahead(isa, (key + v * I::LANES) / KEYS * padded * KEYS + d * KEYS);
+                k[v] = W::load(isa, &from[v][d * KEYS..]);
             }
             for q in 0..Q {
                 let x = isa.f_splat(queries[q * padded + d]);
@@ -227,10 +345,10 @@ fn scores<I: Isa, const V: usize, const Q: usize>(
 
 /// `out[q] += Σ_k weights[q][k] · values[k]` for the `Q` queries from `row` on, keys in order.
 #[inline(always)]
-fn weighted_sums<I: Isa, const V: usize, const Q: usize>(
+fn weighted_sums<I: Isa, W: Float, const V: usize, const Q: usize>(
     isa: I,
     weights: &[f32],
-    values: &[f32],
+    values: &Elements<W>,
     padded: usize,
     row: usize,
     out: &mut [f32],
@@ -244,15 +362,15 @@ fn weighted_sums<I: Isa, const V: usize, const Q: usize>(
         // One query alone would wait on its own sums: as much of the head as there is goes side by side.
         match (Q, vectors - v) {
             (1, 8..) => {
-                columns_of_sums::<I, 8, Q>(isa, weights, values, padded, v * I::LANES, out);
+                columns_of_sums::<I, W, 8, Q>(isa, weights, values, padded, v * I::LANES, out);
                 v += 8;
             }
             (1, 6..) => {
-                columns_of_sums::<I, 6, Q>(isa, weights, values, padded, v * I::LANES, out);
+                columns_of_sums::<I, W, 6, Q>(isa, weights, values, padded, v * I::LANES, out);
                 v += 6;
             }
             _ => {
-                columns_of_sums::<I, V, Q>(isa, weights, values, padded, v * I::LANES, out);
+                columns_of_sums::<I, W, V, Q>(isa, weights, values, padded, v * I::LANES, out);
                 v += V;
             }
         }
@@ -261,10 +379,10 @@ fn weighted_sums<I: Isa, const V: usize, const Q: usize>(
 
 /// As [`weighted_sums`], for the `V` vectors from element `d` of the head on.
 #[inline(always)]
-fn columns_of_sums<I: Isa, const V: usize, const Q: usize>(
+fn columns_of_sums<I: Isa, W: Float, const V: usize, const Q: usize>(
     isa: I,
     weights: &[f32],
-    values: &[f32],
+    values: &Elements<W>,
     padded: usize,
     d: usize,
     out: &mut [f32],
@@ -275,11 +393,12 @@ fn columns_of_sums<I: Isa, const V: usize, const Q: usize>(
             sum[q][v] = isa.f_load(&out[q * padded + d + v * I::LANES..]);
         }
     }
-    for k in 0..values.len() / padded {
-        let value = &values[k * padded + d..][..V * I::LANES];
+    for k in 0..values.all.len() / padded {
+        let value = &values.all[k * padded + d..][..V * I::LANES];
         let mut lanes = [isa.f_splat(0.0); V];
         for v in 0..V {
-            lanes[v] = isa.f_load(&value[v * I::LANES..]);
+            values.ask_ahead(isa, k * padded + d + v * I::LANES);
+            lanes[v] = W::load(isa, &value[v * I::LANES..]);
         }
         for q in 0..Q {
             let w = isa.f_splat(weights[q * BLOCK + k]);

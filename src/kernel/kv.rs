@@ -82,6 +82,16 @@ impl KvData {
         }
     }
 
+    /// Where element `at` is, unless it is quantized.
+    #[inline(always)]
+    pub fn address(&self, at: usize) -> Option<*const u8> {
+        match self {
+            KvData::F32(data) => Some(data[at..].as_ptr().cast()),
+            KvData::F16(data) | KvData::Bf16(data) => Some(data[at..].as_ptr().cast()),
+            KvData::Q8_0(..) | KvData::Q4_0(..) => None,
+        }
+    }
+
     /// Writes the key of position `at` of the page; `key` is `[padded]`.
     #[inline(always)]
     pub fn store_key<I: Isa>(&mut self, isa: I, at: usize, key: &[f32]) {

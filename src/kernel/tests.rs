@@ -270,7 +270,7 @@ fn attention_case(kind: KvType, head: usize, length: usize, window: usize, toler
         pages
     };
     // Queries of the last positions, as a prompt's tile has them.
-    let rows = length.min(13);
+    let rows = length.min(19);
     let positions: Vec<usize> = (length - rows..length).collect();
     let mut queries = vec![0.0f32; rows * padded];
     for q in queries.chunks_mut(padded) {
@@ -317,11 +317,13 @@ fn attention_case(kind: KvType, head: usize, length: usize, window: usize, toler
                     "head {head}, {length} keys, query {r}, {level:?}: {got} {want}"
                 );
             }
-            assert_eq!(
-                run(r..r + 1),
-                out[r * padded..][..padded],
-                "a query alone differs from one in a tile, {level:?}"
-            );
+            for few in (1..=5).filter(|few| r + few <= rows) {
+                assert_eq!(
+                    run(r..r + few),
+                    out[r * padded..][..few * padded],
+                    "{few} queries alone differ from those in a tile, {level:?}"
+                );
+            }
         }
     }
 }
