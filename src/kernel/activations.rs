@@ -1,6 +1,6 @@
 //! Activations as int8, the other operand of the quantized products.
 
-use crate::simd::{Isa, IsaExt, Kernel, MAX_ROWS, dispatch};
+use crate::simd::{Isa, Kernel, MAX_ROWS, dispatch};
 
 /// Rows of activations (one a token), quantized to int8 with a scale per span.
 ///

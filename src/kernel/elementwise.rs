@@ -11,9 +11,19 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         fn run<I: Isa>(self, isa: I) {
             let Self(x, weight, eps, out) = self;
             // Squares are summed in f64: a row has thousands of them and one outlier may dwarf the rest.
-            let mut square = 0.0f64;
-            for chunk in x.chunks(64) {
-                square += chunk.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
+            let (eights, rest) = x.as_chunks::<8>();
+            let mut squares = [0.0f64; 8];
+            for eight in eights {
+                for i in 0..8 {
+                    squares[i] += f64::from(eight[i]) * f64::from(eight[i]);
+                }
+            }
+            let mut square = 0.0;
+            for s in squares {
+                square += s;
+            }
+            for &v in rest {
+                square += f64::from(v) * f64::from(v);
             }
             let scale = (1.0 / (square / x.len() as f64 + f64::from(eps)).sqrt()) as f32;
             let whole = x.len() / I::LANES * I::LANES;

@@ -4,7 +4,7 @@
 //! columns beyond whole vectors follow one by one.
 
 use super::SharedMut;
-use crate::simd::{Isa, IsaExt, Kernel, Level, dispatch_at};
+use crate::simd::{Isa, Kernel, Level, dispatch_at};
 
 /// Rows and tokens of a register tile.
 const TILE_ROWS: usize = 4;

@@ -72,6 +72,7 @@ impl PackedTokens {
         });
     }
 
+    #[inline(always)]
     fn tiles(&self) -> usize {
         self.rows.div_ceil(self.tile)
     }
@@ -257,8 +258,12 @@ impl<F: Unpack> TileKernel for PanelProducts<'_, F> {
     fn run<I: Isa, const R: usize, const T: usize>(mut self, isa: I) {
         assert_eq!(self.tokens.tile, T);
         let rows = self.rows.len() / self.row_bytes;
-        for tile in 0..self.tokens.tiles() {
-            self.tile::<I, R, T>(isa, tile, rows);
+        let (tiles, partials) = (self.tokens.tiles(), partial_sums(F::SPAN));
+        self.panel.totals.resize(partials * T * R * MAX_LANES);
+        // Partial sums that no span of a narrow matrix goes to are 0.
+        self.panel.totals.fill(0.0);
+        for tile in 0..tiles {
+            self.tile::<I, R, T>(isa, tile, tiles, rows);
         }
     }
 }
@@ -470,20 +475,21 @@ const fn float_scales<F: Unpack, I: Isa>() -> bool {
 }
 
 impl<F: Unpack> PanelProducts<'_, F> {
-    /// The products of the panel with one tile of `T` tokens.
+    /// The products of the panel with one of the `tiles` of `T` tokens.
     #[inline(always)]
-    fn tile<I: Isa, const R: usize, const T: usize>(&mut self, isa: I, tile: usize, rows: usize) {
+    fn tile<I: Isa, const R: usize, const T: usize>(
+        &mut self,
+        isa: I,
+        tile: usize,
+        tiles: usize,
+        rows: usize,
+    ) {
         let tokens = self.tokens;
         let partials = partial_sums(F::SPAN);
         let Panel { lanes, totals } = &mut *self.panel;
-        totals.resize(partials * T * R * MAX_LANES);
         let totals = tiles_of::<R, T>(totals);
-        // Partial sums that no span of a narrow matrix goes to.
-        for total in totals.iter_mut().take(partials).skip(self.columns / F::SPAN) {
-            *total = [[[0.0; MAX_LANES]; R]; T];
-        }
         let spans = self.columns / F::SPAN;
-        let each = self.next.len().div_ceil(64).div_ceil(tokens.tiles() * spans) * 64;
+        let each = self.next.len().div_ceil(64).div_ceil(tiles * spans) * 64;
         for s in 0..spans {
             let mut at = (tile * spans + s) * each;
             let end = (at + each).min(self.next.len());

@@ -503,6 +503,32 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
             _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
         }
     }
+    #[inline(always)]
+    fn f_sum(self, v: Self::F) -> f32 {
+        unsafe { sum8(v) }
+    }
+    #[inline(always)]
+    fn f_largest(self, v: Self::F) -> f32 {
+        unsafe { largest8(v) }
+    }
+}
+
+/// The sum of all lanes, as lane pairs 4, 2, 1 apart are added.
+#[inline]
+#[target_feature(enable = "avx")]
+pub(super) fn sum8(v: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+/// The largest lane.
+#[inline]
+#[target_feature(enable = "avx")]
+pub(super) fn largest8(v: __m256) -> f32 {
+    let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
 }
 
 impl<const VNNI: bool> Pairs for Avx2With<VNNI> {

@@ -5,6 +5,7 @@
 
 use std::arch::x86_64::*;
 
+use super::avx2::{largest8, sum8};
 use super::pairs::{Pairs, group_of_pairs};
 use super::{
     Isa, Kernel, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut, group_of_words, span_of_dots,
@@ -598,6 +599,14 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
             let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
             _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent)))
         }
+    }
+    #[inline(always)]
+    fn f_sum(self, v: Self::F) -> f32 {
+        unsafe { sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
+    }
+    #[inline(always)]
+    fn f_largest(self, v: Self::F) -> f32 {
+        unsafe { largest8(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
     }
 }
 

@@ -347,6 +347,35 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn f_to_w(self, a: Self::F) -> Self::W;
     /// `a * 2^n` for integral `n` in -126..=127 held as floats.
     fn f_scale2(self, a: Self::F, n: Self::F) -> Self::F;
+    /// The sum of all lanes, as lane pairs 8 (where there are 16), 4, 2, 1 apart are added.
+    #[inline(always)]
+    fn f_sum(self, v: Self::F) -> f32 {
+        let mut lanes = [0.0f32; MAX_LANES];
+        self.f_store(v, &mut lanes);
+        let mut half = Self::LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                lanes[i] += lanes[i + half];
+            }
+            half /= 2;
+        }
+        lanes[0]
+    }
+
+    /// The largest lane.
+    #[inline(always)]
+    fn f_largest(self, v: Self::F) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; MAX_LANES];
+        self.f_store(v, &mut lanes);
+        let mut half = Self::LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                lanes[i] = lanes[i].max(lanes[i + half]);
+            }
+            half /= 2;
+        }
+        lanes[0]
+    }
 }
 
 /// The operands of [`Isa::f_span_tile`], laid out as [`Isa::w_group_tile`] wants each group's.
@@ -490,36 +519,6 @@ fn checked_mut<const N: usize, T>(to: &mut [T]) -> *mut T {
 
 /// What every ISA builds from its own operations.
 pub trait IsaExt: Isa {
-    /// The sum of all lanes, as lane pairs 8 (where there are 16), 4, 2, 1 apart are added.
-    #[inline(always)]
-    fn f_sum(self, v: Self::F) -> f32 {
-        let mut lanes = [0.0f32; MAX_LANES];
-        self.f_store(v, &mut lanes);
-        let mut half = Self::LANES / 2;
-        while half > 0 {
-            for i in 0..half {
-                lanes[i] += lanes[i + half];
-            }
-            half /= 2;
-        }
-        lanes[0]
-    }
-
-    /// The largest lane.
-    #[inline(always)]
-    fn f_largest(self, v: Self::F) -> f32 {
-        let mut lanes = [f32::NEG_INFINITY; MAX_LANES];
-        self.f_store(v, &mut lanes);
-        let mut half = Self::LANES / 2;
-        while half > 0 {
-            for i in 0..half {
-                lanes[i] = lanes[i].max(lanes[i + half]);
-            }
-            half /= 2;
-        }
-        lanes[0]
-    }
-
     /// `e^x`, within 2 units in the last place. Arguments are held to -87.3 … 88, where the result is still a
     /// normal number.
     ///
