@@ -66,6 +66,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(speculator) = speculator {
         session.speculate(speculator);
     }
+    if let Some(path) = &args.speculation.replay {
+        session.replay(&input::read_file(path)?)?;
+    }
     if args.output.verbose {
         session.describe(mode);
     }

@@ -2,8 +2,12 @@
 //!
 //! Text leaves as a stream of whole characters; end-of-generation tokens and stop strings are never part of it.
 
+mod replay;
+
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
+
+pub(crate) use replay::Replay;
 
 use super::{Engine, Logits, Sequence, Speculator};
 use crate::text::{Detokenizer, Sampler, Tokenizer};

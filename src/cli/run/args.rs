@@ -151,6 +151,9 @@ pub struct SpeculationArgs {
     /// The draft model guesses no token that it thinks less probable than this
     #[arg(long, value_name = "P", default_value_t = 0.75)]
     pub draft_p_min: f32,
+    /// Say what FILE has instead of the model's own answer: how much time guesses save on such an answer
+    #[arg(long, value_name = "FILE", conflicts_with = "conversation")]
+    pub replay: Option<PathBuf>,
 }
 
 #[derive(clap::Args, Debug)]

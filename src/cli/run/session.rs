@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::args::{Args, When};
@@ -14,9 +15,11 @@ use super::timings::Timings;
 use crate::cli::input;
 use crate::cli::signal::Watch;
 use crate::engine::Speculator;
-use crate::engine::generate::{Answer, Decoder, Event, Live, Request, Spelling, Stop, generate};
+use crate::engine::generate::{
+    Answer, Chooser, Decoder, Event, Live, Replay, Request, Spelling, Stop, generate,
+};
 use crate::engine::shift::Sliding;
-use crate::text::{ChatTemplate, Message, Sampler, Tokenizer};
+use crate::text::{ChatTemplate, Message, Sampler, Special, Tokenizer};
 use crate::{Error, Result};
 
 /// All that answering takes.
@@ -26,6 +29,8 @@ pub struct Session<'a> {
     /// The model's file, for messages.
     source: PathBuf,
     sampler: Sampler,
+    /// Says what is to be said, if that is known.
+    replay: Option<Replay>,
     speculator: Option<Speculator>,
     kept: Option<Kept>,
     stops: Vec<String>,
@@ -59,6 +64,7 @@ impl<'a> Session<'a> {
         Ok(Self {
             sampler: Sampler::new(args.sampling.options(&tokenizer.eog_tokens(), context), vocabulary)?,
             live,
+            replay: None,
             speculator: None,
             kept: Kept::new(&args.prompt),
             tokenizer,
@@ -83,6 +89,14 @@ impl<'a> Session<'a> {
     /// Has answers made with the help of guesses.
     pub fn speculate(&mut self, speculator: Speculator) {
         self.speculator = Some(speculator);
+    }
+
+    /// Has `answer` said, whatever the model would say.
+    pub fn replay(&mut self, answer: &str) -> anyhow::Result<()> {
+        let ends = self.tokenizer.eog_tokens();
+        let end = *ends.first().context("--replay needs a model that has an end-of-generation token")?;
+        self.replay = Some(Replay::new(self.tokenizer.encode(answer, Special::Text), end));
+        Ok(())
     }
 
     /// Whether the conversation is to be in colour.
@@ -155,15 +169,22 @@ impl<'a> Session<'a> {
                 ControlFlow::Continue(())
             }
         };
-        let (live, sampler, speller) = (&mut self.live, &mut self.sampler, &mut speller);
+        let chooser: &mut dyn Chooser = match &mut self.replay {
+            Some(replay) => {
+                replay.reset();
+                replay
+            }
+            None => &mut self.sampler,
+        };
+        let (live, speller) = (&mut self.live, &mut speller);
         let speculator = self.speculator.as_mut();
         let mut dropped = 0;
         let answer = match self.slide {
-            None => generate(live, sampler, speller, speculator, &request, &mut on_event),
+            None => generate(live, chooser, speller, speculator, &request, &mut on_event),
             Some(keep) => {
                 let keep = usize::try_from(keep).unwrap_or(ids.len());
                 let mut sliding = Sliding::new(live, keep);
-                let answer = generate(&mut sliding, sampler, speller, speculator, &request, &mut on_event);
+                let answer = generate(&mut sliding, chooser, speller, speculator, &request, &mut on_event);
                 dropped = sliding.dropped();
                 answer
             }

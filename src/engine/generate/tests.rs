@@ -205,6 +205,21 @@ fn simple(says: &[u32], max_tokens: Option<usize>, stops: &[&str]) -> Run {
 }
 
 #[test]
+fn a_recorded_answer_is_said_whatever_the_model_thinks_and_again_after_a_reset() {
+    let mut replay = Replay::new(vec![1, 2], END);
+    for _ in 0..2 {
+        let (mut script, mut pieces) = (Script::new(&[2, 2, 2, 2]), Pieces::default());
+        let request = Request { prompt: &[5], max_tokens: None, stops: &[] };
+        let answer = generate(&mut script, &mut replay, &mut pieces, None, &request, &mut |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!((answer.text.as_str(), answer.stop), ("Hello world", Stop::End(END)));
+        replay.reset();
+    }
+}
+
+#[test]
 fn the_end_token_stops_and_is_not_printed() {
     let run = simple(&[1, 2, END, 1], None, &[]);
     assert_eq!(run.answer.text, "Hello world");
