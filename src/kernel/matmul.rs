@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::activations::Activations;
+use super::turned::{self, Turned};
 use super::{Lines, Pool, SharedMut, partial_sums, prefetch_ahead};
 use crate::quant::unpack::{Scale, Unpack};
 use crate::simd::{Isa, Kernel, Level, MAX_LANES, MAX_ROWS, SpanTile, TileKernel, dispatch_at};
@@ -80,7 +81,7 @@ impl PackedTokens {
 
 /// Columns that share a min: the pair of them that one 16-bit dot product takes is twice that.
 #[inline(always)]
-const fn min_columns<F: Unpack>() -> usize {
+pub(super) const fn min_columns<F: Unpack>() -> usize {
     if F::SPAN < 64 { 16 } else { F::GROUP }
 }
 
@@ -167,18 +168,18 @@ pub struct Panel {
 
 /// Unpacked rows.
 #[derive(Default)]
-struct Lanes {
+pub(super) struct Lanes {
     /// `[columns / 4 / WORDS, panel rows, WORDS]`: four lanes a word.
-    lanes: Lines<i32>,
+    pub(super) lanes: Lines<i32>,
     /// `[columns / group, panel rows]`.
-    scales: Lines<i32>,
+    pub(super) scales: Lines<i32>,
     /// The same, where [`float_scales`].
-    float_scales: Lines<f32>,
+    pub(super) float_scales: Lines<f32>,
     /// `[columns / 2 / min columns, panel rows]`: two i16 a word.
-    mins: Lines<i32>,
+    pub(super) mins: Lines<i32>,
     /// `[columns / block, panel rows]`.
-    d: Lines<f32>,
-    dmin: Lines<f32>,
+    pub(super) d: Lines<f32>,
+    pub(super) dmin: Lines<f32>,
 }
 
 /// `out[token * out_stride + first + row] = rows[row] · tokens[token]` for one panel of rows.
@@ -291,10 +292,19 @@ fn unpack_panel<F: Unpack, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, column
     for row in 0..count {
         prefetch_ahead(isa, &rows[row * row_bytes..][..start], 0);
     }
-    let mut square = Square::default();
+    let (mut square, mut words) = (Square::default(), Turned::default());
+    let mut of_lanes = [[&rows[..0]; MAX_LANES]; 2];
+    for lane in 0..wide {
+        let at = lane.min(count - 1) * row_bytes;
+        of_lanes[lane / I::LANES][lane % I::LANES] = &rows[at..at + row_bytes];
+    }
     for unit in 0..columns.div_ceil(UNIT) {
         for first in 0..I::TILE.0 {
             let blocks = unit * UNIT / F::BLOCK..((unit + 1) * UNIT).min(columns) / F::BLOCK;
+            if const { turned::is_turned::<F, I>() } {
+                turned::unpack::<F, I>(isa, &of_lanes[first], unit, first * I::LANES, &mut words, panel);
+                continue;
+            }
             unpack_blocks::<F, I>(isa, rows, row_bytes, blocks, first * I::LANES, &mut square, panel);
         }
     }
@@ -452,7 +462,7 @@ fn store_groups<F: Unpack, I: Isa>(
 }
 
 #[inline(always)]
-fn store_scale<F: Unpack, I: Isa>(isa: I, scale: I::W, at: usize, panel: &mut Lanes) {
+pub(super) fn store_scale<F: Unpack, I: Isa>(isa: I, scale: I::W, at: usize, panel: &mut Lanes) {
     if const { float_scales::<F, I>() } {
         isa.f_store(isa.f_from_w(scale), &mut panel.float_scales[at..]);
     } else {

@@ -17,6 +17,7 @@ pub mod kv;
 pub mod matmul;
 pub mod matvec;
 pub mod pool;
+mod turned;
 
 pub use activations::Activations;
 pub use pool::Pool;

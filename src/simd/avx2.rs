@@ -89,6 +89,14 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
         unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
     }
     #[inline(always)]
+    fn b_from_w(self, v: Self::W) -> Self::B {
+        v
+    }
+    #[inline(always)]
+    fn w_from_b(self, v: Self::B) -> Self::W {
+        v
+    }
+    #[inline(always)]
     fn b_all_i16(self, from: &[i16; 16]) -> Self::B {
         unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
     }

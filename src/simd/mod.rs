@@ -105,6 +105,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn b_load(self, from: OfRows<&[u8; 32]>) -> Self::B;
     /// The same bytes for every row.
     fn b_all_i8(self, from: &[i8; 32]) -> Self::B;
+    /// The bytes of a wide vector, which are as many as those of a narrow one, and back.
+    fn b_from_w(self, v: Self::W) -> Self::B;
+    fn w_from_b(self, v: Self::B) -> Self::W;
     /// The same i16 for every row.
     fn b_all_i16(self, from: &[i16; 16]) -> Self::B;
     /// Row `r` goes to `to[r * stride..]`.
@@ -308,6 +311,26 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Row `r`, word `c` goes to row `c`, word `r`, for `LANES` × `LANES` words: row `r` is the (little-endian) bytes
     /// from `from[4 * r * from_stride]` on and the result's row `c` starts at `to[c * to_stride]`.
     fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize);
+    /// As [`Isa::w_transpose`], row `r` being the bytes from `from[r][at]` on.
+    #[inline(always)]
+    fn w_transpose_rows(self, from: &[&[u8]; MAX_LANES], at: usize, to: &mut [i32], to_stride: usize) {
+        let mut square = [0; 4 * MAX_LANES * MAX_LANES];
+        for r in 0..Self::LANES {
+            square[4 * r * Self::LANES..][..4 * Self::LANES]
+                .copy_from_slice(&from[r][at..at + 4 * Self::LANES]);
+        }
+        self.w_transpose(&square, Self::LANES, to, to_stride);
+    }
+    /// As [`Isa::w_transpose_rows`], of the first four words of each row only.
+    #[inline(always)]
+    fn w_transpose_four(self, from: &[&[u8]; MAX_LANES], at: usize, to: &mut [i32], to_stride: usize) {
+        for r in 0..Self::LANES {
+            let words = from[r][at..at + 16].as_chunks::<4>().0;
+            for c in 0..4 {
+                to[c * to_stride + r] = i32::from_le_bytes(words[c]);
+            }
+        }
+    }
     /// As [`Isa::w_transpose`] but of units of `WORDS` words, of which there are `LANES / WORDS` in a row: unit `c` of row `r`
     /// goes to row `c`, unit `r`.
     #[inline(always)]
@@ -328,6 +351,16 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// The first `LANES` bfloat16 values of `from`.
     fn f_load_bf16(self, from: &[u16]) -> Self::F;
     fn f_from_w(self, v: Self::W) -> Self::F;
+    /// The half-precision numbers in the low halves of words, and those in the high halves.
+    #[inline(always)]
+    fn f_from_half_pairs(self, v: Self::W) -> [Self::F; 2] {
+        let (mut words, mut low, mut high) = ([0; MAX_LANES], [0; MAX_LANES], [0; MAX_LANES]);
+        self.w_store(v, &mut words);
+        for i in 0..Self::LANES {
+            (low[i], high[i]) = (words[i] as u16, (words[i] >> 16) as u16);
+        }
+        [self.f_load_f16(&low), self.f_load_f16(&high)]
+    }
     fn f_add(self, a: Self::F, b: Self::F) -> Self::F;
     fn f_sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn f_mul(self, a: Self::F, b: Self::F) -> Self::F;

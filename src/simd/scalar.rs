@@ -63,6 +63,22 @@ impl Isa for Scalar {
         from.map(|x| x as u8)
     }
     #[inline(always)]
+    fn b_from_w(self, v: Self::W) -> Self::B {
+        let mut bytes = [0; 32];
+        for i in 0..8 {
+            bytes[4 * i..4 * i + 4].copy_from_slice(&v[i].to_le_bytes());
+        }
+        bytes
+    }
+    #[inline(always)]
+    fn w_from_b(self, v: Self::B) -> Self::W {
+        let mut words = [0; 8];
+        for i in 0..8 {
+            words[i] = i32::from_le_bytes([v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]]);
+        }
+        words
+    }
+    #[inline(always)]
     fn b_all_i16(self, from: &[i16; 16]) -> Self::B {
         from_i16s(*from)
     }

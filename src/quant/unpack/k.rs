@@ -1,6 +1,6 @@
 //! The K formats: super-blocks of 256 columns with integer scales.
 
-use super::{Scale, Unpack, bits16, bytes, word32};
+use super::{Chunks, Groups, RowChunks, Scale, Unpack, bits16, bytes, word32};
 use crate::simd::{Isa, MAX_ROWS, OfRows};
 
 /// Activations get a scale of their own every 128 columns: finer than the 256 that llama.cpp uses, at
@@ -23,6 +23,19 @@ fn six_bit_groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
     (isa.b_widen_twice(scales), isa.b_widen_twice(mins))
 }
 
+/// As [`six_bit_groups`], of words of many rows.
+#[inline(always)]
+fn six_bit_groups_of<I: Isa, C: Chunks<I>>(isa: I, words: C) -> Groups<I::B> {
+    let (a, b, c) = (words.chunk(isa, 4), words.chunk(isa, 8), words.chunk(isa, 12));
+    let (zero, six, four, top) = (isa.b_splat(0), isa.b_splat(0x3f), isa.b_splat(0x0f), isa.b_splat(0x30));
+    let high_scales = isa.b_or(isa.b_and(c, four), isa.b_and(isa.b_shr::<2>(a), top));
+    let high_mins = isa.b_or(isa.b_shr::<4>(c), isa.b_and(isa.b_shr::<2>(b), top));
+    Groups {
+        scales: [isa.b_and(a, six), high_scales, zero, zero],
+        mins: [isa.b_and(b, six), high_mins, zero, zero],
+    }
+}
+
 /// `d`, `dmin` f16; 8 scales and mins of 6 bits; 128 bytes of nibbles, 32 columns low, the next 32 high.
 #[derive(Clone, Copy, Debug)]
 pub struct Q4K;
@@ -37,14 +50,21 @@ impl Unpack for Q4K {
     const SCALED: bool = true;
     const LARGEST_SCALE: i32 = 63;
     const MINS: bool = true;
+    const BYTEWISE: Option<usize> = Some(144);
+    const FLOATS_FIRST: bool = true;
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
     fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
+        Self::lanes_of(isa, RowChunks(block))
+    }
+
+    #[inline(always)]
+    fn lanes_of<I: Isa, C: Chunks<I>>(isa: I, chunks: C) -> [I::B; 8] {
         let nibble = isa.b_splat(15);
         let mut lanes = [nibble; 8];
         for i in 0..4 {
-            let packed = isa.b_load(bytes(block, 16 + 32 * i));
+            let packed = chunks.chunk(isa, 16 + 32 * i);
             lanes[2 * i] = isa.b_and(packed, nibble);
             lanes[2 * i + 1] = isa.b_shr::<4>(packed);
         }
@@ -59,6 +79,11 @@ impl Unpack for Q4K {
     #[inline(always)]
     fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
         six_bit_groups(isa, block)
+    }
+
+    #[inline(always)]
+    fn groups_of<I: Isa, C: Chunks<I>>(isa: I, words: C) -> Groups<I::B> {
+        six_bit_groups_of(isa, words)
     }
 }
 
@@ -76,12 +101,19 @@ impl Unpack for Q5K {
     const SCALED: bool = true;
     const LARGEST_SCALE: i32 = 63;
     const MINS: bool = true;
+    const BYTEWISE: Option<usize> = Some(176);
+    const FLOATS_FIRST: bool = true;
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
     fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
+        Self::lanes_of(isa, RowChunks(block))
+    }
+
+    #[inline(always)]
+    fn lanes_of<I: Isa, C: Chunks<I>>(isa: I, chunks: C) -> [I::B; 8] {
         let (nibble, fifth) = (isa.b_splat(15), isa.b_splat(16));
-        let high = isa.b_load(bytes(block, 16));
+        let high = chunks.chunk(isa, 16);
         let bit = [
             isa.b_shl::<4>(high),
             isa.b_shl::<3>(high),
@@ -94,7 +126,7 @@ impl Unpack for Q5K {
         ];
         let mut lanes = [nibble; 8];
         for i in 0..4 {
-            let packed = isa.b_load(bytes(block, 48 + 32 * i));
+            let packed = chunks.chunk(isa, 48 + 32 * i);
             lanes[2 * i] = isa.b_or(isa.b_and(packed, nibble), isa.b_and(bit[2 * i], fifth));
             lanes[2 * i + 1] = isa.b_or(isa.b_shr::<4>(packed), isa.b_and(bit[2 * i + 1], fifth));
         }
@@ -109,6 +141,11 @@ impl Unpack for Q5K {
     #[inline(always)]
     fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
         six_bit_groups(isa, block)
+    }
+
+    #[inline(always)]
+    fn groups_of<I: Isa, C: Chunks<I>>(isa: I, words: C) -> Groups<I::B> {
+        six_bit_groups_of(isa, words)
     }
 }
 
@@ -126,16 +163,22 @@ impl Unpack for Q6K {
     const SCALED: bool = true;
     const LARGEST_SCALE: i32 = 128;
     const MINS: bool = false;
+    const BYTEWISE: Option<usize> = Some(208);
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
     fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
+        Self::lanes_of(isa, RowChunks(block))
+    }
+
+    #[inline(always)]
+    fn lanes_of<I: Isa, C: Chunks<I>>(isa: I, chunks: C) -> [I::B; 8] {
         let (nibble, pair) = (isa.b_splat(15), isa.b_splat(0x30));
         let mut lanes = [nibble; 8];
         for half in 0..2 {
-            let a = isa.b_load(bytes(block, 64 * half));
-            let b = isa.b_load(bytes(block, 64 * half + 32));
-            let high = isa.b_load(bytes(block, 128 + 32 * half));
+            let a = chunks.chunk(isa, 64 * half);
+            let b = chunks.chunk(isa, 64 * half + 32);
+            let high = chunks.chunk(isa, 128 + 32 * half);
             let out = &mut lanes[4 * half..4 * half + 4];
             out[0] = isa.b_or(isa.b_and(a, nibble), isa.b_and(isa.b_shl::<4>(high), pair));
             out[1] = isa.b_or(isa.b_and(b, nibble), isa.b_and(isa.b_shl::<2>(high), pair));
@@ -153,6 +196,16 @@ impl Unpack for Q6K {
     #[inline(always)]
     fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
         (isa.b_widen_i8(bytes(block, 192)), isa.b_splat(0))
+    }
+
+    #[inline(always)]
+    fn groups_of<I: Isa, C: Chunks<I>>(isa: I, words: C) -> Groups<I::B> {
+        let zero = isa.b_splat(0);
+        let mut scales = [zero; 4];
+        for i in 0..4 {
+            scales[i] = words.chunk(isa, 192 + 4 * i);
+        }
+        Groups { scales, mins: [zero; 4] }
     }
 }
 

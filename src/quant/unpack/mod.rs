@@ -56,6 +56,26 @@ pub trait Unpack: Copy + Send + Sync + 'static {
     /// The lanes of a block of each row (`BYTES` long), in column order.
     fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> Self::Lanes<I::B>;
 
+    /// The bytes of a block that lanes and groups are in, from the first on, if lane `i` of each 32 depends only on bytes that lie
+    /// `i` after a multiple of 32 after one byte ([`Unpack::lanes_of`]). Many rows can then be turned into columns while they are packed.
+    const BYTEWISE: Option<usize> = None;
+    /// Whether the first four bytes are `d` and `dmin`.
+    const FLOATS_FIRST: bool = false;
+
+    /// The lanes of a block whose bytes `chunks` gives, where [`Unpack::BYTEWISE`]: one byte after the other, so that it does not matter
+    /// what lies side by side in a vector.
+    #[inline(always)]
+    fn lanes_of<I: Isa, C: Chunks<I>>(_isa: I, _chunks: C) -> Self::Lanes<I::B> {
+        unreachable!("asked of bytewise formats only")
+    }
+
+    /// The integer scales and mins of a block whose words (bytes `at .. at + 4`) `words` gives, likewise: byte `i % 4` of word `i / 4`
+    /// of each is that of group `i`, a signed number.
+    #[inline(always)]
+    fn groups_of<I: Isa, C: Chunks<I>>(_isa: I, _words: C) -> Groups<I::B> {
+        unreachable!("asked of bytewise formats only")
+    }
+
     /// The floats of `block`.
     fn scale(block: &[u8]) -> Scale;
 
@@ -64,6 +84,30 @@ pub trait Unpack: Copy + Send + Sync + 'static {
     fn groups<I: Isa>(isa: I, _block: OfRows<&[u8]>) -> (I::B, I::B) {
         let ones = isa.b_all_i16(&[1; 16]);
         (ones, ones)
+    }
+}
+
+/// Scales and mins as [`Unpack::groups_of`] gives them.
+#[derive(Clone, Copy)]
+pub struct Groups<B> {
+    pub scales: [B; 4],
+    pub mins: [B; 4],
+}
+
+/// The bytes of a block.
+pub trait Chunks<I: Isa>: Copy {
+    /// Bytes `at .. at + 32`, or some of them of more rows.
+    fn chunk(self, isa: I, at: usize) -> I::B;
+}
+
+/// A block of each row of a narrow vector.
+#[derive(Clone, Copy)]
+struct RowChunks<'a>(OfRows<&'a [u8]>);
+
+impl<I: Isa> Chunks<I> for RowChunks<'_> {
+    #[inline(always)]
+    fn chunk(self, isa: I, at: usize) -> I::B {
+        isa.b_load(bytes(self.0, at))
     }
 }
 

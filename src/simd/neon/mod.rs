@@ -126,6 +126,14 @@ impl<P: Products> Isa for On<P> {
         unsafe { [vld1q_u8(from), vld1q_u8(from.add(16))] }
     }
     #[inline(always)]
+    fn b_from_w(self, v: Words) -> Bytes {
+        unsafe { [vreinterpretq_u8_s32(v[0]), vreinterpretq_u8_s32(v[1])] }
+    }
+    #[inline(always)]
+    fn w_from_b(self, v: Bytes) -> Words {
+        unsafe { [vreinterpretq_s32_u8(v[0]), vreinterpretq_s32_u8(v[1])] }
+    }
+    #[inline(always)]
     fn b_all_i16(self, from: &[i16; 16]) -> Bytes {
         let from = from.as_ptr().cast();
         unsafe { [vld1q_u8(from), vld1q_u8(from.add(16))] }

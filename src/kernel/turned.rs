@@ -1,0 +1,136 @@
+//! Blocks of many rows turned into columns while they are packed: half the work, or less, of unpacking each row and turning what
+//! comes out, and scales and mins of all rows are then had at once.
+
+use super::matmul::{Lanes, min_columns, store_scale};
+use super::prefetch_ahead;
+use crate::quant::unpack::{Chunks, Scale, Unpack};
+use crate::simd::{Isa, MAX_LANES};
+
+/// The most words that a block's quants and groups take.
+const MOST_WORDS: usize = 52;
+
+/// Words of a block of `LANES` rows: `[words, LANES]`, still packed.
+#[repr(C, align(64))]
+pub(super) struct Turned([i32; MOST_WORDS * MAX_LANES]);
+
+impl Default for Turned {
+    fn default() -> Self {
+        Self([0; MOST_WORDS * MAX_LANES])
+    }
+}
+
+/// Whether panels of `F` are unpacked this way for `I`.
+pub(super) const fn is_turned<F: Unpack, I: Isa>() -> bool {
+    F::BYTEWISE.is_some() && F::BLOCK == 256 && I::WORDS == 1
+}
+
+/// Four bytes of each 32 of a block, of all rows.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    words: &'a Turned,
+    /// Which four: 0 to 7.
+    part: usize,
+}
+
+impl<I: Isa> Chunks<I> for Columns<'_> {
+    #[inline(always)]
+    fn chunk(self, isa: I, at: usize) -> I::B {
+        isa.b_from_w(isa.w_load(&self.words.0[(at / 4 + self.part) * I::LANES..]))
+    }
+}
+
+/// Unpacks block number `block` of `rows` to the panel, whose row `first` is the first of them.
+#[inline(always)]
+pub(super) fn unpack<F: Unpack, I: Isa>(
+    isa: I,
+    rows: &[&[u8]; MAX_LANES],
+    block: usize,
+    first: usize,
+    words: &mut Turned,
+    panel: &mut Lanes,
+) {
+    let bytes = const {
+        match F::BYTEWISE {
+            Some(bytes) => bytes,
+            None => 0,
+        }
+    };
+    let (at, each, wide) = (block * F::BYTES, 4 * I::LANES, I::LANES * I::TILE.0);
+    for r in 0..I::LANES {
+        prefetch_ahead(isa, &rows[r][at..at + F::BYTES], 2 * F::BYTES);
+    }
+    let mut byte = 0;
+    while byte < bytes {
+        if bytes - byte == 16 {
+            isa.w_transpose_four(rows, at + byte, &mut words.0[byte / 4 * I::LANES..], I::LANES);
+            break;
+        }
+        // The last part may overlap the one before, so that no row is read beyond its block.
+        let from = byte.min(bytes - each);
+        isa.w_transpose_rows(rows, at + from, &mut words.0[from / 4 * I::LANES..], I::LANES);
+        byte += each;
+    }
+    let quads = block * F::BLOCK / 4;
+    let to = &mut panel.lanes[quads * wide + first..(quads + 63) * wide + first + I::LANES];
+    for part in 0..8 {
+        let lanes = F::lanes_of(isa, Columns { words, part });
+        let lanes = lanes.as_ref();
+        for j in 0..8 {
+            isa.w_store(isa.w_from_b(lanes[j]), &mut to[(8 * j + part) * wide..]);
+        }
+    }
+    floats::<F, I>(isa, rows, block, first, words, panel);
+    groups::<F, I>(isa, block, first, words, panel);
+}
+
+/// `d` and `dmin` of the rows.
+#[inline(always)]
+fn floats<F: Unpack, I: Isa>(
+    isa: I,
+    rows: &[&[u8]; MAX_LANES],
+    block: usize,
+    first: usize,
+    words: &Turned,
+    panel: &mut Lanes,
+) {
+    let at = block * I::LANES * I::TILE.0 + first;
+    let [d, dmin] = if F::FLOATS_FIRST {
+        isa.f_from_half_pairs(isa.w_load(&words.0))
+    } else {
+        let mut pairs = [0; MAX_LANES];
+        for r in 0..I::LANES {
+            let Scale { d, dmin } = F::scale(&rows[r][block * F::BYTES..(block + 1) * F::BYTES]);
+            pairs[r] = i32::from(d) | i32::from(dmin) << 16;
+        }
+        isa.f_from_half_pairs(isa.w_load(&pairs))
+    };
+    isa.f_store(isa.f_mul(d, isa.f_splat(F::FACTOR)), &mut panel.d[at..]);
+    if F::MINS {
+        isa.f_store(dmin, &mut panel.dmin[at..]);
+    }
+}
+
+/// Scales and mins of the rows.
+#[inline(always)]
+fn groups<F: Unpack, I: Isa>(isa: I, block: usize, first: usize, words: &Turned, panel: &mut Lanes) {
+    const { assert!(F::MINS as usize * min_columns::<F>() != 16) };
+    let (wide, count) = (I::LANES * I::TILE.0, F::BLOCK / F::GROUP);
+    let groups = F::groups_of(isa, Columns { words, part: 0 });
+    let zero = isa.w_splat(0);
+    for g in 0..count {
+        // A dot product with one byte set is the other operand's byte there.
+        let byte = isa.w_splat(1 << (8 * (g % 4)));
+        if F::SCALED {
+            let scale = isa.w_dot4::<false>(zero, byte, isa.w_from_b(groups.scales[g / 4]));
+            store_scale::<F, I>(isa, scale, (block * count + g) * wide + first, panel);
+        }
+        if F::MINS && g % 2 == 0 {
+            let next = isa.w_splat(1 << (8 * (g % 4 + 1)));
+            let mins = isa.w_from_b(groups.mins[g / 4]);
+            let (even, odd) = (isa.w_dot4::<false>(zero, byte, mins), isa.w_dot4::<false>(zero, next, mins));
+            // Mins are not negative, so that the two halves can be added up.
+            let both = isa.w_add(even, isa.w_mul(odd, isa.w_splat(1 << 16)));
+            isa.w_store(both, &mut panel.mins[(block * count + g) / 2 * wide + first..]);
+        }
+    }
+}
