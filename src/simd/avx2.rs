@@ -45,6 +45,7 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
     const ROWS: usize = 1;
     const TILE: (usize, usize) = (2, 4);
     const FLOAT_SCALES: bool = VNNI;
+    const LARGEST_FOLDED: u8 = if VNNI { 255 } else { 0 };
     type B = __m256i;
     type N = __m256i;
     type G = __m256;
@@ -149,6 +150,15 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
             _mm256_shuffle_epi8(table, v)
+        }
+    }
+    #[inline(always)]
+    fn b_scaled(self, quants: &[i16; 8], v: Self::B, scales: Self::B, pair: usize) -> Self::B {
+        unsafe {
+            let quants = _mm256_broadcastsi128_si256(_mm_loadu_si128(quants.as_ptr().cast()));
+            // Each 16 columns have a scale of their own, as each 128 bits do here: a table for them.
+            let products = _mm256_mullo_epi16(self.spread_i16(scales, pair), quants);
+            _mm256_shuffle_epi8(products, _mm256_add_epi8(v, v))
         }
     }
     #[inline(always)]

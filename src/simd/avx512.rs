@@ -39,6 +39,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     const TILE: (usize, usize) = (2, 6);
     const SMALL: usize = if VNNI { 4 } else { Self::TILE.1 };
     const FLOAT_SCALES: bool = VNNI;
+    const LARGEST_FOLDED: u8 = if VNNI { 255 } else { 0 };
     type B = __m512i;
     type N = __m512i;
     type G = __m512;
@@ -173,6 +174,15 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         unsafe {
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
             _mm512_shuffle_epi8(table, v)
+        }
+    }
+    #[inline(always)]
+    fn b_scaled(self, quants: &[i16; 8], v: Self::B, scales: Self::B, pair: usize) -> Self::B {
+        unsafe {
+            let quants = _mm512_broadcast_i32x4(_mm_loadu_si128(quants.as_ptr().cast()));
+            // Each 16 columns have a scale of their own, as each 128 bits do here: a table for them.
+            let products = _mm512_mullo_epi16(self.spread_i16(scales, pair), quants);
+            _mm512_shuffle_epi8(products, _mm512_add_epi8(v, v))
         }
     }
     #[inline(always)]

@@ -66,6 +66,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const SMALL: usize = Self::TILE.1;
     /// Whether [`Isa::f_span_tile`] wants the scales as floats where these are exact.
     const FLOAT_SCALES: bool = false;
+    /// The largest byte of `rows` up to which a matmul tile's dot products over a whole span cost no more than those over groups of
+    /// columns with small bytes; 0 where products are not added up in 32 bits at once.
+    const LARGEST_FOLDED: u8 = 0;
     /// Words (of four columns each) of a row or token that lie side by side in a matmul tile's operands: 1 or 2.
     const WORDS: usize = 1;
 
@@ -126,6 +129,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn b_shl<const N: i32>(self, v: Self::B) -> Self::B;
     /// `table[v & 15]` for every byte; bytes of `v` must be below 16.
     fn b_lookup(self, table: &[u8; 16], v: Self::B) -> Self::B;
+    /// The low bytes of `quants[v]` times a scale: i16 lane `2 * pair` of `scales` for bytes 0..16 of a row, lane `2 * pair + 1` for
+    /// the others; bytes of `v` must be below 8.
+    fn b_scaled(self, quants: &[i16; 8], v: Self::B, scales: Self::B, pair: usize) -> Self::B;
     /// Byte `i` is 0xff where bit `i` of a row's `bits` is set, else 0.
     fn b_from_bits(self, bits: OfRows<u32>) -> Self::B;
     /// Four entries of `table` a row, whose numbers are the u16 of the row's word, lowest first; they are below `N`, a power of two.

@@ -36,6 +36,7 @@ impl Isa for Scalar {
     const LANES: usize = 8;
     const ROWS: usize = 1;
     const TILE: (usize, usize) = (1, 4);
+    const LARGEST_FOLDED: u8 = 255;
     type B = [u8; 32];
     type N = [i32; 8];
     type G = [f32; 8];
@@ -113,6 +114,11 @@ impl Isa for Scalar {
     #[inline(always)]
     fn b_lookup(self, table: &[u8; 16], v: Self::B) -> Self::B {
         v.map(|x| table[usize::from(x & 15)])
+    }
+    #[inline(always)]
+    fn b_scaled(self, quants: &[i16; 8], v: Self::B, scales: Self::B, pair: usize) -> Self::B {
+        let scales = i16s(scales);
+        std::array::from_fn(|i| (quants[usize::from(v[i] & 7)] * scales[2 * pair + i / 16]) as u8)
     }
     #[inline(always)]
     fn b_from_bits(self, bits: OfRows<u32>) -> Self::B {

@@ -25,6 +25,15 @@ pub struct Scale {
     pub dmin: u16,
 }
 
+/// How a format's quants are multiplied by their scales within bytes: see [`Unpack::FOLD`].
+#[derive(Clone, Copy, Debug)]
+pub struct Fold {
+    /// What is added to a product, for all of them the same, so that it is not negative.
+    pub offset: i32,
+    /// The largest byte that results.
+    pub largest: u8,
+}
+
 /// A block format, seen as lanes.
 pub trait Unpack: Copy + Send + Sync + 'static {
     /// Columns in a block: 32 or 256.
@@ -50,6 +59,9 @@ pub trait Unpack: Copy + Send + Sync + 'static {
     /// Whether [`Scale::d`] is not a half-precision number but an exponent `e`, for 2^(e − 128).
     const EXPONENT: bool = false;
 
+    /// Where quants times scales fit a byte, what [`Unpack::fold`] makes of them: then a span needs no scales.
+    const FOLD: Option<Fold> = None;
+
     /// The lanes of a block: `BLOCK / 32` narrow vectors.
     type Lanes<B: Copy>: Copy + AsRef<[B]>;
 
@@ -64,6 +76,13 @@ pub trait Unpack: Copy + Send + Sync + 'static {
     fn groups<I: Isa>(isa: I, _block: OfRows<&[u8]>) -> (I::B, I::B) {
         let ones = isa.b_all_i16(&[1; 16]);
         (ones, ones)
+    }
+
+    /// Vector `i` of a block's lanes as quants times their `scales`, plus the offset of [`Unpack::FOLD`].
+    #[inline(always)]
+    fn fold<I: Isa>(_isa: I, lanes: I::B, _scales: I::B, _i: usize) -> I::B {
+        const { assert!(Self::FOLD.is_none()) };
+        lanes
     }
 }
 

@@ -93,6 +93,7 @@ impl<P: Products> Isa for On<P> {
     const LANES: usize = 8;
     const ROWS: usize = 1;
     const TILE: (usize, usize) = (1, P::TOKENS);
+    const LARGEST_FOLDED: u8 = P::LARGEST_FOLDED;
     const WORDS: usize = P::WORDS;
     type B = Bytes;
     type N = Words;
@@ -190,6 +191,23 @@ impl<P: Products> Isa for On<P> {
     fn b_lookup(self, table: &[u8; 16], v: Bytes) -> Bytes {
         let table = unsafe { [vld1q_u8(table.as_ptr()); 2] };
         unsafe { both!(vqtbl1q_u8(table, v)) }
+    }
+    #[inline(always)]
+    fn b_scaled(self, quants: &[i16; 8], v: Bytes, scales: Bytes, pair: usize) -> Bytes {
+        unsafe {
+            let quants = vld1q_s16(quants.as_ptr());
+            let scales = vreinterpretq_s16_u8(scales[pair / 4]);
+            // Each 16 columns have a scale of their own, and a table with it.
+            let (first, second) = match pair % 4 {
+                0 => (vmulq_laneq_s16::<0>(quants, scales), vmulq_laneq_s16::<1>(quants, scales)),
+                1 => (vmulq_laneq_s16::<2>(quants, scales), vmulq_laneq_s16::<3>(quants, scales)),
+                2 => (vmulq_laneq_s16::<4>(quants, scales), vmulq_laneq_s16::<5>(quants, scales)),
+                _ => (vmulq_laneq_s16::<6>(quants, scales), vmulq_laneq_s16::<7>(quants, scales)),
+            };
+            let products = [vreinterpretq_u8_s16(first), vreinterpretq_u8_s16(second)];
+            let at = self.b_add(v, v);
+            both!(vqtbl1q_u8(products, at))
+        }
     }
     #[inline(always)]
     fn b_from_bits(self, bits: OfRows<u32>) -> Bytes {
