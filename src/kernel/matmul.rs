@@ -82,6 +82,8 @@ impl PackedTokens {
 struct Seen {
     /// Whether scales were folded into the lanes of the panel: a span is one group then, without a scale.
     folded: bool,
+    /// Whether what was folded is to be doubled before the starts are added.
+    halved: bool,
     /// As of the format.
     group: usize,
     offset: i32,
@@ -95,6 +97,7 @@ impl Seen {
         match F::FOLD {
             Some(fold) if fold.largest <= I::LARGEST_FOLDED => Self {
                 folded: true,
+                halved: fold.halved,
                 group: F::SPAN,
                 offset: fold.offset,
                 largest: fold.largest,
@@ -102,6 +105,7 @@ impl Seen {
             },
             _ => Self {
                 folded: false,
+                halved: false,
                 group: F::GROUP,
                 offset: F::OFFSET,
                 largest: F::LARGEST,
@@ -594,7 +598,11 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
         groups,
         rows: &panel.lanes[s * quads * wide..][..quads * wide],
         tokens: &tokens.quads[(tile * tokens.padded / 4 + s * quads) * T..][..quads * T],
-        starts: if seen.offset == 0 { None } else { Some(&tokens.starts[at..at + groups * T]) },
+        starts: if seen.offset == 0 || seen.halved {
+            None
+        } else {
+            Some(&tokens.starts[at..at + groups * T])
+        },
         scales: if seen.scaled && !floats { Some(&panel.scales[scales.clone()]) } else { None },
         float_scales: if floats { Some(&panel.float_scales[scales]) } else { None },
         exact: const {
@@ -608,6 +616,16 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
     };
     let mut sum = [[isa.f_splat(0.0); R]; T];
     isa.f_span_tile::<R, T>(&mut sum, &span);
+    if seen.halved {
+        let starts = &tokens.starts[at..at + T];
+        for t in 0..T {
+            // All of these integers are below 2^24.
+            let start = isa.f_from_w(isa.w_splat(starts[t]));
+            for r in 0..R {
+                sum[t][r] = isa.f_add(isa.f_add(sum[t][r], sum[t][r]), start);
+            }
+        }
+    }
     sum
 }
 

@@ -177,12 +177,21 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         }
     }
     #[inline(always)]
-    fn b_scaled(self, quants: &[i16; 8], v: Self::B, scales: Self::B, pair: usize) -> Self::B {
+    fn b_scaled<const SHIFT: i32>(
+        self,
+        quants: &[i16; 8],
+        offset: i16,
+        v: Self::B,
+        scales: Self::B,
+        pair: usize,
+    ) -> Self::B {
         unsafe {
             let quants = _mm512_broadcast_i32x4(_mm_loadu_si128(quants.as_ptr().cast()));
             // Each 16 columns have a scale of their own, as each 128 bits do here: a table for them.
             let products = _mm512_mullo_epi16(self.spread_i16(scales, pair), quants);
-            _mm512_shuffle_epi8(products, _mm512_add_epi8(v, v))
+            let sums = _mm512_add_epi16(products, _mm512_set1_epi16(offset));
+            let table = _mm512_srl_epi16(sums, _mm_cvtsi32_si128(SHIFT));
+            _mm512_shuffle_epi8(table, _mm512_add_epi8(v, v))
         }
     }
     #[inline(always)]

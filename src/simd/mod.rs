@@ -129,9 +129,16 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn b_shl<const N: i32>(self, v: Self::B) -> Self::B;
     /// `table[v & 15]` for every byte; bytes of `v` must be below 16.
     fn b_lookup(self, table: &[u8; 16], v: Self::B) -> Self::B;
-    /// The low bytes of `quants[v]` times a scale: i16 lane `2 * pair` of `scales` for bytes 0..16 of a row, lane `2 * pair + 1` for
-    /// the others; bytes of `v` must be below 8.
-    fn b_scaled(self, quants: &[i16; 8], v: Self::B, scales: Self::B, pair: usize) -> Self::B;
+    /// The low bytes of `quants[v]` times a scale plus `offset`, shifted right by `SHIFT` (0 or 1). The scale is i16 lane `2 * pair` of
+    /// `scales` for bytes 0..16 of a row, lane `2 * pair + 1` for the others; bytes of `v` must be below 8, sums not negative.
+    fn b_scaled<const SHIFT: i32>(
+        self,
+        quants: &[i16; 8],
+        offset: i16,
+        v: Self::B,
+        scales: Self::B,
+        pair: usize,
+    ) -> Self::B;
     /// Byte `i` is 0xff where bit `i` of a row's `bits` is set, else 0.
     fn b_from_bits(self, bits: OfRows<u32>) -> Self::B;
     /// Four entries of `table` a row, whose numbers are the u16 of the row's word, lowest first; they are below `N`, a power of two.

@@ -116,9 +116,18 @@ impl Isa for Scalar {
         v.map(|x| table[usize::from(x & 15)])
     }
     #[inline(always)]
-    fn b_scaled(self, quants: &[i16; 8], v: Self::B, scales: Self::B, pair: usize) -> Self::B {
+    fn b_scaled<const SHIFT: i32>(
+        self,
+        quants: &[i16; 8],
+        offset: i16,
+        v: Self::B,
+        scales: Self::B,
+        pair: usize,
+    ) -> Self::B {
         let scales = i16s(scales);
-        std::array::from_fn(|i| (quants[usize::from(v[i] & 7)] * scales[2 * pair + i / 16]) as u8)
+        std::array::from_fn(|i| {
+            ((quants[usize::from(v[i] & 7)] * scales[2 * pair + i / 16] + offset) >> SHIFT) as u8
+        })
     }
     #[inline(always)]
     fn b_from_bits(self, bits: OfRows<u32>) -> Self::B {

@@ -1,7 +1,7 @@
 //! The IQ formats: magnitudes from a codebook and signs beside them, or a non-linear 4-bit code.
 
 use super::legacy::NON_LINEAR_4BIT;
-use super::{Scale, Unpack, bits16, bytes, word32, word64};
+use super::{Fold, Scale, Unpack, bits16, bytes, word32, word64};
 use crate::quant::grids;
 use crate::simd::{Isa, MAX_ROWS, OfRows};
 
@@ -277,6 +277,15 @@ impl Unpack for Iq4Xs {
 /// What [`IQ1`] adds to eight times a level.
 const IQ1_MIDDLE: i32 = 16;
 
+/// Quants and scales are odd, and so are products: up to 9 · 15.
+const IQ1_FOLD: Option<Fold> = Some(Fold { offset: 135, halved: true, largest: 135 });
+
+/// The lanes 7, 9, 15, 17, 23 and 25 differ in their quarters 1 to 6.
+#[inline(always)]
+fn fold_iq1<I: Isa>(isa: I, lanes: I::B, scales: I::B, i: usize) -> I::B {
+    isa.b_scaled::<1>(&[0, -9, -7, -1, 1, 7, 9, 0], 135, isa.b_shr::<2>(lanes), scales, i)
+}
+
 /// `d` f16, 32 low bytes of indices, then for 32 columns a word of index bits, a 3-bit scale and the shift:
 /// d/8·(2 s + 1)·(8 level ± 1).
 #[derive(Clone, Copy, Debug)]
@@ -292,6 +301,7 @@ impl Unpack for Iq1S {
     const SCALED: bool = true;
     const LARGEST_SCALE: i32 = 15;
     const MINS: bool = false;
+    const FOLD: Option<Fold> = IQ1_FOLD;
     const FACTOR: f32 = 0.125;
     type Lanes<B: Copy> = [B; 8];
 
@@ -327,6 +337,11 @@ impl Unpack for Iq1S {
         }
         (isa.b_widen_twice(scales), isa.b_splat(0))
     }
+
+    #[inline(always)]
+    fn fold<I: Isa>(isa: I, lanes: I::B, scales: I::B, i: usize) -> I::B {
+        fold_iq1(isa, lanes, scales, i)
+    }
 }
 
 /// One more than `levels`, or one less where `down`.
@@ -351,6 +366,7 @@ impl Unpack for Iq1M {
     const SCALED: bool = true;
     const LARGEST_SCALE: i32 = 15;
     const MINS: bool = false;
+    const FOLD: Option<Fold> = IQ1_FOLD;
     const FACTOR: f32 = 0.125;
     type Lanes<B: Copy> = [B; 8];
 
@@ -387,5 +403,10 @@ impl Unpack for Iq1M {
             scales[r] = [odd(spread_threes(word32(block[r], 48))), odd(spread_threes(word32(block[r], 52)))];
         }
         (isa.b_widen_words(scales), isa.b_splat(0))
+    }
+
+    #[inline(always)]
+    fn fold<I: Isa>(isa: I, lanes: I::B, scales: I::B, i: usize) -> I::B {
+        fold_iq1(isa, lanes, scales, i)
     }
 }

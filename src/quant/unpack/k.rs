@@ -186,7 +186,7 @@ impl Unpack for Q2K {
     const SCALED: bool = true;
     const LARGEST_SCALE: i32 = 15;
     const MINS: bool = true;
-    const FOLD: Option<Fold> = Some(Fold { offset: 0, largest: 3 * 15 });
+    const FOLD: Option<Fold> = Some(Fold { offset: 0, halved: false, largest: 3 * 15 });
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
@@ -208,7 +208,7 @@ impl Unpack for Q2K {
 
     #[inline(always)]
     fn fold<I: Isa>(isa: I, lanes: I::B, scales: I::B, i: usize) -> I::B {
-        isa.b_scaled(&[0, 1, 2, 3, 0, 0, 0, 0], lanes, scales, i)
+        isa.b_scaled::<0>(&[0, 1, 2, 3, 0, 0, 0, 0], 0, lanes, scales, i)
     }
 }
 
@@ -227,7 +227,7 @@ impl Unpack for Q3K {
     const LARGEST_SCALE: i32 = 32;
     const MINS: bool = false;
     // From -4 · 31 to -4 · -32.
-    const FOLD: Option<Fold> = Some(Fold { offset: 124, largest: 124 + 128 });
+    const FOLD: Option<Fold> = Some(Fold { offset: 124, halved: false, largest: 124 + 128 });
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
@@ -273,7 +273,6 @@ impl Unpack for Q3K {
 
     #[inline(always)]
     fn fold<I: Isa>(isa: I, lanes: I::B, scales: I::B, i: usize) -> I::B {
-        let products = isa.b_scaled(&[-4, -3, -2, -1, 0, 1, 2, 3], lanes, scales, i);
-        isa.b_add(products, isa.b_splat(124))
+        isa.b_scaled::<0>(&[-4, -3, -2, -1, 0, 1, 2, 3], 124, lanes, scales, i)
     }
 }

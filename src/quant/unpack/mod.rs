@@ -30,6 +30,8 @@ pub struct Scale {
 pub struct Fold {
     /// What is added to a product, for all of them the same, so that it is not negative.
     pub offset: i32,
+    /// Whether the byte is half of that sum, which is always even.
+    pub halved: bool,
     /// The largest byte that results.
     pub largest: u8,
 }
@@ -78,7 +80,7 @@ pub trait Unpack: Copy + Send + Sync + 'static {
         (ones, ones)
     }
 
-    /// Vector `i` of a block's lanes as quants times their `scales`, plus the offset of [`Unpack::FOLD`].
+    /// Vector `i` of a block's lanes as quants times their `scales`, as [`Unpack::FOLD`] says.
     #[inline(always)]
     fn fold<I: Isa>(_isa: I, lanes: I::B, _scales: I::B, _i: usize) -> I::B {
         const { assert!(Self::FOLD.is_none()) };

@@ -193,7 +193,14 @@ impl<P: Products> Isa for On<P> {
         unsafe { both!(vqtbl1q_u8(table, v)) }
     }
     #[inline(always)]
-    fn b_scaled(self, quants: &[i16; 8], v: Bytes, scales: Bytes, pair: usize) -> Bytes {
+    fn b_scaled<const SHIFT: i32>(
+        self,
+        quants: &[i16; 8],
+        offset: i16,
+        v: Bytes,
+        scales: Bytes,
+        pair: usize,
+    ) -> Bytes {
         unsafe {
             let quants = vld1q_s16(quants.as_ptr());
             let scales = vreinterpretq_s16_u8(scales[pair / 4]);
@@ -204,6 +211,9 @@ impl<P: Products> Isa for On<P> {
                 2 => (vmulq_laneq_s16::<4>(quants, scales), vmulq_laneq_s16::<5>(quants, scales)),
                 _ => (vmulq_laneq_s16::<6>(quants, scales), vmulq_laneq_s16::<7>(quants, scales)),
             };
+            let (offset, by) = (vdupq_n_s16(offset), vdupq_n_s16(-SHIFT as i16));
+            let first = vshlq_s16(vaddq_s16(first, offset), by);
+            let second = vshlq_s16(vaddq_s16(second, offset), by);
             let products = [vreinterpretq_u8_s16(first), vreinterpretq_u8_s16(second)];
             let at = self.b_add(v, v);
             both!(vqtbl1q_u8(products, at))
