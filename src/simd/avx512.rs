@@ -7,8 +7,8 @@ use std::arch::x86_64::*;
 
 use super::pairs::{Pairs, group_of_pairs};
 use super::{
-    Isa, Kernel, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut, group_of_words, span_of_dots,
-    span_of_words,
+    Codebook, Isa, Kernel, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut, group_of_words,
+    span_of_dots, span_of_words,
 };
 
 /// Proof that the machine has AVX-512 F, BW, VL and DQ, and VNNI if `VNNI`.
@@ -199,13 +199,100 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         unsafe { _mm512_movm_epi8(u64::from(bits[0]) | u64::from(bits[1]) << 32) }
     }
     #[inline(always)]
-    fn b_entries8<const N: usize>(self, table: &[u64; N], at: OfRows<u64>) -> Self::B {
-        const { assert!(N.is_power_of_two()) };
+    fn b_points8<const N: usize>(self, book: &Codebook<u64, N>, numbers: [Self::B; 2]) -> [Self::B; 8] {
+        let points = self.points(book.points, numbers);
+        let mut lanes = [numbers[0]; 8];
+        for s in 0..8 {
+            unsafe {
+                // Words 4k.. of a row are made of its point k, two coordinates each.
+                let which = _mm512_setr_epi32(
+                    0x0000_0000,
+                    0x0000_0000,
+                    0x0001_0001,
+                    0x0001_0001,
+                    0x0002_0002,
+                    0x0002_0002,
+                    0x0003_0003,
+                    0x0003_0003,
+                    0x0010_0010,
+                    0x0010_0010,
+                    0x0011_0011,
+                    0x0011_0011,
+                    0x0012_0012,
+                    0x0012_0012,
+                    0x0013_0013,
+                    0x0013_0013,
+                );
+                let which = _mm512_add_epi16(which, _mm512_set1_epi16(4 * (s % 4) as i16));
+                let point = _mm512_permutexvar_epi16(which, points[s / 4]);
+                let pair = _mm512_srlv_epi16(point, _mm512_set1_epi64(0x000c_0008_0004_0000));
+                let second = _mm512_sll_epi16(pair, _mm_cvtsi32_si128(6));
+                lanes[s] = self.levels(&book.levels, pair, second, 0x0303);
+            }
+        }
+        lanes
+    }
+    #[inline(always)]
+    fn b_points4<const N: usize>(self, book: &Codebook<u32, N>, numbers: [Self::B; 4]) -> [Self::B; 8] {
+        let points = self.points(book.points, numbers);
+        let mut lanes = [numbers[0]; 8];
+        for s in 0..8 {
+            unsafe {
+                // Words 2k.. of a row are made of its point k, two coordinates each.
+                let which = _mm512_setr_epi32(
+                    0x0000_0000,
+                    0x0001_0001,
+                    0x0002_0002,
+                    0x0003_0003,
+                    0x0004_0004,
+                    0x0005_0005,
+                    0x0006_0006,
+                    0x0007_0007,
+                    0x0010_0010,
+                    0x0011_0011,
+                    0x0012_0012,
+                    0x0013_0013,
+                    0x0014_0014,
+                    0x0015_0015,
+                    0x0016_0016,
+                    0x0017_0017,
+                );
+                let which = _mm512_add_epi16(which, _mm512_set1_epi16(8 * (s % 2) as i16));
+                let point = _mm512_permutexvar_epi16(which, points[s / 2]);
+                let pair = _mm512_srlv_epi16(point, _mm512_set1_epi32(0x0006_0000));
+                let second = _mm512_sll_epi16(pair, _mm_cvtsi32_si128(5));
+                lanes[s] = self.levels(&book.levels, pair, second, 0x0707);
+            }
+        }
+        lanes
+    }
+    #[inline(always)]
+    fn b_bits_i16<const N: usize>(self, bits: OfRows<u32>) -> Self::B {
+        const { assert!(N == 1 || N == 2) };
         unsafe {
-            let at = _mm512_cvtepu16_epi64(_mm_set_epi64x(at[1] as i64, at[0] as i64));
-            // Sound: what is left of a number is below the table's length.
-            let at = _mm512_and_si512(at, _mm512_set1_epi64(N as i64 - 1));
-            _mm512_i64gather_epi64::<8>(at, table.as_ptr().cast())
+            let (a, b) = (_mm256_set1_epi32(bits[0] as i32), _mm256_set1_epi32(bits[1] as i32));
+            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
+            // Each word gets the byte with its number in it (and a zero), which is then shifted to bit 8.
+            const BYTE: i64 = 0x0001_0001_0001_0001;
+            const ZERO: i64 = 0x8000_8000_8000_8000_u64 as i64;
+            let (bytes, shifts) = if N == 1 {
+                (
+                    _mm512_setr_epi64(0, 0, BYTE, BYTE, 0, 0, BYTE, BYTE),
+                    [0x0005_0006_0007_0008, 0x0001_0002_0003_0004],
+                )
+            } else {
+                (
+                    _mm512_setr_epi64(0, BYTE, 2 * BYTE, 3 * BYTE, 0, BYTE, 2 * BYTE, 3 * BYTE),
+                    [0x0002_0004_0006_0008, 0x0002_0004_0006_0008],
+                )
+            };
+            let [x, y] = shifts;
+            let shifts = _mm512_setr_epi64(x, y, x, y, x, y, x, y);
+            let at = _mm512_sllv_epi16(
+                _mm512_shuffle_epi8(both, _mm512_or_si512(bytes, _mm512_set1_epi64(ZERO))),
+                shifts,
+            );
+            _mm512_and_si512(at, _mm512_set1_epi16(((1 << N) - 1) << 8))
         }
     }
     #[inline(always)]
@@ -228,18 +315,6 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     fn b_negate(self, v: Self::B, bits: OfRows<u32>) -> Self::B {
         let bits = u64::from(bits[0]) | u64::from(bits[1]) << 32;
         unsafe { _mm512_mask_sub_epi8(v, bits, _mm512_setzero_si512(), v) }
-    }
-    #[inline(always)]
-    fn b_entries4<const N: usize>(self, table: &[u32; N], low: OfRows<u64>, high: OfRows<u32>) -> Self::B {
-        const { assert!(N.is_power_of_two()) };
-        unsafe {
-            let low = _mm512_cvtepu8_epi32(_mm_set_epi64x(low[1] as i64, low[0] as i64));
-            let high = (high[0] & 0xff | high[1] << 8) as u16;
-            let at = _mm512_mask_add_epi32(low, high, low, _mm512_set1_epi32(256));
-            // Sound: what is left of a number is below the table's length.
-            let at = _mm512_and_si512(at, _mm512_set1_epi32(N as i32 - 1));
-            _mm512_i32gather_epi32::<4>(at, table.as_ptr().cast())
-        }
     }
     #[inline(always)]
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B {
@@ -645,6 +720,44 @@ impl<const VNNI: bool> Pairs for Avx512With<VNNI> {
 }
 
 impl<const VNNI: bool> Avx512With<VNNI> {
+    /// The points whose numbers, all below `N`, are the i16 of `numbers`.
+    #[inline(always)]
+    fn points<const N: usize, const M: usize>(
+        self,
+        points: &[u16; N],
+        numbers: [__m512i; M],
+    ) -> [__m512i; M] {
+        const { assert!(N.is_power_of_two() && N >= 64) };
+        unsafe {
+            let (mut part, mut found) = (numbers, numbers);
+            for i in 0..M {
+                part[i] = _mm512_srl_epi16(numbers[i], _mm_cvtsi32_si128(6));
+            }
+            let parts = points.as_chunks::<64>().0;
+            for p in 0..N / 64 {
+                // Two registers hold 64 points; what is not among them stays a number.
+                let low = _mm512_loadu_si512(parts[p].as_ptr().cast());
+                let high = _mm512_loadu_si512(parts[p][32..].as_ptr().cast());
+                for i in 0..M {
+                    let here = _mm512_cmpeq_epi16_mask(part[i], _mm512_set1_epi16(p as i16));
+                    found[i] = _mm512_mask2_permutex2var_epi16(low, found[i], here, high);
+                }
+            }
+            found
+        }
+    }
+
+    /// What the levels in the low bytes of `first` and the high bytes of `second` stand for; `mask` keeps a level's bits.
+    #[inline(always)]
+    fn levels(self, levels: &[u8; 16], first: __m512i, second: __m512i, mask: i16) -> __m512i {
+        unsafe {
+            let levels = _mm512_broadcast_i32x4(_mm_loadu_si128(levels.as_ptr().cast()));
+            // Bits of the second where the first has them, else of the third.
+            let pair = _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi16(0xff), first, second);
+            _mm512_shuffle_epi8(levels, _mm512_and_si512(pair, _mm512_set1_epi16(mask)))
+        }
+    }
+
     /// In every row, i16 lanes 0..8 all hold lane `2 * pair` of `v`, lanes 8..16 lane `2 * pair + 1`.
     #[inline(always)]
     fn spread_i16(self, v: __m512i, pair: usize) -> __m512i {

@@ -14,6 +14,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod codebook;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "x86_64")]
@@ -24,6 +25,7 @@ mod scalar;
 pub use avx2::{Avx2, AvxVnni};
 #[cfg(target_arch = "x86_64")]
 pub use avx512::{Avx512, Avx512Plain};
+pub use codebook::Codebook;
 #[cfg(target_arch = "aarch64")]
 pub use neon::{Neon, NeonDot, NeonI8mm};
 pub use scalar::Scalar;
@@ -141,18 +143,23 @@ pub trait Isa: Copy + Send + Sync + 'static {
     ) -> Self::B;
     /// Byte `i` is 0xff where bit `i` of a row's `bits` is set, else 0.
     fn b_from_bits(self, bits: OfRows<u32>) -> Self::B;
-    /// Four entries of `table` a row, whose numbers are the u16 of the row's word, lowest first; they are below `N`, a power of two.
+    /// Points of a codebook, 32 a row in column order, whose numbers are the i16 of `numbers`; they are below `N`.
     #[inline(always)]
-    fn b_entries8<const N: usize>(self, table: &[u64; N], at: OfRows<u64>) -> Self::B {
-        let mut words = [[0; 4]; MAX_ROWS];
-        for r in 0..Self::ROWS {
-            for k in 0..4 {
-                words[r][k] = table[(at[r] >> (16 * k)) as usize & (N - 1)];
-            }
-        }
-        self.b_words(words)
+    fn b_points8<const N: usize>(self, book: &Codebook<u64, N>, numbers: [Self::B; 2]) -> [Self::B; 8] {
+        codebook::points8(self, book, numbers)
     }
-    /// As [`Isa::b_entries8`], numbers being a byte of `low` plus 256 times the same byte of `high`.
+    /// As [`Isa::b_points8`], of four coordinates, 64 a row.
+    #[inline(always)]
+    fn b_points4<const N: usize>(self, book: &Codebook<u32, N>, numbers: [Self::B; 4]) -> [Self::B; 8] {
+        codebook::points4(self, book, numbers)
+    }
+    /// Sixteen numbers of `N` bits (1 or 2) of each row, lowest first, times 256 as i16.
+    #[inline(always)]
+    fn b_bits_i16<const N: usize>(self, bits: OfRows<u32>) -> Self::B {
+        codebook::bits_i16::<Self, N>(self, bits)
+    }
+    /// Four entries of `table` a row, whose numbers are a byte of `low` plus 256 times the same byte of `high`; they are below `N`, a
+    /// power of two.
     #[inline(always)]
     fn b_entries8_split<const N: usize>(
         self,
@@ -165,21 +172,6 @@ pub trait Isa: Copy + Send + Sync + 'static {
             for k in 0..4 {
                 let at = low[r] >> (8 * k) & 0xff | (high[r] >> (8 * k) & 0xff) << 8;
                 words[r][k] = table[at as usize & (N - 1)];
-            }
-        }
-        self.b_words(words)
-    }
-    /// Eight entries of `table` a row, whose numbers are the bytes of the row's word in `low`, lowest first, each with a ninth bit
-    /// from `high`; they are below `N`, a power of two.
-    #[inline(always)]
-    fn b_entries4<const N: usize>(self, table: &[u32; N], low: OfRows<u64>, high: OfRows<u32>) -> Self::B {
-        let mut words = [[0; 4]; MAX_ROWS];
-        for r in 0..Self::ROWS {
-            let (low, high) = (low[r], u64::from(high[r]) << 8);
-            for k in 0..4 {
-                let first = (low >> (16 * k) & 0xff | high >> (2 * k) & 0x100) as usize & (N - 1);
-                let second = (low >> (16 * k + 8) & 0xff | high >> (2 * k + 1) & 0x100) as usize & (N - 1);
-                words[r][k] = u64::from(table[first]) | u64::from(table[second]) << 32;
             }
         }
         self.b_words(words)

@@ -3,22 +3,34 @@
 use super::legacy::NON_LINEAR_4BIT;
 use super::{Fold, Scale, Unpack, bits16, bytes, word32, word64};
 use crate::quant::grids;
-use crate::simd::{Isa, MAX_ROWS, OfRows};
+use crate::simd::{Codebook, Isa, MAX_ROWS, OfRows};
 
 /// As for the K formats.
 const SPAN: usize = 128;
 
-static IQ2_XXS: [u64; 256] = grids::eight_bytes(&grids::IQ2_XXS, grids::LEVELS_IQ2);
-static IQ2_XS: [u64; 512] = grids::eight_bytes(&grids::IQ2_XS, grids::LEVELS_IQ2);
-static IQ2_S: [u64; 1024] = grids::eight_bytes(&grids::IQ2_S, grids::LEVELS_IQ2);
-static IQ3_XXS: [u32; 256] = grids::four_bytes(&grids::IQ3_XXS, grids::LEVELS_IQ3_XXS);
-static IQ3_S: [u32; 512] = grids::four_bytes(&grids::IQ3_S, grids::LEVELS_IQ3_S);
+static IQ2_XXS: Codebook<u64, 256> = of_eight(&grids::IQ2_XXS);
+static IQ2_XS: Codebook<u64, 512> = of_eight(&grids::IQ2_XS);
+static IQ2_S: Codebook<u64, 1024> = of_eight(&grids::IQ2_S);
+static IQ3_XXS: Codebook<u32, 256> = of_four(&grids::IQ3_XXS, grids::LEVELS_IQ3_XXS);
+static IQ3_S: Codebook<u32, 512> = of_four(&grids::IQ3_S, grids::LEVELS_IQ3_S);
 /// Eight times the levels -1, 0, 1, plus 16.
 static IQ1: [u64; 2048] = grids::eight_bytes(&grids::IQ1, [8, 16, 24, 16]);
 
+const fn of_eight<const N: usize>(points: &'static [u16; N]) -> Codebook<u64, N> {
+    let [a, b, c, d] = grids::LEVELS_IQ2;
+    let levels = [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    Codebook { points, levels, entries: grids::eight_bytes(points, grids::LEVELS_IQ2) }
+}
+
+const fn of_four<const N: usize>(points: &'static [u16; N], levels: [u8; 8]) -> Codebook<u32, N> {
+    let [a, b, c, d, e, f, g, h] = levels;
+    let all = [a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0];
+    Codebook { points, levels: all, entries: grids::four_bytes(points, levels) }
+}
+
 /// Magnitudes under their signs (a bit a column, 1 negative), plus `middle`.
 #[inline(always)]
-fn signed<I: Isa>(isa: I, (magnitudes, signs): (I::B, OfRows<u32>), middle: u8) -> I::B {
+fn signed<I: Isa>(isa: I, magnitudes: I::B, signs: OfRows<u32>, middle: u8) -> I::B {
     isa.b_add(isa.b_negate(magnitudes, signs), isa.b_splat(middle))
 }
 
@@ -30,6 +42,12 @@ fn even_signs(stored: OfRows<u32>) -> OfRows<u32> {
     let seven = part(0x7f) | part(0x3f80) << 1 | part(0x1f_c000) << 2 | part(0xfe0_0000) << 3;
     let all = seven | parities(seven) << 7;
     [all as u32, (all >> 32) as u32]
+}
+
+/// Signs that are stored in full.
+#[inline(always)]
+fn as_they_are(stored: OfRows<u32>) -> OfRows<u32> {
+    stored
 }
 
 /// 1 in each byte of `x`, whose bits are not more than seven, that has an odd number of them, else 0.
@@ -120,7 +138,7 @@ fn odd_tops<I: Isa>(isa: I, block: OfRows<&[u8]>, at: usize, stride: usize) -> I
 /// The constants that most of these formats share, then what differs.
 macro_rules! codebook {
     ($name:ident, $doc:literal, $bytes:literal, group $group:literal, largest $largest:literal, factor $factor:literal,
-     |$isa:ident, $block:ident, $s:ident| $lanes:expr,
+     |$isa:ident, $block:ident| $points:expr, signs |$s:ident, $r:ident| $signs:expr, $even:ident,
      |$i:ident, $b:ident| $scales:expr) => {
         #[doc = $doc]
         #[derive(Clone, Copy, Debug)]
@@ -141,9 +159,13 @@ macro_rules! codebook {
 
             #[inline(always)]
             fn lanes<I: Isa>($isa: I, $block: OfRows<&[u8]>) -> [I::B; 8] {
-                let mut lanes = [$isa.b_splat(0); 8];
+                let mut lanes = $points;
                 for $s in 0..8 {
-                    lanes[$s] = signed($isa, $lanes, $largest);
+                    let mut signs = [0; MAX_ROWS];
+                    for $r in 0..I::ROWS {
+                        signs[$r] = $signs;
+                    }
+                    lanes[$s] = signed($isa, lanes[$s], $even(signs), $largest);
                 }
                 lanes
             }
@@ -163,66 +185,81 @@ macro_rules! codebook {
 
 codebook!(Iq2Xxs, "`d` f16, then for 32 columns four indices, four 7-bit signs and a 4-bit scale: d/8·(2 s + 1)·q.", 66,
     group 32, largest 43, factor 0.125,
-    |isa, block, s| {
-        let (mut at, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS]);
-        for r in 0..I::ROWS {
-            at[r] = word32(block[r], 2 + 8 * s);
-            signs[r] = word32(block[r], 6 + 8 * s);
+    |isa, block| {
+        let mut numbers = [isa.b_splat(0); 2];
+        for i in 0..2 {
+            let mut words = [[0; 2]; MAX_ROWS];
+            for r in 0..I::ROWS {
+                for k in 0..2 {
+                    let at = 2 + 16 * (2 * i + k);
+                    words[r][k] = u64::from(word32(block[r], at)) | u64::from(word32(block[r], at + 8)) << 32;
+                }
+            }
+            numbers[i] = isa.b_widen_words(words);
         }
-        (isa.b_entries8_split(&IQ2_XXS, at, [0; MAX_ROWS]), even_signs(signs))
+        isa.b_points8(&IQ2_XXS, numbers)
     },
+    signs |s, r| word32(block[r], 6 + 8 * s), even_signs,
     |isa, block| odd_tops(isa, block, 6, 8));
 
 codebook!(Iq2Xs, "`d` f16, 32 words of a 9-bit index and a 7-bit sign, 16 scales of 4 bits: d/8·(2 s + 1)·q.", 74,
     group 16, largest 43, factor 0.125,
-    |isa, block, s| {
-        let (mut at, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS]);
-        for r in 0..I::ROWS {
-            let words = word64(block[r], 2 + 8 * s);
-            at[r] = words & 0x01ff_01ff_01ff_01ff;
-            let seven = words >> 9 & 0x007f_007f_007f_007f;
-            signs[r] = low_bytes(seven | parities(seven) << 7);
+    |isa, block| {
+        let nine = isa.b_all_i16(&[0x1ff; 16]);
+        let mut numbers = [nine; 2];
+        for i in 0..2 {
+            numbers[i] = isa.b_and(isa.b_load(bytes(block, 2 + 32 * i)), nine);
         }
-        (isa.b_entries8(&IQ2_XS, at), signs)
+        isa.b_points8(&IQ2_XS, numbers)
     },
+    signs |s, r| {
+        let seven = word64(block[r], 2 + 8 * s) >> 9 & 0x007f_007f_007f_007f;
+        low_bytes(seven | parities(seven) << 7)
+    }, as_they_are,
     |isa, block| odd_nibbles(isa, block, 66));
 
 codebook!(Iq2S, "`d` f16, 32 low bytes of indices, 32 bytes of signs, 8 bytes of high index bits, 16 scales: d/8·(2 s + 1)·q.", 82,
     group 16, largest 43, factor 0.125,
-    |isa, block, s| {
-        let (mut at, mut high, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS], [0; MAX_ROWS]);
-        for r in 0..I::ROWS {
-            at[r] = word32(block[r], 2 + 4 * s);
-            high[r] = block[r][66 + s].into();
-            signs[r] = word32(block[r], 34 + 4 * s);
+    |isa, block| {
+        let mut numbers = [isa.b_splat(0); 2];
+        for i in 0..2 {
+            let mut high = [0; MAX_ROWS];
+            for r in 0..I::ROWS {
+                high[r] = word32(block[r], 66 + 4 * i);
+            }
+            numbers[i] = isa.b_or(isa.b_widen_u8(bytes(block, 2 + 16 * i)), isa.b_bits_i16::<2>(high));
         }
-        (isa.b_entries8_split(&IQ2_S, at, spread_bits::<2>(high)), signs)
+        isa.b_points8(&IQ2_S, numbers)
     },
+    signs |s, r| word32(block[r], 34 + 4 * s), as_they_are,
     |isa, block| odd_nibbles(isa, block, 74));
 
 codebook!(Iq3Xxs, "`d` f16, 64 indices, then for 32 columns four 7-bit signs and a 4-bit scale: d/4·(2 s + 1)·q.", 98,
     group 32, largest 62, factor 0.25,
-    |isa, block, s| {
-        let (mut at, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS]);
-        for r in 0..I::ROWS {
-            at[r] = word64(block[r], 2 + 8 * s);
-            signs[r] = word32(block[r], 66 + 4 * s);
+    |isa, block| {
+        let mut numbers = [isa.b_splat(0); 4];
+        for i in 0..4 {
+            numbers[i] = isa.b_widen_u8(bytes(block, 2 + 16 * i));
         }
-        (isa.b_entries4(&IQ3_XXS, at, [0; MAX_ROWS]), even_signs(signs))
+        isa.b_points4(&IQ3_XXS, numbers)
     },
+    signs |s, r| word32(block[r], 66 + 4 * s), even_signs,
     |isa, block| odd_tops(isa, block, 66, 4));
 
 codebook!(Iq3S, "`d` f16, 64 low bytes of indices, 8 of their ninth bits, 32 of signs, 8 scales of 4 bits: d·(2 s + 1)·q.", 110,
 group 32, largest 15, factor 1.0,
-|isa, block, s| {
-    let (mut at, mut high, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS], [0; MAX_ROWS]);
-    for r in 0..I::ROWS {
-        at[r] = word64(block[r], 2 + 8 * s);
-        high[r] = block[r][66 + s].into();
-        signs[r] = word32(block[r], 74 + 4 * s);
+|isa, block| {
+    let mut numbers = [isa.b_splat(0); 4];
+    for i in 0..4 {
+        let mut high = [0; MAX_ROWS];
+        for r in 0..I::ROWS {
+            high[r] = bits16(block[r], 66 + 2 * i).into();
+        }
+        numbers[i] = isa.b_or(isa.b_widen_u8(bytes(block, 2 + 16 * i)), isa.b_bits_i16::<1>(high));
     }
-    (isa.b_entries4(&IQ3_S, at, high), signs)
+    isa.b_points4(&IQ3_S, numbers)
 },
+signs |s, r| word32(block[r], 74 + 4 * s), as_they_are,
 |isa, block| {
     let mut scales = [0u64; MAX_ROWS];
     for r in 0..I::ROWS {

@@ -1,0 +1,84 @@
+//! Codebooks of points, and how they are looked up where registers hold no large tables.
+
+use super::{Isa, MAX_ROWS};
+
+/// `N` points, a power of two from 64 on, of eight (`T` is u64) or four (u32) coordinates.
+#[derive(Debug)]
+pub struct Codebook<T, const N: usize> {
+    /// The levels of a point's coordinates, of 2 bits each where there are eight, of 3 where there are four, from the lowest bits up.
+    pub points: &'static [u16; N],
+    /// What the levels stand for.
+    pub levels: [u8; 16],
+    /// A byte a coordinate, the first one lowest.
+    pub entries: [T; N],
+}
+
+/// The i16 of `numbers`, row after row.
+#[inline(always)]
+fn stored<I: Isa, const M: usize>(isa: I, numbers: [I::B; M]) -> [[[u8; 32]; M]; MAX_ROWS] {
+    let mut bytes = [[[0; 32]; M]; MAX_ROWS];
+    for i in 0..M {
+        isa.b_store(numbers[i], &mut bytes.as_flattened_mut().as_flattened_mut()[32 * i..], 32 * M);
+    }
+    bytes
+}
+
+/// The `i`th of some numbers below `N`.
+#[inline(always)]
+fn number<const N: usize>(bytes: &[[u8; 32]], i: usize) -> usize {
+    let of = &bytes[i / 16];
+    usize::from(u16::from_le_bytes([of[2 * (i % 16)], of[2 * (i % 16) + 1]])) & (N - 1)
+}
+
+/// [`Isa::b_points8`] by loads of entries.
+#[inline(always)]
+pub fn points8<I: Isa, const N: usize>(isa: I, book: &Codebook<u64, N>, numbers: [I::B; 2]) -> [I::B; 8] {
+    const { assert!(N.is_power_of_two()) };
+    let bytes = stored(isa, numbers);
+    let mut points = [numbers[0]; 8];
+    for s in 0..8 {
+        let mut words = [[0; 4]; MAX_ROWS];
+        for r in 0..I::ROWS {
+            for k in 0..4 {
+                words[r][k] = book.entries[number::<N>(&bytes[r], 4 * s + k)];
+            }
+        }
+        points[s] = isa.b_words(words);
+    }
+    points
+}
+
+/// [`Isa::b_points4`] by loads of entries.
+#[inline(always)]
+pub fn points4<I: Isa, const N: usize>(isa: I, book: &Codebook<u32, N>, numbers: [I::B; 4]) -> [I::B; 8] {
+    const { assert!(N.is_power_of_two()) };
+    let bytes = stored(isa, numbers);
+    let mut points = [numbers[0]; 8];
+    for s in 0..8 {
+        let mut words = [[0; 4]; MAX_ROWS];
+        for r in 0..I::ROWS {
+            for k in 0..4 {
+                let first = book.entries[number::<N>(&bytes[r], 8 * s + 2 * k)];
+                let second = book.entries[number::<N>(&bytes[r], 8 * s + 2 * k + 1)];
+                words[r][k] = u64::from(first) | u64::from(second) << 32;
+            }
+        }
+        points[s] = isa.b_words(words);
+    }
+    points
+}
+
+/// [`Isa::b_bits_i16`] by shifts.
+#[inline(always)]
+pub fn bits_i16<I: Isa, const N: usize>(isa: I, bits: [u32; MAX_ROWS]) -> I::B {
+    let mut words = [[0; 4]; MAX_ROWS];
+    for r in 0..I::ROWS {
+        for k in 0..4 {
+            let from = u64::from(bits[r]) >> (4 * N * k);
+            for i in 0..4 {
+                words[r][k] |= (from >> (N * i) & ((1 << N) - 1)) << (16 * i + 8);
+            }
+        }
+    }
+    isa.b_words(words)
+}
