@@ -181,6 +181,33 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
         }
     }
     #[inline(always)]
+    fn b_sevens(self, v: Self::B) -> Self::B {
+        unsafe {
+            let shifted =
+                [v, _mm256_slli_epi32::<1>(v), _mm256_slli_epi32::<2>(v), _mm256_slli_epi32::<3>(v)];
+            let mut sevens = _mm256_and_si256(v, _mm256_set1_epi32(0x7f));
+            for k in 1..4 {
+                let at = _mm256_and_si256(shifted[k], _mm256_set1_epi32(0x7f << (8 * k)));
+                sevens = _mm256_or_si256(sevens, at);
+            }
+            sevens
+        }
+    }
+    #[inline(always)]
+    fn b_tops_twice(self, v: Self::B) -> Self::B {
+        unsafe {
+            let tops = _mm256_srli_epi32::<28>(v);
+            opaque(_mm256_or_si256(tops, _mm256_slli_epi32::<16>(tops)))
+        }
+    }
+    #[inline(always)]
+    fn b_high_bytes(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe {
+            let packed = _mm256_packus_epi16(_mm256_srli_epi16::<8>(a), _mm256_srli_epi16::<8>(b));
+            _mm256_permute4x64_epi64::<0xd8>(packed)
+        }
+    }
+    #[inline(always)]
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B {
         unsafe { opaque(_mm256_cvtepu8_epi16(_mm_loadu_si128(from[0].as_ptr().cast()))) }
     }

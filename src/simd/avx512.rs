@@ -317,6 +317,46 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         unsafe { _mm512_mask_sub_epi8(v, bits, _mm512_setzero_si512(), v) }
     }
     #[inline(always)]
+    fn b_negate_all(self, mut v: [Self::B; 8], signs: Self::B) -> [Self::B; 8] {
+        unsafe {
+            // Four bytes of the first row, four of the second, and so on: a mask for each vector.
+            let which = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+            let mut masks = [0u64; 8];
+            _mm512_storeu_si512(masks.as_mut_ptr().cast(), _mm512_permutexvar_epi32(which, signs));
+            for s in 0..8 {
+                v[s] = _mm512_mask_sub_epi8(v[s], masks[s], _mm512_setzero_si512(), v[s]);
+            }
+            v
+        }
+    }
+    #[inline(always)]
+    fn b_sevens(self, v: Self::B) -> Self::B {
+        unsafe {
+            let shifted =
+                [v, _mm512_slli_epi32::<1>(v), _mm512_slli_epi32::<2>(v), _mm512_slli_epi32::<3>(v)];
+            let mut sevens = _mm512_and_si512(v, _mm512_set1_epi32(0x7f));
+            for k in 1..4 {
+                let at = _mm512_and_si512(shifted[k], _mm512_set1_epi32(0x7f << (8 * k)));
+                sevens = _mm512_or_si512(sevens, at);
+            }
+            sevens
+        }
+    }
+    #[inline(always)]
+    fn b_tops_twice(self, v: Self::B) -> Self::B {
+        unsafe {
+            let tops = _mm512_srli_epi32::<28>(v);
+            opaque(_mm512_or_si512(tops, _mm512_slli_epi32::<16>(tops)))
+        }
+    }
+    #[inline(always)]
+    fn b_high_bytes(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe {
+            let packed = _mm512_packus_epi16(_mm512_srli_epi16::<8>(a), _mm512_srli_epi16::<8>(b));
+            _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 1, 3, 4, 6, 5, 7), packed)
+        }
+    }
+    #[inline(always)]
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B {
         unsafe { opaque(_mm512_cvtepu8_epi16(self.sixteen_each(from))) }
     }

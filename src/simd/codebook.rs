@@ -68,6 +68,21 @@ pub fn points4<I: Isa, const N: usize>(isa: I, book: &Codebook<u32, N>, numbers:
     points
 }
 
+/// [`Isa::b_negate_all`], vector by vector.
+#[inline(always)]
+pub fn negate_all<I: Isa>(isa: I, mut v: [I::B; 8], signs: I::B) -> [I::B; 8] {
+    let bytes = stored(isa, [signs]);
+    for s in 0..8 {
+        let mut bits = [0; MAX_ROWS];
+        for r in 0..I::ROWS {
+            let of = &bytes[r][0][4 * s..];
+            bits[r] = u32::from_le_bytes([of[0], of[1], of[2], of[3]]);
+        }
+        v[s] = isa.b_negate(v[s], bits);
+    }
+    v
+}
+
 /// [`Isa::b_bits_i16`] by shifts.
 #[inline(always)]
 pub fn bits_i16<I: Isa, const N: usize>(isa: I, bits: [u32; MAX_ROWS]) -> I::B {

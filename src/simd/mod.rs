@@ -183,6 +183,17 @@ pub trait Isa: Copy + Send + Sync + 'static {
         let negative = self.b_from_bits(bits);
         self.b_add(self.b_xor(v, negative), self.b_and(negative, self.b_splat(1)))
     }
+    /// Vectors negated where bits are set: those of vector `s` are in bytes `4 s..` of a row of `signs`.
+    #[inline(always)]
+    fn b_negate_all(self, v: [Self::B; 8], signs: Self::B) -> [Self::B; 8] {
+        codebook::negate_all(self, v, signs)
+    }
+    /// Four numbers of seven bits from the lower 28 of each 32, lowest first, as bytes.
+    fn b_sevens(self, v: Self::B) -> Self::B;
+    /// The upper four bits of each 32 as two i16.
+    fn b_tops_twice(self, v: Self::B) -> Self::B;
+    /// The high bytes of the i16 of `a`, then those of `b`.
+    fn b_high_bytes(self, a: Self::B, b: Self::B) -> Self::B;
     /// Sixteen u8, widened to i16.
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B;
     /// Sixteen i8, widened to i16.

@@ -134,6 +134,21 @@ impl Isa for Scalar {
         std::array::from_fn(|i| if bits[0] >> i & 1 == 1 { 0xff } else { 0 })
     }
     #[inline(always)]
+    fn b_sevens(self, v: Self::B) -> Self::B {
+        std::array::from_fn(|i| {
+            let word = u32::from_le_bytes(first(&v[i / 4 * 4..]));
+            (word >> (7 * (i % 4)) & 0x7f) as u8
+        })
+    }
+    #[inline(always)]
+    fn b_tops_twice(self, v: Self::B) -> Self::B {
+        from_i16s(std::array::from_fn(|i| i16::from(v[i / 2 * 4 + 3] >> 4)))
+    }
+    #[inline(always)]
+    fn b_high_bytes(self, a: Self::B, b: Self::B) -> Self::B {
+        std::array::from_fn(|i| if i < 16 { a[2 * i + 1] } else { b[2 * (i - 16) + 1] })
+    }
+    #[inline(always)]
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B {
         from_i16s(from[0].map(i16::from))
     }

@@ -28,42 +28,32 @@ const fn of_four<const N: usize>(points: &'static [u16; N], levels: [u8; 8]) -> 
     Codebook { points, levels: all, entries: grids::four_bytes(points, levels) }
 }
 
-/// Magnitudes under their signs (a bit a column, 1 negative), plus `middle`.
+/// Seven signs a byte, and the eighth that makes the number of minuses even.
 #[inline(always)]
-fn signed<I: Isa>(isa: I, magnitudes: I::B, signs: OfRows<u32>, middle: u8) -> I::B {
-    isa.b_add(isa.b_negate(magnitudes, signs), isa.b_splat(middle))
+fn even_signs<I: Isa>(isa: I, sevens: I::B) -> I::B {
+    // The parity of a nibble, at the eighth bit.
+    const ODD: [u8; 16] = [0, 128, 128, 0, 128, 0, 0, 128, 128, 0, 0, 128, 0, 128, 128, 0];
+    let nibbles = isa.b_and(isa.b_xor(sevens, isa.b_shr::<4>(sevens)), isa.b_splat(15));
+    isa.b_or(sevens, isa.b_lookup(&ODD, nibbles))
 }
 
-/// The signs of 32 columns of each row from 28 bits: the eighth of each eight makes the number of minuses even.
+/// Every second word, from byte `at` on.
 #[inline(always)]
-fn even_signs(stored: OfRows<u32>) -> OfRows<u32> {
-    let both = u64::from(stored[0]) | u64::from(stored[1]) << 32;
-    let part = |mask: u64| both & (mask | mask << 32);
-    let seven = part(0x7f) | part(0x3f80) << 1 | part(0x1f_c000) << 2 | part(0xfe0_0000) << 3;
-    let all = seven | parities(seven) << 7;
-    [all as u32, (all >> 32) as u32]
+fn second_words<I: Isa>(isa: I, block: OfRows<&[u8]>, at: usize) -> I::B {
+    let mut words = [[0; 4]; MAX_ROWS];
+    for r in 0..I::ROWS {
+        for k in 0..4 {
+            let at = at + 16 * k;
+            words[r][k] = u64::from(word32(block[r], at)) | u64::from(word32(block[r], at + 8)) << 32;
+        }
+    }
+    isa.b_words(words)
 }
 
-/// Signs that are stored in full.
+/// Scales in the top four bits of each word as 2 s + 1, each twice.
 #[inline(always)]
-fn as_they_are(stored: OfRows<u32>) -> OfRows<u32> {
-    stored
-}
-
-/// 1 in each byte of `x`, whose bits are not more than seven, that has an odd number of them, else 0.
-#[inline(always)]
-fn parities(x: u64) -> u64 {
-    // Each byte's parity ends up in its lowest bit.
-    let fold = x ^ x >> 4;
-    let fold = fold ^ fold >> 2;
-    (fold ^ fold >> 1) & 0x0101_0101_0101_0101
-}
-
-/// The low bytes of four u16, whose high ones are 0.
-#[inline(always)]
-fn low_bytes(words: u64) -> u32 {
-    let x = (words | words >> 8) & 0x0000_ffff_0000_ffff;
-    (x | x >> 16) as u32
+fn odd_tops<I: Isa>(isa: I, words: I::B) -> I::B {
+    isa.b_add_i16(isa.b_shl::<1>(isa.b_tops_twice(words)), isa.b_all_i16(&[1; 16]))
 }
 
 /// Four numbers of `N` bits (2 to 4) of each row, lowest first, as bytes.
@@ -122,23 +112,10 @@ fn odd_nibbles<I: Isa>(isa: I, block: OfRows<&[u8]>, at: usize) -> I::B {
     isa.b_widen_words(scales)
 }
 
-/// Eight scales in the top four bits of the words from byte `at`, `stride` bytes apart, as 2 s + 1, each twice.
-#[inline(always)]
-fn odd_tops<I: Isa>(isa: I, block: OfRows<&[u8]>, at: usize, stride: usize) -> I::B {
-    let mut scales = [0u64; MAX_ROWS];
-    for r in 0..I::ROWS {
-        for s in 0..8 {
-            let scale = 2 * (word32(block[r], at + s * stride) >> 28) + 1;
-            scales[r] |= u64::from(scale) << (8 * s);
-        }
-    }
-    isa.b_widen_twice(scales)
-}
-
 /// The constants that most of these formats share, then what differs.
 macro_rules! codebook {
     ($name:ident, $doc:literal, $bytes:literal, group $group:literal, largest $largest:literal, factor $factor:literal,
-     |$isa:ident, $block:ident| $points:expr, signs |$s:ident, $r:ident| $signs:expr, $even:ident,
+     |$isa:ident, $block:ident| $points:expr, signs $signs:expr,
      |$i:ident, $b:ident| $scales:expr) => {
         #[doc = $doc]
         #[derive(Clone, Copy, Debug)]
@@ -159,13 +136,10 @@ macro_rules! codebook {
 
             #[inline(always)]
             fn lanes<I: Isa>($isa: I, $block: OfRows<&[u8]>) -> [I::B; 8] {
-                let mut lanes = $points;
-                for $s in 0..8 {
-                    let mut signs = [0; MAX_ROWS];
-                    for $r in 0..I::ROWS {
-                        signs[$r] = $signs;
-                    }
-                    lanes[$s] = signed($isa, lanes[$s], $even(signs), $largest);
+                // Magnitudes under their signs (a bit a column, 1 negative).
+                let mut lanes = $isa.b_negate_all($points, $signs);
+                for s in 0..8 {
+                    lanes[s] = $isa.b_add(lanes[s], $isa.b_splat($largest));
                 }
                 lanes
             }
@@ -199,8 +173,8 @@ codebook!(Iq2Xxs, "`d` f16, then for 32 columns four indices, four 7-bit signs a
         }
         isa.b_points8(&IQ2_XXS, numbers)
     },
-    signs |s, r| word32(block[r], 6 + 8 * s), even_signs,
-    |isa, block| odd_tops(isa, block, 6, 8));
+    signs even_signs(isa, isa.b_sevens(second_words(isa, block, 6))),
+    |isa, block| odd_tops(isa, second_words(isa, block, 6)));
 
 codebook!(Iq2Xs, "`d` f16, 32 words of a 9-bit index and a 7-bit sign, 16 scales of 4 bits: d/8·(2 s + 1)·q.", 74,
     group 16, largest 43, factor 0.125,
@@ -212,10 +186,10 @@ codebook!(Iq2Xs, "`d` f16, 32 words of a 9-bit index and a 7-bit sign, 16 scales
         }
         isa.b_points8(&IQ2_XS, numbers)
     },
-    signs |s, r| {
-        let seven = word64(block[r], 2 + 8 * s) >> 9 & 0x007f_007f_007f_007f;
-        low_bytes(seven | parities(seven) << 7)
-    }, as_they_are,
+    signs {
+        let (a, b) = (isa.b_load(bytes(block, 2)), isa.b_load(bytes(block, 34)));
+        even_signs(isa, isa.b_shr::<1>(isa.b_high_bytes(a, b)))
+    },
     |isa, block| odd_nibbles(isa, block, 66));
 
 codebook!(Iq2S, "`d` f16, 32 low bytes of indices, 32 bytes of signs, 8 bytes of high index bits, 16 scales: d/8·(2 s + 1)·q.", 82,
@@ -231,7 +205,7 @@ codebook!(Iq2S, "`d` f16, 32 low bytes of indices, 32 bytes of signs, 8 bytes of
         }
         isa.b_points8(&IQ2_S, numbers)
     },
-    signs |s, r| word32(block[r], 34 + 4 * s), as_they_are,
+    signs isa.b_load(bytes(block, 34)),
     |isa, block| odd_nibbles(isa, block, 74));
 
 codebook!(Iq3Xxs, "`d` f16, 64 indices, then for 32 columns four 7-bit signs and a 4-bit scale: d/4·(2 s + 1)·q.", 98,
@@ -243,8 +217,8 @@ codebook!(Iq3Xxs, "`d` f16, 64 indices, then for 32 columns four 7-bit signs and
         }
         isa.b_points4(&IQ3_XXS, numbers)
     },
-    signs |s, r| word32(block[r], 66 + 4 * s), even_signs,
-    |isa, block| odd_tops(isa, block, 66, 4));
+    signs even_signs(isa, isa.b_sevens(isa.b_load(bytes(block, 66)))),
+    |isa, block| odd_tops(isa, isa.b_load(bytes(block, 66))));
 
 codebook!(Iq3S, "`d` f16, 64 low bytes of indices, 8 of their ninth bits, 32 of signs, 8 scales of 4 bits: d·(2 s + 1)·q.", 110,
 group 32, largest 15, factor 1.0,
@@ -259,7 +233,7 @@ group 32, largest 15, factor 1.0,
     }
     isa.b_points4(&IQ3_S, numbers)
 },
-signs |s, r| word32(block[r], 74 + 4 * s), as_they_are,
+signs isa.b_load(bytes(block, 74)),
 |isa, block| {
     let mut scales = [0u64; MAX_ROWS];
     for r in 0..I::ROWS {

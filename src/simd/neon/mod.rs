@@ -235,6 +235,34 @@ impl<P: Products> Isa for On<P> {
         }
     }
     #[inline(always)]
+    fn b_sevens(self, mut v: Bytes) -> Bytes {
+        for half in &mut v {
+            unsafe {
+                let words = vreinterpretq_u32_u8(*half);
+                let first = vandq_u32(words, vdupq_n_u32(0x7f));
+                let second = vandq_u32(vshlq_n_u32::<1>(words), vdupq_n_u32(0x7f00));
+                let third = vandq_u32(vshlq_n_u32::<2>(words), vdupq_n_u32(0x7f_0000));
+                let fourth = vandq_u32(vshlq_n_u32::<3>(words), vdupq_n_u32(0x7f00_0000));
+                *half = vreinterpretq_u8_u32(vorrq_u32(vorrq_u32(first, second), vorrq_u32(third, fourth)));
+            }
+        }
+        v
+    }
+    #[inline(always)]
+    fn b_tops_twice(self, mut v: Bytes) -> Bytes {
+        for half in &mut v {
+            unsafe {
+                let tops = vshrq_n_u32::<28>(vreinterpretq_u32_u8(*half));
+                *half = vreinterpretq_u8_u32(vsliq_n_u32::<16>(tops, tops));
+            }
+        }
+        v
+    }
+    #[inline(always)]
+    fn b_high_bytes(self, a: Bytes, b: Bytes) -> Bytes {
+        unsafe { [vuzp2q_u8(a[0], a[1]), vuzp2q_u8(b[0], b[1])] }
+    }
+    #[inline(always)]
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Bytes {
         unsafe {
             let v = vld1q_u8(from[0].as_ptr());
