@@ -319,12 +319,25 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     #[inline(always)]
     fn b_negate_all(self, mut v: [Self::B; 8], signs: Self::B) -> [Self::B; 8] {
         unsafe {
-            // Four bytes of the first row, four of the second, and so on: a mask for each vector.
-            let which = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
-            let mut masks = [0u64; 8];
-            _mm512_storeu_si512(masks.as_mut_ptr().cast(), _mm512_permutexvar_epi32(which, signs));
+            // Each 128 bits get the bits of their columns in all vectors, two bytes of each.
+            let which = _mm512_setr_epi64(
+                0x0006_0004_0002_0000,
+                0x000e_000c_000a_0008,
+                0x0007_0005_0003_0001,
+                0x000f_000d_000b_0009,
+                0x0016_0014_0012_0010,
+                0x001e_001c_001a_0018,
+                0x0017_0015_0013_0011,
+                0x001f_001d_001b_0019,
+            );
+            let signs = _mm512_permutexvar_epi16(which, signs);
+            let bit = _mm512_set1_epi64(0x8040_2010_0804_0201_u64 as i64);
             for s in 0..8 {
-                v[s] = _mm512_mask_sub_epi8(v[s], masks[s], _mm512_setzero_si512(), v[s]);
+                let first = 0x0202_0202_0202_0202 * s as i64;
+                let bytes = _mm_set_epi64x(first + 0x0101_0101_0101_0101, first);
+                let spread = _mm512_shuffle_epi8(signs, _mm512_broadcast_i32x4(bytes));
+                let negative = _mm512_test_epi8_mask(spread, bit);
+                v[s] = _mm512_mask_sub_epi8(v[s], negative, _mm512_setzero_si512(), v[s]);
             }
             v
         }
