@@ -200,6 +200,10 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     }
     #[inline(always)]
     fn b_points8<const N: usize>(self, book: &Codebook<u64, N>, numbers: [Self::B; 2]) -> [Self::B; 8] {
+        // Beyond so many points loads are faster than looking through registers.
+        if N > 256 {
+            return self.gathered(&book.entries, numbers);
+        }
         let points = self.points(book.points, numbers);
         let mut lanes = [numbers[0]; 8];
         for s in 0..8 {
@@ -296,25 +300,30 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         }
     }
     #[inline(always)]
-    fn b_entries8_split<const N: usize>(
-        self,
-        table: &[u64; N],
-        low: OfRows<u32>,
-        high: OfRows<u32>,
-    ) -> Self::B {
-        const { assert!(N.is_power_of_two()) };
-        let both = |words: OfRows<u32>| i64::from(words[0]) | i64::from(words[1]) << 32;
-        unsafe {
-            let at = _mm_unpacklo_epi8(_mm_cvtsi64_si128(both(low)), _mm_cvtsi64_si128(both(high)));
-            // Sound: what is left of a number is below the table's length.
-            let at = _mm512_and_si512(_mm512_cvtepu16_epi64(at), _mm512_set1_epi64(N as i64 - 1));
-            _mm512_i64gather_epi64::<8>(at, table.as_ptr().cast())
-        }
-    }
-    #[inline(always)]
     fn b_negate(self, v: Self::B, bits: OfRows<u32>) -> Self::B {
         let bits = u64::from(bits[0]) | u64::from(bits[1]) << 32;
         unsafe { _mm512_mask_sub_epi8(v, bits, _mm512_setzero_si512(), v) }
+    }
+    #[inline(always)]
+    fn b_fields<const N: usize>(self, words: OfRows<u64>) -> Self::B {
+        unsafe {
+            let (a, b) = (_mm256_set1_epi64x(words[0] as i64), _mm256_set1_epi64x(words[1] as i64));
+            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
+            let first = 0x0100_0100_0100_0100;
+            let word = 0x0202_0202_0202_0202;
+            let which = _mm512_setr_epi64(
+                first,
+                first + word,
+                first + 2 * word,
+                first + 3 * word,
+                first,
+                first + word,
+                first + 2 * word,
+                first + 3 * word,
+            );
+            let counts = _mm512_set1_epi64((N | 2 * N << 16 | 3 * N << 32) as i64 * 0x1_0000);
+            _mm512_slli_epi16::<8>(_mm512_srlv_epi16(_mm512_shuffle_epi8(both, which), counts))
+        }
     }
     #[inline(always)]
     fn b_negate_all(self, mut v: [Self::B; 8], signs: Self::B) -> [Self::B; 8] {
@@ -798,6 +807,33 @@ impl<const VNNI: bool> Avx512With<VNNI> {
             }
             found
         }
+    }
+
+    /// The entries whose numbers are the i16 of `numbers`, 32 a row.
+    #[inline(always)]
+    fn gathered<const N: usize>(self, entries: &[u64; N], numbers: [__m512i; 2]) -> [__m512i; 8] {
+        const { assert!(N.is_power_of_two()) };
+        let mut lanes = [numbers[0]; 8];
+        unsafe {
+            for i in 0..2 {
+                // Four numbers of the first row, four of the second, and so on.
+                let which = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+                let fours = _mm512_permutexvar_epi64(which, numbers[i]);
+                let eights = [
+                    _mm512_castsi512_si128(fours),
+                    _mm512_extracti32x4_epi32::<1>(fours),
+                    _mm512_extracti32x4_epi32::<2>(fours),
+                    _mm512_extracti32x4_epi32::<3>(fours),
+                ];
+                for k in 0..4 {
+                    // Sound: what is left of a number is below the table's length.
+                    let at =
+                        _mm512_and_si512(_mm512_cvtepu16_epi64(eights[k]), _mm512_set1_epi64(N as i64 - 1));
+                    lanes[4 * i + k] = _mm512_i64gather_epi64::<8>(at, entries.as_ptr().cast());
+                }
+            }
+        }
+        lanes
     }
 
     /// What the levels in the low bytes of `first` and the high bytes of `second` stand for; `mask` keeps a level's bits.

@@ -68,6 +68,21 @@ pub fn points4<I: Isa, const N: usize>(isa: I, book: &Codebook<u32, N>, numbers:
     points
 }
 
+/// [`Isa::b_fields`] by shifts.
+#[inline(always)]
+pub fn fields<I: Isa, const N: usize>(isa: I, from: [u64; MAX_ROWS]) -> I::B {
+    let mut words = [[0; 4]; MAX_ROWS];
+    for r in 0..I::ROWS {
+        for k in 0..4 {
+            let word = from[r] >> (16 * k) & 0xffff;
+            for i in 0..4 {
+                words[r][k] |= (word >> (N * i) & 0xff) << (16 * i + 8);
+            }
+        }
+    }
+    isa.b_words(words)
+}
+
 /// [`Isa::b_negate_all`], vector by vector.
 #[inline(always)]
 pub fn negate_all<I: Isa>(isa: I, mut v: [I::B; 8], signs: I::B) -> [I::B; 8] {

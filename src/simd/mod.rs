@@ -158,23 +158,11 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn b_bits_i16<const N: usize>(self, bits: OfRows<u32>) -> Self::B {
         codebook::bits_i16::<Self, N>(self, bits)
     }
-    /// Four entries of `table` a row, whose numbers are a byte of `low` plus 256 times the same byte of `high`; they are below `N`, a
-    /// power of two.
+    /// The bits of 16-bit word `i / 4` of a row from bit `N (i % 4)` on: the lowest eight of them are the high byte of i16 lane `i`,
+    /// the low byte is 0.
     #[inline(always)]
-    fn b_entries8_split<const N: usize>(
-        self,
-        table: &[u64; N],
-        low: OfRows<u32>,
-        high: OfRows<u32>,
-    ) -> Self::B {
-        let mut words = [[0; 4]; MAX_ROWS];
-        for r in 0..Self::ROWS {
-            for k in 0..4 {
-                let at = low[r] >> (8 * k) & 0xff | (high[r] >> (8 * k) & 0xff) << 8;
-                words[r][k] = table[at as usize & (N - 1)];
-            }
-        }
-        self.b_words(words)
+    fn b_fields<const N: usize>(self, words: OfRows<u64>) -> Self::B {
+        codebook::fields::<Self, N>(self, words)
     }
     /// Bytes negated where their bit of a row's `bits` is set.
     #[inline(always)]

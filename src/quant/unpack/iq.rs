@@ -8,18 +8,18 @@ use crate::simd::{Codebook, Isa, MAX_ROWS, OfRows};
 /// As for the K formats.
 const SPAN: usize = 128;
 
-static IQ2_XXS: Codebook<u64, 256> = of_eight(&grids::IQ2_XXS);
-static IQ2_XS: Codebook<u64, 512> = of_eight(&grids::IQ2_XS);
-static IQ2_S: Codebook<u64, 1024> = of_eight(&grids::IQ2_S);
+static IQ2_XXS: Codebook<u64, 256> = of_eight(&grids::IQ2_XXS, grids::LEVELS_IQ2);
+static IQ2_XS: Codebook<u64, 512> = of_eight(&grids::IQ2_XS, grids::LEVELS_IQ2);
+static IQ2_S: Codebook<u64, 1024> = of_eight(&grids::IQ2_S, grids::LEVELS_IQ2);
 static IQ3_XXS: Codebook<u32, 256> = of_four(&grids::IQ3_XXS, grids::LEVELS_IQ3_XXS);
 static IQ3_S: Codebook<u32, 512> = of_four(&grids::IQ3_S, grids::LEVELS_IQ3_S);
 /// Eight times the levels -1, 0, 1, plus 16.
-static IQ1: [u64; 2048] = grids::eight_bytes(&grids::IQ1, [8, 16, 24, 16]);
+static IQ1: Codebook<u64, 2048> = of_eight(&grids::IQ1, [8, 16, 24, 16]);
 
-const fn of_eight<const N: usize>(points: &'static [u16; N]) -> Codebook<u64, N> {
-    let [a, b, c, d] = grids::LEVELS_IQ2;
-    let levels = [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    Codebook { points, levels, entries: grids::eight_bytes(points, grids::LEVELS_IQ2) }
+const fn of_eight<const N: usize>(points: &'static [u16; N], levels: [u8; 4]) -> Codebook<u64, N> {
+    let [a, b, c, d] = levels;
+    let all = [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    Codebook { points, levels: all, entries: grids::eight_bytes(points, levels) }
 }
 
 const fn of_four<const N: usize>(points: &'static [u16; N], levels: [u8; 8]) -> Codebook<u32, N> {
@@ -54,17 +54,6 @@ fn second_words<I: Isa>(isa: I, block: OfRows<&[u8]>, at: usize) -> I::B {
 #[inline(always)]
 fn odd_tops<I: Isa>(isa: I, words: I::B) -> I::B {
     isa.b_add_i16(isa.b_shl::<1>(isa.b_tops_twice(words)), isa.b_all_i16(&[1; 16]))
-}
-
-/// Four numbers of `N` bits (2 to 4) of each row, lowest first, as bytes.
-#[inline(always)]
-fn spread_bits<const N: u32>(words: OfRows<u32>) -> OfRows<u32> {
-    let x = u64::from(words[0]) | u64::from(words[1]) << 32;
-    // Two halves, then two numbers of each.
-    let (half, number) = ((1u64 << (2 * N)) - 1, (1u64 << N) - 1);
-    let x = (x | x << (16 - 2 * N)) & (half * 0x0001_0001_0001_0001);
-    let x = (x | x << (8 - N)) & (number * 0x0101_0101_0101_0101);
-    [x as u32, (x >> 32) as u32]
 }
 
 /// Bytes from the nibbles of `word`, lowest first.
@@ -318,18 +307,21 @@ impl Unpack for Iq1S {
 
     #[inline(always)]
     fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
-        let mut lanes = [isa.b_splat(0); 8];
-        for s in 0..8 {
-            let (mut at, mut high, mut down) = ([0; MAX_ROWS], [0; MAX_ROWS], [0; MAX_ROWS]);
+        let bits = isa.b_all_i16(&[0x700; 16]);
+        let mut numbers = [bits; 2];
+        for i in 0..2 {
+            let mut words = [0; MAX_ROWS];
             for r in 0..I::ROWS {
-                let word = u32::from(bits16(block[r], 34 + 2 * s));
-                at[r] = word32(block[r], 2 + 4 * s);
-                high[r] = word & 0xfff;
-                down[r] = 0u32.wrapping_sub(word >> 15);
+                words[r] = word64(block[r], 34 + 8 * i);
             }
-            lanes[s] = shifted(isa, isa.b_entries8_split(&IQ1, at, spread_bits::<3>(high)), down);
+            let high = isa.b_and(isa.b_fields::<3>(words), bits);
+            numbers[i] = isa.b_or(isa.b_widen_u8(bytes(block, 2 + 16 * i)), high);
         }
-        lanes
+        // A whole word of bits for the uppermost one.
+        let one = isa.b_all_i16(&[1; 16]);
+        let is_down = isa.b_and(isa.b_at_least(isa.b_widen_twice(iq1_s_tops::<I>(block)), 128), one);
+        let down = isa.b_add_i16(isa.b_xor(is_down, one), isa.b_splat(0xff));
+        shifted(isa, isa.b_points8(&IQ1, numbers), down)
     }
 
     #[inline(always)]
@@ -339,14 +331,10 @@ impl Unpack for Iq1S {
 
     #[inline(always)]
     fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
-        let mut scales = [0u64; MAX_ROWS];
-        for r in 0..I::ROWS {
-            for s in 0..8 {
-                let scale = 2 * (bits16(block[r], 34 + 2 * s) >> 12 & 7) + 1;
-                scales[r] |= u64::from(scale) << (8 * s);
-            }
-        }
-        (isa.b_widen_twice(scales), isa.b_splat(0))
+        // The scales are below bit 7.
+        let tops = isa.b_shl::<1>(isa.b_widen_twice(iq1_s_tops::<I>(block)));
+        let scales = isa.b_and(isa.b_shr::<4>(tops), isa.b_splat(14));
+        (isa.b_or(scales, isa.b_all_i16(&[1; 16])), isa.b_splat(0))
     }
 
     #[inline(always)]
@@ -355,11 +343,28 @@ impl Unpack for Iq1S {
     }
 }
 
-/// One more than `levels`, or one less where `down`.
+/// The upper bytes of a block's eight words: the shift at bit 7 and the scale below it.
 #[inline(always)]
-fn shifted<I: Isa>(isa: I, levels: I::B, down: OfRows<u32>) -> I::B {
-    // 1, or 0xff for -1.
-    isa.b_add(levels, isa.b_or(isa.b_from_bits(down), isa.b_splat(1)))
+fn iq1_s_tops<I: Isa>(block: OfRows<&[u8]>) -> OfRows<u64> {
+    let mut tops = [0; MAX_ROWS];
+    for r in 0..I::ROWS {
+        for half in 0..2 {
+            let words = word64(block[r], 34 + 8 * half) >> 8 & 0x00ff_00ff_00ff_00ff;
+            let pairs = (words | words >> 8) & 0x0000_ffff_0000_ffff;
+            tops[r] |= u64::from((pairs | pairs >> 16) as u32) << (32 * half);
+        }
+    }
+    tops
+}
+
+/// One more than `levels`, or one less where a column's bit of `down` is set.
+#[inline(always)]
+fn shifted<I: Isa>(isa: I, levels: [I::B; 8], down: I::B) -> [I::B; 8] {
+    let mut lanes = isa.b_negate_all([isa.b_splat(1); 8], down);
+    for s in 0..8 {
+        lanes[s] = isa.b_add(levels[s], lanes[s]);
+    }
+    lanes
 }
 
 /// 32 low bytes of indices, a nibble of index bits and shift for 8 columns, 16 scales of 3 bits and `d` f16 in four
@@ -383,22 +388,19 @@ impl Unpack for Iq1M {
 
     #[inline(always)]
     fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
-        let mut lanes = [isa.b_splat(0); 8];
-        for s in 0..8 {
-            let (mut at, mut nibbles) = ([0; MAX_ROWS], [0; MAX_ROWS]);
+        let bits = isa.b_all_i16(&[0x700; 16]);
+        let (mut numbers, mut high) = ([bits; 2], [bits; 2]);
+        for i in 0..2 {
+            let mut words = [0; MAX_ROWS];
             for r in 0..I::ROWS {
-                at[r] = word32(block[r], 4 * s);
-                nibbles[r] = bits16(block[r], 32 + 2 * s).into();
+                words[r] = word64(block[r], 32 + 8 * i);
             }
-            let nibbles = spread_bits::<4>(nibbles);
-            let (mut high, mut down) = ([0; MAX_ROWS], [0; MAX_ROWS]);
-            for r in 0..I::ROWS {
-                high[r] = nibbles[r] & 0x0707_0707;
-                down[r] = (nibbles[r] >> 3 & 0x0101_0101).wrapping_mul(0xff);
-            }
-            lanes[s] = shifted(isa, isa.b_entries8_split(&IQ1, at, high), down);
+            high[i] = isa.b_fields::<4>(words);
+            numbers[i] = isa.b_or(isa.b_widen_u8(bytes(block, 16 * i)), isa.b_and(high[i], bits));
         }
-        lanes
+        // The fourth bit of each nibble is the shift of eight columns.
+        let down = isa.b_at_least(isa.b_and(isa.b_high_bytes(high[0], high[1]), isa.b_splat(8)), 8);
+        shifted(isa, isa.b_points8(&IQ1, numbers), down)
     }
 
     #[inline(always)]
