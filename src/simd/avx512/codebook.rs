@@ -141,7 +141,8 @@ impl<const VNNI: bool> Avx512With<VNNI> {
                 first + 2 * word,
                 first + 3 * word,
             );
-            let counts = _mm512_set1_epi64((N | 2 * N << 16 | 3 * N << 32) as i64 * 0x1_0000);
+            // 0, N, 2 N and 3 N.
+            let counts = _mm512_set1_epi64(N as i64 * 0x0003_0002_0001_0000);
             _mm512_slli_epi16::<8>(_mm512_srlv_epi16(_mm512_shuffle_epi8(both, which), counts))
         }
     }
