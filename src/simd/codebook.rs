@@ -13,34 +13,17 @@ pub struct Codebook<T, const N: usize> {
     pub entries: [T; N],
 }
 
-/// The i16 of `numbers`, row after row.
-#[inline(always)]
-fn stored<I: Isa, const M: usize>(isa: I, numbers: [I::B; M]) -> [[[u8; 32]; M]; MAX_ROWS] {
-    let mut bytes = [[[0; 32]; M]; MAX_ROWS];
-    for i in 0..M {
-        isa.b_store(numbers[i], &mut bytes.as_flattened_mut().as_flattened_mut()[32 * i..], 32 * M);
-    }
-    bytes
-}
-
-/// The `i`th of some numbers below `N`.
-#[inline(always)]
-fn number<const N: usize>(bytes: &[[u8; 32]], i: usize) -> usize {
-    let of = &bytes[i / 16];
-    usize::from(u16::from_le_bytes([of[2 * (i % 16)], of[2 * (i % 16) + 1]])) & (N - 1)
-}
-
 /// [`Isa::b_points8`] by loads of entries.
 #[inline(always)]
 pub fn points8<I: Isa, const N: usize>(isa: I, book: &Codebook<u64, N>, numbers: [I::B; 2]) -> [I::B; 8] {
     const { assert!(N.is_power_of_two()) };
-    let bytes = stored(isa, numbers);
     let mut points = [numbers[0]; 8];
     for s in 0..8 {
+        let of = isa.b_to_words(numbers[s / 4]);
         let mut words = [[0; 4]; MAX_ROWS];
         for r in 0..I::ROWS {
             for k in 0..4 {
-                words[r][k] = book.entries[number::<N>(&bytes[r], 4 * s + k)];
+                words[r][k] = book.entries[(of[r][s % 4] >> (16 * k)) as usize & (N - 1)];
             }
         }
         points[s] = isa.b_words(words);
@@ -52,14 +35,15 @@ pub fn points8<I: Isa, const N: usize>(isa: I, book: &Codebook<u64, N>, numbers:
 #[inline(always)]
 pub fn points4<I: Isa, const N: usize>(isa: I, book: &Codebook<u32, N>, numbers: [I::B; 4]) -> [I::B; 8] {
     const { assert!(N.is_power_of_two()) };
-    let bytes = stored(isa, numbers);
     let mut points = [numbers[0]; 8];
     for s in 0..8 {
+        let of = isa.b_to_words(numbers[s / 2]);
         let mut words = [[0; 4]; MAX_ROWS];
         for r in 0..I::ROWS {
             for k in 0..4 {
-                let first = book.entries[number::<N>(&bytes[r], 8 * s + 2 * k)];
-                let second = book.entries[number::<N>(&bytes[r], 8 * s + 2 * k + 1)];
+                let pair = of[r][2 * (s % 2) + k / 2] >> (32 * (k % 2));
+                let first = book.entries[pair as usize & (N - 1)];
+                let second = book.entries[(pair >> 16) as usize & (N - 1)];
                 words[r][k] = u64::from(first) | u64::from(second) << 32;
             }
         }
@@ -86,12 +70,11 @@ pub fn fields<I: Isa, const N: usize>(isa: I, from: [u64; MAX_ROWS]) -> I::B {
 /// [`Isa::b_negate_all`], vector by vector.
 #[inline(always)]
 pub fn negate_all<I: Isa>(isa: I, mut v: [I::B; 8], signs: I::B) -> [I::B; 8] {
-    let bytes = stored(isa, [signs]);
+    let words = isa.b_to_words(signs);
     for s in 0..8 {
         let mut bits = [0; MAX_ROWS];
         for r in 0..I::ROWS {
-            let of = &bytes[r][0][4 * s..];
-            bits[r] = u32::from_le_bytes([of[0], of[1], of[2], of[3]]);
+            bits[r] = (words[r][s / 2] >> (32 * (s % 2))) as u32;
         }
         v[s] = isa.b_negate(v[s], bits);
     }

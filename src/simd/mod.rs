@@ -118,6 +118,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn b_nibbles(self, from: OfRows<&[u8; 16]>) -> Self::B;
     /// Four words, lowest byte first.
     fn b_words(self, from: OfRows<[u64; 4]>) -> Self::B;
+    /// The words that [`Isa::b_words`] takes.
+    fn b_to_words(self, v: Self::B) -> OfRows<[u64; 4]>;
     fn b_splat(self, x: u8) -> Self::B;
     fn b_and(self, a: Self::B, b: Self::B) -> Self::B;
     fn b_or(self, a: Self::B, b: Self::B) -> Self::B;

@@ -80,6 +80,11 @@ impl Isa for Scalar {
         std::array::from_fn(|i| from[0][i / 8].to_le_bytes()[i % 8])
     }
     #[inline(always)]
+    fn b_to_words(self, v: Self::B) -> OfRows<[u64; 4]> {
+        let words = std::array::from_fn(|i| u64::from_le_bytes(first(&v[8 * i..])));
+        [words; MAX_ROWS]
+    }
+    #[inline(always)]
     fn b_splat(self, x: u8) -> Self::B {
         [x; 32]
     }

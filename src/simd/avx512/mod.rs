@@ -133,6 +133,12 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         }
     }
     #[inline(always)]
+    fn b_to_words(self, v: Self::B) -> OfRows<[u64; 4]> {
+        let mut words = [[0; 4]; MAX_ROWS];
+        unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), v) };
+        words
+    }
+    #[inline(always)]
     fn b_splat(self, x: u8) -> Self::B {
         unsafe { _mm512_set1_epi8(x as i8) }
     }

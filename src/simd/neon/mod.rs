@@ -152,6 +152,14 @@ impl<P: Products> Isa for On<P> {
         unsafe { [vreinterpretq_u8_u64(vld1q_u64(from)), vreinterpretq_u8_u64(vld1q_u64(from.add(2)))] }
     }
     #[inline(always)]
+    fn b_to_words(self, v: Bytes) -> OfRows<[u64; 4]> {
+        let words = unsafe {
+            let (a, b) = (vreinterpretq_u64_u8(v[0]), vreinterpretq_u64_u8(v[1]));
+            [vgetq_lane_u64::<0>(a), vgetq_lane_u64::<1>(a), vgetq_lane_u64::<0>(b), vgetq_lane_u64::<1>(b)]
+        };
+        [words; MAX_ROWS]
+    }
+    #[inline(always)]
     fn b_splat(self, x: u8) -> Bytes {
         unsafe { [vdupq_n_u8(x); 2] }
     }
@@ -233,6 +241,39 @@ impl<P: Products> Isa for On<P> {
             let bit = [vreinterpretq_u8_u64(vdupq_n_u64(BIT)); 2];
             both!(vtstq_u8(spread, bit))
         }
+    }
+    #[inline(always)]
+    fn b_fields<const N: usize>(self, words: OfRows<u64>) -> Bytes {
+        const FIRST: u64 = 0x0100_0100_0100_0100;
+        const WORD: u64 = 0x0202_0202_0202_0202;
+        unsafe {
+            let all = [vreinterpretq_u8_u64(vdupq_n_u64(words[0])); 2];
+            let which = [
+                vreinterpretq_u8_u64(vcombine_u64(vcreate_u64(FIRST), vcreate_u64(FIRST + WORD))),
+                vreinterpretq_u8_u64(vcombine_u64(
+                    vcreate_u64(FIRST + 2 * WORD),
+                    vcreate_u64(FIRST + 3 * WORD),
+                )),
+            ];
+            let mut fields = both!(vqtbl1q_u8(all, which));
+            let counts = [0, -(N as i16), -2 * N as i16, -3 * N as i16];
+            let counts = vcombine_s16(vld1_s16(counts.as_ptr()), vld1_s16(counts.as_ptr()));
+            for half in &mut fields {
+                let shifted = vshlq_u16(vreinterpretq_u16_u8(*half), counts);
+                *half = vreinterpretq_u8_u16(vshlq_n_u16::<8>(shifted));
+            }
+            fields
+        }
+    }
+    #[inline(always)]
+    fn b_bits_i16<const N: usize>(self, bits: OfRows<u32>) -> Bytes {
+        // Four words at a time, as fields of their own.
+        let mut words = 0;
+        for k in 0..4 {
+            words |= u64::from(bits[0] >> (4 * N * k) & 0xffff) << (16 * k);
+        }
+        let fields = self.b_fields::<N>([words; MAX_ROWS]);
+        self.b_and(fields, self.b_all_i16(&[((1 << N) - 1) << 8; 16]))
     }
     #[inline(always)]
     fn b_sevens(self, mut v: Bytes) -> Bytes {
