@@ -205,7 +205,7 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
                 let (x, y) = (0x0020_0040_0080_0100, 0x0002_0004_0008_0010);
                 (_mm256_setr_epi64x(FIRST, FIRST, BYTE, BYTE), _mm256_setr_epi64x(x, y, x, y))
             } else {
-                let which = _mm256_setr_epi64x(FIRST, BYTE, FIRST | 2 * ONE, FIRST | 3 * ONE);
+                let which = _mm256_setr_epi64x(FIRST, BYTE, FIRST + 2 * ONE, FIRST + 3 * ONE);
                 (which, _mm256_set1_epi64x(0x0004_0010_0040_0100))
             };
             let moved = _mm256_mullo_epi16(_mm256_shuffle_epi8(all, which), powers);
