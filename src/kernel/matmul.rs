@@ -39,11 +39,11 @@ impl PackedTokens {
     pub fn pack<F: Unpack>(&mut self, _format: F, level: Level, tokens: &Activations, pool: &Pool) {
         assert_eq!(tokens.span, F::SPAN);
         let padded = tokens.padded();
-        let tile = tile_tokens(level, tokens.rows);
+        let (tile, group) = dispatch_at(level, Shape { tokens: tokens.rows, _format });
         (self.rows, self.padded, self.span, self.tile) = (tokens.rows, padded, tokens.span, tile);
         let tiles = self.tiles();
         let (quads, scales) = (padded / 4 * tile, padded / F::SPAN * tile);
-        let starts = if F::OFFSET == 0 { 0 } else { padded / F::GROUP * tile };
+        let starts = padded / group * tile;
         let sums = if F::MINS { padded / 2 / min_columns::<F>() * tile } else { 0 };
         self.quads.resize(tiles * quads, 0);
         self.scales.resize(tiles * scales, 0.0);
@@ -76,6 +76,44 @@ impl PackedTokens {
     #[inline(always)]
     fn tiles(&self) -> usize {
         self.rows.div_ceil(self.tile)
+    }
+}
+
+/// What a tile sees of a format.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// Whether scales were folded into the lanes of the panel: a span is one group then, without a scale.
+    folded: bool,
+    /// Whether what was folded is to be doubled before the starts are added.
+    halved: bool,
+    /// As of the format.
+    group: usize,
+    offset: i32,
+    largest: u8,
+    scaled: bool,
+}
+
+impl Seen {
+    #[inline(always)]
+    const fn of<F: Unpack, I: Isa>() -> Self {
+        match F::FOLD {
+            Some(fold) if fold.largest <= I::LARGEST_FOLDED => Self {
+                folded: true,
+                halved: fold.halved,
+                group: F::SPAN,
+                offset: fold.offset,
+                largest: fold.largest,
+                scaled: false,
+            },
+            _ => Self {
+                folded: false,
+                halved: false,
+                group: F::GROUP,
+                offset: F::OFFSET,
+                largest: F::LARGEST,
+                scaled: F::SCALED,
+            },
+        }
     }
 }
 
@@ -125,10 +163,11 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
                 self.scales[s * tile + t] = scales[s];
             }
             let sums = &from.sums[row * sixteens..][..sixteens];
-            if F::OFFSET != 0 {
-                let each = F::GROUP / 16;
-                for g in 0..padded / F::GROUP {
-                    self.starts[g * tile + t] = -F::OFFSET * sum(&sums[g * each..(g + 1) * each]);
+            let seen = const { Seen::of::<F, I>() };
+            if seen.offset != 0 {
+                let each = seen.group / 16;
+                for g in 0..padded / seen.group {
+                    self.starts[g * tile + t] = -seen.offset * sum(&sums[g * each..(g + 1) * each]);
                 }
             }
             if F::MINS {
@@ -142,7 +181,7 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
     }
 }
 
-/// The sum of one or two sums.
+/// The sum of sums.
 #[inline(always)]
 fn sum(sums: &[i16]) -> i32 {
     let mut all = 0;
@@ -216,20 +255,23 @@ pub fn panel_rows(level: Level) -> usize {
 /// Up to so many tokens, the tile is the one that leaves fewer of its places empty.
 const SMALL_BATCH: usize = 32;
 
-/// Tokens of a tile at `level` for a batch of `tokens`.
-fn tile_tokens(level: Level, tokens: usize) -> usize {
-    struct Tile(usize);
-    impl Kernel for Tile {
-        type Output = usize;
-        #[inline(always)]
-        fn run<I: Isa>(self, _isa: I) -> usize {
-            let large = I::TILE.1;
-            let is_small =
-                self.0 <= SMALL_BATCH && self.0.next_multiple_of(I::SMALL) < self.0.next_multiple_of(large);
-            if is_small { I::SMALL } else { large }
-        }
+/// The tokens of a tile for a batch of `tokens`, and the columns that share a start.
+struct Shape<F> {
+    tokens: usize,
+    _format: F,
+}
+
+impl<F: Unpack> Kernel for Shape<F> {
+    /// `usize::MAX` columns where there are no starts.
+    type Output = (usize, usize);
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _isa: I) -> (usize, usize) {
+        let (seen, large) = (const { Seen::of::<F, I>() }, I::TILE.1);
+        let is_small = self.tokens <= SMALL_BATCH
+            && self.tokens.next_multiple_of(I::SMALL) < self.tokens.next_multiple_of(large);
+        (if is_small { I::SMALL } else { large }, if seen.offset == 0 { usize::MAX } else { seen.group })
     }
-    dispatch_at(level, Tile(tokens))
 }
 
 impl<F: Unpack> PanelProducts<'_, F> {
@@ -280,7 +322,7 @@ fn unpack_panel<F: Unpack, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, column
     panel.d.resize(columns / F::BLOCK * wide);
     if const { float_scales::<F, I>() } {
         panel.float_scales.resize(columns / F::GROUP * wide);
-    } else if F::SCALED {
+    } else if const { Seen::of::<F, I>() }.scaled {
         panel.scales.resize(columns / F::GROUP * wide);
     }
     if F::MINS {
@@ -350,6 +392,7 @@ fn unpack_blocks<F: Unpack, I: Isa>(
     square: &mut Square,
     panel: &mut Lanes,
 ) {
+    let seen = const { Seen::of::<F, I>() };
     let wide = I::LANES * I::TILE.0;
     let last = rows.len() / row_bytes - 1;
     let bytes = blocks.len() * F::BYTES;
@@ -366,7 +409,9 @@ fn unpack_blocks<F: Unpack, I: Isa>(
         for i in 0..blocks.len() {
             let block = [&units[0][i * F::BYTES..][..F::BYTES], &units[1][i * F::BYTES..][..F::BYTES]];
             let vectors = F::lanes(isa, block);
-            for &vector in vectors.as_ref() {
+            let (scales, mins) = F::groups(isa, block);
+            for (j, &vector) in vectors.as_ref().iter().enumerate() {
+                let vector = if seen.folded { F::fold(isa, vector, scales, j) } else { vector };
                 isa.b_store(vector, &mut square.lanes[at..], UNIT);
                 at += 32;
             }
@@ -374,8 +419,7 @@ fn unpack_blocks<F: Unpack, I: Isa>(
                 let scale = F::scale(block[r]);
                 (square.d[i % 8][lane + r], square.dmin[i % 8][lane + r]) = (scale.d, scale.dmin);
             }
-            if F::SCALED || F::MINS {
-                let (scales, mins) = F::groups(isa, block);
+            if seen.scaled || F::MINS {
                 let to = &mut square.groups[lane * GROUP_BYTES..];
                 isa.b_store(scales, to, GROUP_BYTES);
                 isa.b_store(mins, &mut to[GROUP_BYTES / 2..], GROUP_BYTES);
@@ -405,7 +449,7 @@ fn unpack_blocks<F: Unpack, I: Isa>(
         let to = &mut panel.lanes[q * wide + first * I::WORDS..];
         isa.w_transpose_units(from, UNIT / 4, to, wide * I::WORDS);
     }
-    if F::SCALED || F::MINS {
+    if seen.scaled || F::MINS {
         store_groups::<F, I>(isa, &square.groups, blocks, first, panel);
     }
 }
@@ -429,6 +473,7 @@ fn store_groups<F: Unpack, I: Isa>(
         }
         return;
     }
+    let scaled = const { Seen::of::<F, I>() }.scaled;
     let wide = I::LANES * I::TILE.0;
     let mut turned = [0i32; 16 * MAX_LANES];
     for half in 0..16 / I::LANES {
@@ -441,10 +486,10 @@ fn store_groups<F: Unpack, I: Isa>(
     for j in 0..F::BLOCK.div_ceil(32) {
         let scales = isa.w_load(&turned[j * I::LANES..]);
         let mins = isa.w_load(&turned[(8 + j) * I::LANES..]);
-        if F::SCALED && F::GROUP == 32 {
+        if scaled && F::GROUP == 32 {
             let at = (b * F::BLOCK / 32 + j) * wide + first;
             store_scale::<F, I>(isa, isa.w_dot2_i16(zero, scales, low), at, panel);
-        } else if F::SCALED {
+        } else if scaled {
             let at = (b * F::BLOCK / 16 + 2 * j) * wide + first;
             store_scale::<F, I>(isa, isa.w_dot2_i16(zero, scales, low), at, panel);
             store_scale::<F, I>(isa, isa.w_dot2_i16(zero, scales, high), at + wide, panel);
@@ -481,7 +526,7 @@ const fn exact_groups<F: Unpack>() -> usize {
 /// Whether a panel of `F` for `I` has its scales as floats: that is exact over a span's groups, or halves of them.
 #[inline(always)]
 const fn float_scales<F: Unpack, I: Isa>() -> bool {
-    I::FLOAT_SCALES && F::SCALED && 2 * exact_groups::<F>() >= F::SPAN / F::GROUP
+    I::FLOAT_SCALES && Seen::of::<F, I>().scaled && 2 * exact_groups::<F>() >= F::SPAN / F::GROUP
 }
 
 impl<F: Unpack> PanelProducts<'_, F> {
@@ -560,16 +605,21 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
 ) -> [[I::F; R]; T] {
     let wide = I::LANES * R;
     let quads = F::SPAN / 4;
-    let groups = F::SPAN / F::GROUP;
-    let at = (tile * tokens.padded / F::GROUP + s * groups) * T;
+    let seen = const { Seen::of::<F, I>() };
+    let groups = F::SPAN / seen.group;
+    let at = (tile * tokens.padded / seen.group + s * groups) * T;
     let scales = s * groups * wide..(s + 1) * groups * wide;
     let floats = const { float_scales::<F, I>() };
     let span = SpanTile {
         groups,
         rows: &panel.lanes[s * quads * wide..][..quads * wide],
         tokens: &tokens.quads[(tile * tokens.padded / 4 + s * quads) * T..][..quads * T],
-        starts: if F::OFFSET == 0 { None } else { Some(&tokens.starts[at..at + groups * T]) },
-        scales: if F::SCALED && !floats { Some(&panel.scales[scales.clone()]) } else { None },
+        starts: if seen.offset == 0 || seen.halved {
+            None
+        } else {
+            Some(&tokens.starts[at..at + groups * T])
+        },
+        scales: if seen.scaled && !floats { Some(&panel.scales[scales.clone()]) } else { None },
         float_scales: if floats { Some(&panel.float_scales[scales]) } else { None },
         exact: const {
             if exact_groups::<F>() >= F::SPAN / F::GROUP {
@@ -578,10 +628,20 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
                 F::SPAN / F::GROUP / 2
             }
         },
-        largest: F::LARGEST,
+        largest: seen.largest,
     };
     let mut sum = [[isa.f_splat(0.0); R]; T];
     isa.f_span_tile::<R, T>(&mut sum, &span);
+    if seen.halved {
+        let starts = &tokens.starts[at..at + T];
+        for t in 0..T {
+            // All of these integers are below 2^24.
+            let start = isa.f_from_w(isa.w_splat(starts[t]));
+            for r in 0..R {
+                sum[t][r] = isa.f_add(isa.f_add(sum[t][r], sum[t][r]), start);
+            }
+        }
+    }
     sum
 }
 

@@ -39,12 +39,18 @@ fn floats<F: Unpack>(scale: Scale) -> (f32, f32) {
     (if F::EXPONENT { Scale::power(scale.d) } else { half(scale.d) }, half(scale.dmin))
 }
 
-/// Random bytes with finite, moderate scales.
-fn random_blocks<F: Unpack>(random: &mut Random, kind: TensorType, blocks: usize) -> Vec<u8> {
+/// Random bytes with finite, moderate scales; where `extreme`, three of four are 0 or 255, and so are most quants and integer scales.
+fn random_blocks<F: Unpack>(random: &mut Random, kind: TensorType, blocks: usize, extreme: bool) -> Vec<u8> {
     assert_eq!((kind.block_elements(), kind.block_bytes()), (F::BLOCK, F::BYTES), "{kind}");
     let mut bytes = Vec::new();
     while bytes.len() < blocks * F::BYTES {
-        let block: Vec<u8> = (0..F::BYTES).map(|_| random.next() as u8).collect();
+        let mut block: Vec<u8> = (0..F::BYTES).map(|_| random.next() as u8).collect();
+        if extreme {
+            for byte in &mut block {
+                let any = random.next();
+                *byte = if any & 3 == 0 { *byte } else { [0, 255][(any >> 2) as usize % 2] };
+            }
+        }
         let scale = floats::<F>(F::scale(&block));
         if scale.0.abs() < 10.0 && scale.1.abs() < 10.0 && scale.0.abs() > 1e-6 {
             bytes.extend(block);
@@ -97,11 +103,29 @@ fn naive<F: Unpack>(row: &[u8], tokens: &Activations, token: usize) -> f32 {
 
 fn check_format<F: Unpack>(format: F, kind: TensorType) {
     let mut random = Random(kind.id().into());
-    for (rows, blocks, tokens) in [(1, 1, 1), (5, 3, 2), (37, 2, 7), (70, 9, 13), (16, 8, 5), (33, 1, 25)] {
+    for (rows, blocks, tokens, extreme) in [
+        (1, 1, 1, false),
+        (5, 3, 2, false),
+        (37, 2, 7, false),
+        (70, 9, 13, false),
+        (16, 8, 5, false),
+        (33, 1, 25, false),
+        (45, 8, 8, true),
+    ] {
         let columns = blocks * F::BLOCK;
-        let weights = random_blocks::<F>(&mut random, kind, rows * blocks);
+        let weights = random_blocks::<F>(&mut random, kind, rows * blocks, extreme);
         let row_bytes = blocks * F::BYTES;
-        let source = random.floats(tokens * columns);
+        let mut source = random.floats(tokens * columns);
+        if extreme {
+            // Quants of 127 and -127: of one sign in the first tokens, mixed in the others.
+            for (i, x) in source.iter_mut().enumerate() {
+                *x = match i / columns {
+                    0 => 1.0,
+                    1 => -1.0,
+                    _ => x.signum(),
+                };
+            }
+        }
         let mut a = Activations::default();
         a.quantize(&source, columns, F::SPAN);
         let want: Vec<f32> = (0..tokens)

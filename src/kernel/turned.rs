@@ -113,7 +113,7 @@ fn floats<F: Unpack, I: Isa>(
 /// Scales and mins of the rows.
 #[inline(always)]
 fn groups<F: Unpack, I: Isa>(isa: I, block: usize, first: usize, words: &Turned, panel: &mut Lanes) {
-    const { assert!(F::MINS as usize * min_columns::<F>() != 16) };
+    const { assert!(!is_turned::<F, I>() || !F::MINS || F::GROUP == 32) };
     let (wide, count) = (I::LANES * I::TILE.0, F::BLOCK / F::GROUP);
     let groups = F::groups_of(isa, Columns { words, part: 0 });
     let zero = isa.w_splat(0);

@@ -45,6 +45,7 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
     const ROWS: usize = 1;
     const TILE: (usize, usize) = (2, 4);
     const FLOAT_SCALES: bool = VNNI;
+    const LARGEST_FOLDED: u8 = if VNNI { 255 } else { 0 };
     type B = __m256i;
     type N = __m256i;
     type G = __m256;
@@ -118,6 +119,18 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
         unsafe { _mm256_setr_epi64x(a as i64, b as i64, c as i64, d as i64) }
     }
     #[inline(always)]
+    fn b_to_words(self, v: Self::B) -> OfRows<[u64; 4]> {
+        let words = unsafe {
+            [
+                _mm256_extract_epi64::<0>(v) as u64,
+                _mm256_extract_epi64::<1>(v) as u64,
+                _mm256_extract_epi64::<2>(v) as u64,
+                _mm256_extract_epi64::<3>(v) as u64,
+            ]
+        };
+        [words; MAX_ROWS]
+    }
+    #[inline(always)]
     fn b_splat(self, x: u8) -> Self::B {
         unsafe { _mm256_set1_epi8(x as i8) }
     }
@@ -160,6 +173,24 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
         }
     }
     #[inline(always)]
+    fn b_scaled<const SHIFT: i32>(
+        self,
+        quants: &[i16; 8],
+        offset: i16,
+        v: Self::B,
+        scales: Self::B,
+        pair: usize,
+    ) -> Self::B {
+        unsafe {
+            let quants = _mm256_broadcastsi128_si256(_mm_loadu_si128(quants.as_ptr().cast()));
+            // Each 16 columns have a scale of their own, as each 128 bits do here: a table for them.
+            let products = _mm256_mullo_epi16(self.spread_i16(scales, pair), quants);
+            let sums = _mm256_add_epi16(products, _mm256_set1_epi16(offset));
+            let table = _mm256_srl_epi16(sums, _mm_cvtsi32_si128(SHIFT));
+            _mm256_shuffle_epi8(table, _mm256_add_epi8(v, v))
+        }
+    }
+    #[inline(always)]
     fn b_from_bits(self, bits: OfRows<u32>) -> Self::B {
         unsafe {
             let which =
@@ -167,6 +198,90 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
             let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
             let spread = _mm256_shuffle_epi8(_mm256_set1_epi32(bits[0] as i32), which);
             _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit)
+        }
+    }
+    #[inline(always)]
+    fn b_bits_i16<const N: usize>(self, bits: OfRows<u32>) -> Self::B {
+        const { assert!(N == 1 || N == 2) };
+        unsafe {
+            // Each word gets the byte with its number in it, which a product then moves to bit 8 and above.
+            const BYTE: i64 = 0x8001_8001_8001_8001_u64 as i64;
+            const FIRST: i64 = BYTE ^ 0x0001_0001_0001_0001;
+            const ONE: i64 = 0x0001_0001_0001_0001;
+            let all = _mm256_set1_epi32(bits[0] as i32);
+            let (which, powers) = if N == 1 {
+                let (x, y) = (0x0020_0040_0080_0100, 0x0002_0004_0008_0010);
+                (_mm256_setr_epi64x(FIRST, FIRST, BYTE, BYTE), _mm256_setr_epi64x(x, y, x, y))
+            } else {
+                let which = _mm256_setr_epi64x(FIRST, BYTE, FIRST + 2 * ONE, FIRST + 3 * ONE);
+                (which, _mm256_set1_epi64x(0x0004_0010_0040_0100))
+            };
+            let moved = _mm256_mullo_epi16(_mm256_shuffle_epi8(all, which), powers);
+            _mm256_and_si256(moved, _mm256_set1_epi16(((1 << N) - 1) << 8))
+        }
+    }
+    #[inline(always)]
+    fn b_fields<const N: usize>(self, words: OfRows<u64>) -> Self::B {
+        const { assert!(3 * N < 16) };
+        unsafe {
+            let first = 0x0100_0100_0100_0100;
+            let word = 0x0202_0202_0202_0202;
+            let which = _mm256_setr_epi64x(first, first + word, first + 2 * word, first + 3 * word);
+            let all = _mm256_shuffle_epi8(_mm256_set1_epi64x(words[0] as i64), which);
+            // Shifts to the right by N, 2 N and 3 N are the upper halves of products.
+            let powers =
+                (1i64 << (16 - N)) << 16 | (1i64 << (16 - 2 * N)) << 32 | (1i64 << (16 - 3 * N)) << 48;
+            let shifted = _mm256_mulhi_epu16(all, _mm256_set1_epi64x(powers));
+            _mm256_slli_epi16::<8>(_mm256_blend_epi16::<0x11>(shifted, all))
+        }
+    }
+    #[inline(always)]
+    fn b_negate_all(self, mut v: [Self::B; 8], signs: Self::B) -> [Self::B; 8] {
+        unsafe {
+            // Each 128 bits get the bits of their columns in all vectors, two bytes of each.
+            let halves = _mm256_setr_epi8(
+                0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, //
+                0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
+            );
+            let signs = _mm256_permute4x64_epi64::<0xd8>(_mm256_shuffle_epi8(signs, halves));
+            let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+            for s in 0..8 {
+                let first = 0x0202_0202_0202_0202 * s as i64;
+                let second = first + 0x0101_0101_0101_0101;
+                let which = _mm256_setr_epi64x(first, second, first, second);
+                let spread = _mm256_and_si256(_mm256_shuffle_epi8(signs, which), bit);
+                let negative = _mm256_cmpeq_epi8(spread, bit);
+                // -x is the complement of x less -1.
+                v[s] = _mm256_sub_epi8(_mm256_xor_si256(v[s], negative), negative);
+            }
+            v
+        }
+    }
+    #[inline(always)]
+    fn b_sevens(self, v: Self::B) -> Self::B {
+        unsafe {
+            let shifted =
+                [v, _mm256_slli_epi32::<1>(v), _mm256_slli_epi32::<2>(v), _mm256_slli_epi32::<3>(v)];
+            let mut sevens = _mm256_and_si256(v, _mm256_set1_epi32(0x7f));
+            for k in 1..4 {
+                let at = _mm256_and_si256(shifted[k], _mm256_set1_epi32(0x7f << (8 * k)));
+                sevens = _mm256_or_si256(sevens, at);
+            }
+            sevens
+        }
+    }
+    #[inline(always)]
+    fn b_tops_twice(self, v: Self::B) -> Self::B {
+        unsafe {
+            let tops = _mm256_srli_epi32::<28>(v);
+            opaque(_mm256_or_si256(tops, _mm256_slli_epi32::<16>(tops)))
+        }
+    }
+    #[inline(always)]
+    fn b_high_bytes(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe {
+            let packed = _mm256_packus_epi16(_mm256_srli_epi16::<8>(a), _mm256_srli_epi16::<8>(b));
+            _mm256_permute4x64_epi64::<0xd8>(packed)
         }
     }
     #[inline(always)]

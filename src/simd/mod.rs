@@ -14,6 +14,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod codebook;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "x86_64")]
@@ -24,6 +25,7 @@ mod scalar;
 pub use avx2::{Avx2, AvxVnni};
 #[cfg(target_arch = "x86_64")]
 pub use avx512::{Avx512, Avx512Plain};
+pub use codebook::Codebook;
 #[cfg(target_arch = "aarch64")]
 pub use neon::{Neon, NeonDot, NeonI8mm};
 pub use scalar::Scalar;
@@ -66,6 +68,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const SMALL: usize = Self::TILE.1;
     /// Whether [`Isa::f_span_tile`] wants the scales as floats where these are exact.
     const FLOAT_SCALES: bool = false;
+    /// The largest byte of `rows` up to which a matmul tile's dot products over a whole span cost no more than those over groups of
+    /// columns with small bytes; 0 where products are not added up in 32 bits at once.
+    const LARGEST_FOLDED: u8 = 0;
     /// Words (of four columns each) of a row or token that lie side by side in a matmul tile's operands: 1 or 2.
     const WORDS: usize = 1;
 
@@ -116,6 +121,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn b_nibbles(self, from: OfRows<&[u8; 16]>) -> Self::B;
     /// Four words, lowest byte first.
     fn b_words(self, from: OfRows<[u64; 4]>) -> Self::B;
+    /// The words that [`Isa::b_words`] takes.
+    fn b_to_words(self, v: Self::B) -> OfRows<[u64; 4]>;
     fn b_splat(self, x: u8) -> Self::B;
     fn b_and(self, a: Self::B, b: Self::B) -> Self::B;
     fn b_or(self, a: Self::B, b: Self::B) -> Self::B;
@@ -129,50 +136,38 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn b_shl<const N: i32>(self, v: Self::B) -> Self::B;
     /// `table[v & 15]` for every byte; bytes of `v` must be below 16.
     fn b_lookup(self, table: &[u8; 16], v: Self::B) -> Self::B;
+    /// The low bytes of `quants[v]` times a scale plus `offset`, shifted right by `SHIFT` (0 or 1). The scale is i16 lane `2 * pair` of
+    /// `scales` for bytes 0..16 of a row, lane `2 * pair + 1` for the others; bytes of `v` must be below 8, sums not negative.
+    fn b_scaled<const SHIFT: i32>(
+        self,
+        quants: &[i16; 8],
+        offset: i16,
+        v: Self::B,
+        scales: Self::B,
+        pair: usize,
+    ) -> Self::B;
     /// Byte `i` is 0xff where bit `i` of a row's `bits` is set, else 0.
     fn b_from_bits(self, bits: OfRows<u32>) -> Self::B;
-    /// Four entries of `table` a row, whose numbers are the u16 of the row's word, lowest first; they are below `N`, a power of two.
+    /// Points of a codebook, 32 a row in column order, whose numbers are the i16 of `numbers`; they are below `N`.
     #[inline(always)]
-    fn b_entries8<const N: usize>(self, table: &[u64; N], at: OfRows<u64>) -> Self::B {
-        let mut words = [[0; 4]; MAX_ROWS];
-        for r in 0..Self::ROWS {
-            for k in 0..4 {
-                words[r][k] = table[(at[r] >> (16 * k)) as usize & (N - 1)];
-            }
-        }
-        self.b_words(words)
+    fn b_points8<const N: usize>(self, book: &Codebook<u64, N>, numbers: [Self::B; 2]) -> [Self::B; 8] {
+        codebook::points8(self, book, numbers)
     }
-    /// As [`Isa::b_entries8`], numbers being a byte of `low` plus 256 times the same byte of `high`.
+    /// As [`Isa::b_points8`], of four coordinates, 64 a row.
     #[inline(always)]
-    fn b_entries8_split<const N: usize>(
-        self,
-        table: &[u64; N],
-        low: OfRows<u32>,
-        high: OfRows<u32>,
-    ) -> Self::B {
-        let mut words = [[0; 4]; MAX_ROWS];
-        for r in 0..Self::ROWS {
-            for k in 0..4 {
-                let at = low[r] >> (8 * k) & 0xff | (high[r] >> (8 * k) & 0xff) << 8;
-                words[r][k] = table[at as usize & (N - 1)];
-            }
-        }
-        self.b_words(words)
+    fn b_points4<const N: usize>(self, book: &Codebook<u32, N>, numbers: [Self::B; 4]) -> [Self::B; 8] {
+        codebook::points4(self, book, numbers)
     }
-    /// Eight entries of `table` a row, whose numbers are the bytes of the row's word in `low`, lowest first, each with a ninth bit
-    /// from `high`; they are below `N`, a power of two.
+    /// Sixteen numbers of `N` bits (1 or 2) of each row, lowest first, times 256 as i16.
     #[inline(always)]
-    fn b_entries4<const N: usize>(self, table: &[u32; N], low: OfRows<u64>, high: OfRows<u32>) -> Self::B {
-        let mut words = [[0; 4]; MAX_ROWS];
-        for r in 0..Self::ROWS {
-            let (low, high) = (low[r], u64::from(high[r]) << 8);
-            for k in 0..4 {
-                let first = (low >> (16 * k) & 0xff | high >> (2 * k) & 0x100) as usize & (N - 1);
-                let second = (low >> (16 * k + 8) & 0xff | high >> (2 * k + 1) & 0x100) as usize & (N - 1);
-                words[r][k] = u64::from(table[first]) | u64::from(table[second]) << 32;
-            }
-        }
-        self.b_words(words)
+    fn b_bits_i16<const N: usize>(self, bits: OfRows<u32>) -> Self::B {
+        codebook::bits_i16::<Self, N>(self, bits)
+    }
+    /// The bits of 16-bit word `i / 4` of a row from bit `N (i % 4)` on: the lowest eight of them are the high byte of i16 lane `i`,
+    /// the low byte is 0.
+    #[inline(always)]
+    fn b_fields<const N: usize>(self, words: OfRows<u64>) -> Self::B {
+        codebook::fields::<Self, N>(self, words)
     }
     /// Bytes negated where their bit of a row's `bits` is set.
     #[inline(always)]
@@ -181,6 +176,17 @@ pub trait Isa: Copy + Send + Sync + 'static {
         let negative = self.b_from_bits(bits);
         self.b_add(self.b_xor(v, negative), self.b_and(negative, self.b_splat(1)))
     }
+    /// Vectors negated where bits are set: those of vector `s` are in bytes `4 s..` of a row of `signs`.
+    #[inline(always)]
+    fn b_negate_all(self, v: [Self::B; 8], signs: Self::B) -> [Self::B; 8] {
+        codebook::negate_all(self, v, signs)
+    }
+    /// Four numbers of seven bits from the lower 28 of each 32, lowest first, as bytes.
+    fn b_sevens(self, v: Self::B) -> Self::B;
+    /// The upper four bits of each 32 as two i16.
+    fn b_tops_twice(self, v: Self::B) -> Self::B;
+    /// The high bytes of the i16 of `a`, then those of `b`.
+    fn b_high_bytes(self, a: Self::B, b: Self::B) -> Self::B;
     /// Sixteen u8, widened to i16.
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B;
     /// Sixteen i8, widened to i16.

@@ -36,6 +36,7 @@ impl Isa for Scalar {
     const LANES: usize = 8;
     const ROWS: usize = 1;
     const TILE: (usize, usize) = (1, 4);
+    const LARGEST_FOLDED: u8 = 255;
     type B = [u8; 32];
     type N = [i32; 8];
     type G = [f32; 8];
@@ -95,6 +96,11 @@ impl Isa for Scalar {
         std::array::from_fn(|i| from[0][i / 8].to_le_bytes()[i % 8])
     }
     #[inline(always)]
+    fn b_to_words(self, v: Self::B) -> OfRows<[u64; 4]> {
+        let words = std::array::from_fn(|i| u64::from_le_bytes(first(&v[8 * i..])));
+        [words; MAX_ROWS]
+    }
+    #[inline(always)]
     fn b_splat(self, x: u8) -> Self::B {
         [x; 32]
     }
@@ -131,8 +137,37 @@ impl Isa for Scalar {
         v.map(|x| table[usize::from(x & 15)])
     }
     #[inline(always)]
+    fn b_scaled<const SHIFT: i32>(
+        self,
+        quants: &[i16; 8],
+        offset: i16,
+        v: Self::B,
+        scales: Self::B,
+        pair: usize,
+    ) -> Self::B {
+        let scales = i16s(scales);
+        std::array::from_fn(|i| {
+            ((quants[usize::from(v[i] & 7)] * scales[2 * pair + i / 16] + offset) >> SHIFT) as u8
+        })
+    }
+    #[inline(always)]
     fn b_from_bits(self, bits: OfRows<u32>) -> Self::B {
         std::array::from_fn(|i| if bits[0] >> i & 1 == 1 { 0xff } else { 0 })
+    }
+    #[inline(always)]
+    fn b_sevens(self, v: Self::B) -> Self::B {
+        std::array::from_fn(|i| {
+            let word = u32::from_le_bytes(first(&v[i / 4 * 4..]));
+            (word >> (7 * (i % 4)) & 0x7f) as u8
+        })
+    }
+    #[inline(always)]
+    fn b_tops_twice(self, v: Self::B) -> Self::B {
+        from_i16s(std::array::from_fn(|i| i16::from(v[i / 2 * 4 + 3] >> 4)))
+    }
+    #[inline(always)]
+    fn b_high_bytes(self, a: Self::B, b: Self::B) -> Self::B {
+        std::array::from_fn(|i| if i < 16 { a[2 * i + 1] } else { b[2 * (i - 16) + 1] })
     }
     #[inline(always)]
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Self::B {

@@ -1,6 +1,6 @@
 //! Every ISA level against plain arithmetic, where bits are easily lost: NaN, signed zeros, ties, half precision.
 
-use super::{Isa, Kernel, Level, MAX_LANES, dispatch_at};
+use super::{Isa, Kernel, Level, MAX_LANES, MAX_ROWS, dispatch_at};
 
 /// Runs operations on each `LANES` of `a` and `b`; one list of bits an operation.
 struct Floats<'a>(&'a [f32], &'a [f32]);
@@ -127,6 +127,58 @@ fn halves_round_to_even_at_every_level() {
             let want = half::f16::from_f32(x * OFF);
             assert!(back.to_bits() == want.to_bits() || back.is_nan() && want.is_nan(), "{x} at {level:?}");
             assert_eq!(brain[i], bits(f32::from_bits(u32::from(h) << 16)), "bfloat16 {h:#06x} at {level:?}");
+        }
+    }
+}
+
+/// Every byte below 8 times scales, row after row.
+struct Scaled<'a> {
+    quants: &'a [i16; 8],
+    offset: i16,
+    scales: &'a [i16; 16],
+}
+
+impl Kernel for Scaled<'_> {
+    /// For each pair of scales the bytes, whole and halved.
+    type Output = Vec<(Vec<u8>, Vec<u8>)>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let (mut from, mut out) = ([0i8; 32], Vec::new());
+        for i in 0..32 {
+            from[i] = (i % 8) as i8;
+        }
+        let (v, scales) = (isa.b_all_i8(&from), isa.b_all_i16(self.scales));
+        for pair in 0..8 {
+            let whole = isa.b_scaled::<0>(self.quants, self.offset, v, scales, pair);
+            let half = isa.b_scaled::<1>(self.quants, self.offset, v, scales, pair);
+            let mut bytes = [[0u8; 32 * MAX_ROWS]; 2];
+            isa.b_store(whole, &mut bytes[0], 32);
+            isa.b_store(half, &mut bytes[1], 32);
+            out.push((bytes[0][..32 * I::ROWS].to_vec(), bytes[1][..32 * I::ROWS].to_vec()));
+        }
+        out
+    }
+}
+
+#[test]
+fn bytes_are_scaled_alike_at_every_level() {
+    let mut scales = [0i16; 16];
+    for (i, scale) in scales.iter_mut().enumerate() {
+        *scale = -32 + 4 * i as i16 + i16::from(i > 8);
+    }
+    let (quants, offset) = ([-4, -3, -2, -1, 0, 1, 2, 3], 128);
+    for level in Level::available() {
+        let got = dispatch_at(level, Scaled { quants: &quants, offset, scales: &scales });
+        for (pair, (whole, half)) in got.iter().enumerate() {
+            for (i, (&whole, &half)) in whole.iter().zip(half).enumerate() {
+                let sum = quants[i % 8] * scales[2 * pair + i % 32 / 16] + offset;
+                assert_eq!(
+                    (whole, half),
+                    (sum as u8, (sum >> 1) as u8),
+                    "byte {i}, pair {pair} at {level:?}"
+                );
+            }
         }
     }
 }

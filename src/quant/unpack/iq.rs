@@ -1,62 +1,59 @@
 //! The IQ formats: magnitudes from a codebook and signs beside them, or a non-linear 4-bit code.
 
 use super::legacy::NON_LINEAR_4BIT;
-use super::{Scale, Unpack, bits16, bytes, word32, word64};
+use super::{Fold, Scale, Unpack, bits16, bytes, word32, word64};
 use crate::quant::grids;
-use crate::simd::{Isa, MAX_ROWS, OfRows};
+use crate::simd::{Codebook, Isa, MAX_ROWS, OfRows};
 
 /// As for the K formats.
 const SPAN: usize = 128;
 
-static IQ2_XXS: [u64; 256] = grids::eight_bytes(&grids::IQ2_XXS, grids::LEVELS_IQ2);
-static IQ2_XS: [u64; 512] = grids::eight_bytes(&grids::IQ2_XS, grids::LEVELS_IQ2);
-static IQ2_S: [u64; 1024] = grids::eight_bytes(&grids::IQ2_S, grids::LEVELS_IQ2);
-static IQ3_XXS: [u32; 256] = grids::four_bytes(&grids::IQ3_XXS, grids::LEVELS_IQ3_XXS);
-static IQ3_S: [u32; 512] = grids::four_bytes(&grids::IQ3_S, grids::LEVELS_IQ3_S);
+static IQ2_XXS: Codebook<u64, 256> = of_eight(&grids::IQ2_XXS, grids::LEVELS_IQ2);
+static IQ2_XS: Codebook<u64, 512> = of_eight(&grids::IQ2_XS, grids::LEVELS_IQ2);
+static IQ2_S: Codebook<u64, 1024> = of_eight(&grids::IQ2_S, grids::LEVELS_IQ2);
+static IQ3_XXS: Codebook<u32, 256> = of_four(&grids::IQ3_XXS, grids::LEVELS_IQ3_XXS);
+static IQ3_S: Codebook<u32, 512> = of_four(&grids::IQ3_S, grids::LEVELS_IQ3_S);
 /// Eight times the levels -1, 0, 1, plus 16.
-static IQ1: [u64; 2048] = grids::eight_bytes(&grids::IQ1, [8, 16, 24, 16]);
+static IQ1: Codebook<u64, 2048> = of_eight(&grids::IQ1, [8, 16, 24, 16]);
 
-/// Magnitudes under their signs (a bit a column, 1 negative), plus `middle`.
-#[inline(always)]
-fn signed<I: Isa>(isa: I, (magnitudes, signs): (I::B, OfRows<u32>), middle: u8) -> I::B {
-    isa.b_add(isa.b_negate(magnitudes, signs), isa.b_splat(middle))
+const fn of_eight<const N: usize>(points: &'static [u16; N], levels: [u8; 4]) -> Codebook<u64, N> {
+    let [a, b, c, d] = levels;
+    let all = [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    Codebook { points, levels: all, entries: grids::eight_bytes(points, levels) }
 }
 
-/// The signs of 32 columns of each row from 28 bits: the eighth of each eight makes the number of minuses even.
-#[inline(always)]
-fn even_signs(stored: OfRows<u32>) -> OfRows<u32> {
-    let both = u64::from(stored[0]) | u64::from(stored[1]) << 32;
-    let part = |mask: u64| both & (mask | mask << 32);
-    let seven = part(0x7f) | part(0x3f80) << 1 | part(0x1f_c000) << 2 | part(0xfe0_0000) << 3;
-    let all = seven | parities(seven) << 7;
-    [all as u32, (all >> 32) as u32]
+const fn of_four<const N: usize>(points: &'static [u16; N], levels: [u8; 8]) -> Codebook<u32, N> {
+    let [a, b, c, d, e, f, g, h] = levels;
+    let all = [a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0];
+    Codebook { points, levels: all, entries: grids::four_bytes(points, levels) }
 }
 
-/// 1 in each byte of `x`, whose bits are not more than seven, that has an odd number of them, else 0.
+/// Seven signs a byte, and the eighth that makes the number of minuses even.
 #[inline(always)]
-fn parities(x: u64) -> u64 {
-    // Each byte's parity ends up in its lowest bit.
-    let fold = x ^ x >> 4;
-    let fold = fold ^ fold >> 2;
-    (fold ^ fold >> 1) & 0x0101_0101_0101_0101
+fn even_signs<I: Isa>(isa: I, sevens: I::B) -> I::B {
+    // The parity of a nibble, at the eighth bit.
+    const ODD: [u8; 16] = [0, 128, 128, 0, 128, 0, 0, 128, 128, 0, 0, 128, 0, 128, 128, 0];
+    let nibbles = isa.b_and(isa.b_xor(sevens, isa.b_shr::<4>(sevens)), isa.b_splat(15));
+    isa.b_or(sevens, isa.b_lookup(&ODD, nibbles))
 }
 
-/// The low bytes of four u16, whose high ones are 0.
+/// Every second word, from byte `at` on.
 #[inline(always)]
-fn low_bytes(words: u64) -> u32 {
-    let x = (words | words >> 8) & 0x0000_ffff_0000_ffff;
-    (x | x >> 16) as u32
+fn second_words<I: Isa>(isa: I, block: OfRows<&[u8]>, at: usize) -> I::B {
+    let mut words = [[0; 4]; MAX_ROWS];
+    for r in 0..I::ROWS {
+        for k in 0..4 {
+            let at = at + 16 * k;
+            words[r][k] = u64::from(word32(block[r], at)) | u64::from(word32(block[r], at + 8)) << 32;
+        }
+    }
+    isa.b_words(words)
 }
 
-/// Four numbers of `N` bits (2 to 4) of each row, lowest first, as bytes.
+/// Scales in the top four bits of each word as 2 s + 1, each twice.
 #[inline(always)]
-fn spread_bits<const N: u32>(words: OfRows<u32>) -> OfRows<u32> {
-    let x = u64::from(words[0]) | u64::from(words[1]) << 32;
-    // Two halves, then two numbers of each.
-    let (half, number) = ((1u64 << (2 * N)) - 1, (1u64 << N) - 1);
-    let x = (x | x << (16 - 2 * N)) & (half * 0x0001_0001_0001_0001);
-    let x = (x | x << (8 - N)) & (number * 0x0101_0101_0101_0101);
-    [x as u32, (x >> 32) as u32]
+fn odd_tops<I: Isa>(isa: I, words: I::B) -> I::B {
+    isa.b_add_i16(isa.b_shl::<1>(isa.b_tops_twice(words)), isa.b_all_i16(&[1; 16]))
 }
 
 /// Bytes from the nibbles of `word`, lowest first.
@@ -104,23 +101,10 @@ fn odd_nibbles<I: Isa>(isa: I, block: OfRows<&[u8]>, at: usize) -> I::B {
     isa.b_widen_words(scales)
 }
 
-/// Eight scales in the top four bits of the words from byte `at`, `stride` bytes apart, as 2 s + 1, each twice.
-#[inline(always)]
-fn odd_tops<I: Isa>(isa: I, block: OfRows<&[u8]>, at: usize, stride: usize) -> I::B {
-    let mut scales = [0u64; MAX_ROWS];
-    for r in 0..I::ROWS {
-        for s in 0..8 {
-            let scale = 2 * (word32(block[r], at + s * stride) >> 28) + 1;
-            scales[r] |= u64::from(scale) << (8 * s);
-        }
-    }
-    isa.b_widen_twice(scales)
-}
-
 /// The constants that most of these formats share, then what differs.
 macro_rules! codebook {
     ($name:ident, $doc:literal, $bytes:literal, group $group:literal, largest $largest:literal, factor $factor:literal,
-     |$isa:ident, $block:ident, $s:ident| $lanes:expr,
+     |$isa:ident, $block:ident| $points:expr, signs $signs:expr,
      |$i:ident, $b:ident| $scales:expr) => {
         #[doc = $doc]
         #[derive(Clone, Copy, Debug)]
@@ -141,9 +125,10 @@ macro_rules! codebook {
 
             #[inline(always)]
             fn lanes<I: Isa>($isa: I, $block: OfRows<&[u8]>) -> [I::B; 8] {
-                let mut lanes = [$isa.b_splat(0); 8];
-                for $s in 0..8 {
-                    lanes[$s] = signed($isa, $lanes, $largest);
+                // Magnitudes under their signs (a bit a column, 1 negative).
+                let mut lanes = $isa.b_negate_all($points, $signs);
+                for s in 0..8 {
+                    lanes[s] = $isa.b_add(lanes[s], $isa.b_splat($largest));
                 }
                 lanes
             }
@@ -163,66 +148,81 @@ macro_rules! codebook {
 
 codebook!(Iq2Xxs, "`d` f16, then for 32 columns four indices, four 7-bit signs and a 4-bit scale: d/8·(2 s + 1)·q.", 66,
     group 32, largest 43, factor 0.125,
-    |isa, block, s| {
-        let (mut at, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS]);
-        for r in 0..I::ROWS {
-            at[r] = word32(block[r], 2 + 8 * s);
-            signs[r] = word32(block[r], 6 + 8 * s);
+    |isa, block| {
+        let mut numbers = [isa.b_splat(0); 2];
+        for i in 0..2 {
+            let mut words = [[0; 2]; MAX_ROWS];
+            for r in 0..I::ROWS {
+                for k in 0..2 {
+                    let at = 2 + 16 * (2 * i + k);
+                    words[r][k] = u64::from(word32(block[r], at)) | u64::from(word32(block[r], at + 8)) << 32;
+                }
+            }
+            numbers[i] = isa.b_widen_words(words);
         }
-        (isa.b_entries8_split(&IQ2_XXS, at, [0; MAX_ROWS]), even_signs(signs))
+        isa.b_points8(&IQ2_XXS, numbers)
     },
-    |isa, block| odd_tops(isa, block, 6, 8));
+    signs even_signs(isa, isa.b_sevens(second_words(isa, block, 6))),
+    |isa, block| odd_tops(isa, second_words(isa, block, 6)));
 
 codebook!(Iq2Xs, "`d` f16, 32 words of a 9-bit index and a 7-bit sign, 16 scales of 4 bits: d/8·(2 s + 1)·q.", 74,
     group 16, largest 43, factor 0.125,
-    |isa, block, s| {
-        let (mut at, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS]);
-        for r in 0..I::ROWS {
-            let words = word64(block[r], 2 + 8 * s);
-            at[r] = words & 0x01ff_01ff_01ff_01ff;
-            let seven = words >> 9 & 0x007f_007f_007f_007f;
-            signs[r] = low_bytes(seven | parities(seven) << 7);
+    |isa, block| {
+        let nine = isa.b_all_i16(&[0x1ff; 16]);
+        let mut numbers = [nine; 2];
+        for i in 0..2 {
+            numbers[i] = isa.b_and(isa.b_load(bytes(block, 2 + 32 * i)), nine);
         }
-        (isa.b_entries8(&IQ2_XS, at), signs)
+        isa.b_points8(&IQ2_XS, numbers)
+    },
+    signs {
+        let (a, b) = (isa.b_load(bytes(block, 2)), isa.b_load(bytes(block, 34)));
+        even_signs(isa, isa.b_shr::<1>(isa.b_high_bytes(a, b)))
     },
     |isa, block| odd_nibbles(isa, block, 66));
 
 codebook!(Iq2S, "`d` f16, 32 low bytes of indices, 32 bytes of signs, 8 bytes of high index bits, 16 scales: d/8·(2 s + 1)·q.", 82,
     group 16, largest 43, factor 0.125,
-    |isa, block, s| {
-        let (mut at, mut high, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS], [0; MAX_ROWS]);
-        for r in 0..I::ROWS {
-            at[r] = word32(block[r], 2 + 4 * s);
-            high[r] = block[r][66 + s].into();
-            signs[r] = word32(block[r], 34 + 4 * s);
+    |isa, block| {
+        let mut numbers = [isa.b_splat(0); 2];
+        for i in 0..2 {
+            let mut high = [0; MAX_ROWS];
+            for r in 0..I::ROWS {
+                high[r] = word32(block[r], 66 + 4 * i);
+            }
+            numbers[i] = isa.b_or(isa.b_widen_u8(bytes(block, 2 + 16 * i)), isa.b_bits_i16::<2>(high));
         }
-        (isa.b_entries8_split(&IQ2_S, at, spread_bits::<2>(high)), signs)
+        isa.b_points8(&IQ2_S, numbers)
     },
+    signs isa.b_load(bytes(block, 34)),
     |isa, block| odd_nibbles(isa, block, 74));
 
 codebook!(Iq3Xxs, "`d` f16, 64 indices, then for 32 columns four 7-bit signs and a 4-bit scale: d/4·(2 s + 1)·q.", 98,
     group 32, largest 62, factor 0.25,
-    |isa, block, s| {
-        let (mut at, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS]);
-        for r in 0..I::ROWS {
-            at[r] = word64(block[r], 2 + 8 * s);
-            signs[r] = word32(block[r], 66 + 4 * s);
+    |isa, block| {
+        let mut numbers = [isa.b_splat(0); 4];
+        for i in 0..4 {
+            numbers[i] = isa.b_widen_u8(bytes(block, 2 + 16 * i));
         }
-        (isa.b_entries4(&IQ3_XXS, at, [0; MAX_ROWS]), even_signs(signs))
+        isa.b_points4(&IQ3_XXS, numbers)
     },
-    |isa, block| odd_tops(isa, block, 66, 4));
+    signs even_signs(isa, isa.b_sevens(isa.b_load(bytes(block, 66)))),
+    |isa, block| odd_tops(isa, isa.b_load(bytes(block, 66))));
 
 codebook!(Iq3S, "`d` f16, 64 low bytes of indices, 8 of their ninth bits, 32 of signs, 8 scales of 4 bits: d·(2 s + 1)·q.", 110,
 group 32, largest 15, factor 1.0,
-|isa, block, s| {
-    let (mut at, mut high, mut signs) = ([0; MAX_ROWS], [0; MAX_ROWS], [0; MAX_ROWS]);
-    for r in 0..I::ROWS {
-        at[r] = word64(block[r], 2 + 8 * s);
-        high[r] = block[r][66 + s].into();
-        signs[r] = word32(block[r], 74 + 4 * s);
+|isa, block| {
+    let mut numbers = [isa.b_splat(0); 4];
+    for i in 0..4 {
+        let mut high = [0; MAX_ROWS];
+        for r in 0..I::ROWS {
+            high[r] = bits16(block[r], 66 + 2 * i).into();
+        }
+        numbers[i] = isa.b_or(isa.b_widen_u8(bytes(block, 2 + 16 * i)), isa.b_bits_i16::<1>(high));
     }
-    (isa.b_entries4(&IQ3_S, at, high), signs)
+    isa.b_points4(&IQ3_S, numbers)
 },
+signs isa.b_load(bytes(block, 74)),
 |isa, block| {
     let mut scales = [0u64; MAX_ROWS];
     for r in 0..I::ROWS {
@@ -277,6 +277,15 @@ impl Unpack for Iq4Xs {
 /// What [`IQ1`] adds to eight times a level.
 const IQ1_MIDDLE: i32 = 16;
 
+/// Quants and scales are odd, and so are products: up to 9 · 15.
+const IQ1_FOLD: Option<Fold> = Some(Fold { offset: 135, halved: true, largest: 135 });
+
+/// The lanes 7, 9, 15, 17, 23 and 25 differ in their quarters 1 to 6.
+#[inline(always)]
+fn fold_iq1<I: Isa>(isa: I, lanes: I::B, scales: I::B, i: usize) -> I::B {
+    isa.b_scaled::<1>(&[0, -9, -7, -1, 1, 7, 9, 0], 135, isa.b_shr::<2>(lanes), scales, i)
+}
+
 /// `d` f16, 32 low bytes of indices, then for 32 columns a word of index bits, a 3-bit scale and the shift:
 /// d/8·(2 s + 1)·(8 level ± 1).
 #[derive(Clone, Copy, Debug)]
@@ -292,23 +301,27 @@ impl Unpack for Iq1S {
     const SCALED: bool = true;
     const LARGEST_SCALE: i32 = 15;
     const MINS: bool = false;
+    const FOLD: Option<Fold> = IQ1_FOLD;
     const FACTOR: f32 = 0.125;
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
     fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
-        let mut lanes = [isa.b_splat(0); 8];
-        for s in 0..8 {
-            let (mut at, mut high, mut down) = ([0; MAX_ROWS], [0; MAX_ROWS], [0; MAX_ROWS]);
+        let bits = isa.b_all_i16(&[0x700; 16]);
+        let mut numbers = [bits; 2];
+        for i in 0..2 {
+            let mut words = [0; MAX_ROWS];
             for r in 0..I::ROWS {
-                let word = u32::from(bits16(block[r], 34 + 2 * s));
-                at[r] = word32(block[r], 2 + 4 * s);
-                high[r] = word & 0xfff;
-                down[r] = 0u32.wrapping_sub(word >> 15);
+                words[r] = word64(block[r], 34 + 8 * i);
             }
-            lanes[s] = shifted(isa, isa.b_entries8_split(&IQ1, at, spread_bits::<3>(high)), down);
+            let high = isa.b_and(isa.b_fields::<3>(words), bits);
+            numbers[i] = isa.b_or(isa.b_widen_u8(bytes(block, 2 + 16 * i)), high);
         }
-        lanes
+        // A whole word of bits for the uppermost one.
+        let one = isa.b_all_i16(&[1; 16]);
+        let is_down = isa.b_and(isa.b_at_least(isa.b_widen_twice(iq1_s_tops::<I>(block)), 128), one);
+        let down = isa.b_add_i16(isa.b_xor(is_down, one), isa.b_splat(0xff));
+        shifted(isa, isa.b_points8(&IQ1, numbers), down)
     }
 
     #[inline(always)]
@@ -318,22 +331,40 @@ impl Unpack for Iq1S {
 
     #[inline(always)]
     fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
-        let mut scales = [0u64; MAX_ROWS];
-        for r in 0..I::ROWS {
-            for s in 0..8 {
-                let scale = 2 * (bits16(block[r], 34 + 2 * s) >> 12 & 7) + 1;
-                scales[r] |= u64::from(scale) << (8 * s);
-            }
-        }
-        (isa.b_widen_twice(scales), isa.b_splat(0))
+        // The scales are below bit 7.
+        let tops = isa.b_shl::<1>(isa.b_widen_twice(iq1_s_tops::<I>(block)));
+        let scales = isa.b_and(isa.b_shr::<4>(tops), isa.b_splat(14));
+        (isa.b_or(scales, isa.b_all_i16(&[1; 16])), isa.b_splat(0))
+    }
+
+    #[inline(always)]
+    fn fold<I: Isa>(isa: I, lanes: I::B, scales: I::B, i: usize) -> I::B {
+        fold_iq1(isa, lanes, scales, i)
     }
 }
 
-/// One more than `levels`, or one less where `down`.
+/// The upper bytes of a block's eight words: the shift at bit 7 and the scale below it.
 #[inline(always)]
-fn shifted<I: Isa>(isa: I, levels: I::B, down: OfRows<u32>) -> I::B {
-    // 1, or 0xff for -1.
-    isa.b_add(levels, isa.b_or(isa.b_from_bits(down), isa.b_splat(1)))
+fn iq1_s_tops<I: Isa>(block: OfRows<&[u8]>) -> OfRows<u64> {
+    let mut tops = [0; MAX_ROWS];
+    for r in 0..I::ROWS {
+        for half in 0..2 {
+            let words = word64(block[r], 34 + 8 * half) >> 8 & 0x00ff_00ff_00ff_00ff;
+            let pairs = (words | words >> 8) & 0x0000_ffff_0000_ffff;
+            tops[r] |= u64::from((pairs | pairs >> 16) as u32) << (32 * half);
+        }
+    }
+    tops
+}
+
+/// One more than `levels`, or one less where a column's bit of `down` is set.
+#[inline(always)]
+fn shifted<I: Isa>(isa: I, levels: [I::B; 8], down: I::B) -> [I::B; 8] {
+    let mut lanes = isa.b_negate_all([isa.b_splat(1); 8], down);
+    for s in 0..8 {
+        lanes[s] = isa.b_add(levels[s], lanes[s]);
+    }
+    lanes
 }
 
 /// 32 low bytes of indices, a nibble of index bits and shift for 8 columns, 16 scales of 3 bits and `d` f16 in four
@@ -351,27 +382,25 @@ impl Unpack for Iq1M {
     const SCALED: bool = true;
     const LARGEST_SCALE: i32 = 15;
     const MINS: bool = false;
+    const FOLD: Option<Fold> = IQ1_FOLD;
     const FACTOR: f32 = 0.125;
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
     fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
-        let mut lanes = [isa.b_splat(0); 8];
-        for s in 0..8 {
-            let (mut at, mut nibbles) = ([0; MAX_ROWS], [0; MAX_ROWS]);
+        let bits = isa.b_all_i16(&[0x700; 16]);
+        let (mut numbers, mut high) = ([bits; 2], [bits; 2]);
+        for i in 0..2 {
+            let mut words = [0; MAX_ROWS];
             for r in 0..I::ROWS {
-                at[r] = word32(block[r], 4 * s);
-                nibbles[r] = bits16(block[r], 32 + 2 * s).into();
+                words[r] = word64(block[r], 32 + 8 * i);
             }
-            let nibbles = spread_bits::<4>(nibbles);
-            let (mut high, mut down) = ([0; MAX_ROWS], [0; MAX_ROWS]);
-            for r in 0..I::ROWS {
-                high[r] = nibbles[r] & 0x0707_0707;
-                down[r] = (nibbles[r] >> 3 & 0x0101_0101).wrapping_mul(0xff);
-            }
-            lanes[s] = shifted(isa, isa.b_entries8_split(&IQ1, at, high), down);
+            high[i] = isa.b_fields::<4>(words);
+            numbers[i] = isa.b_or(isa.b_widen_u8(bytes(block, 16 * i)), isa.b_and(high[i], bits));
         }
-        lanes
+        // The fourth bit of each nibble is the shift of eight columns.
+        let down = isa.b_at_least(isa.b_and(isa.b_high_bytes(high[0], high[1]), isa.b_splat(8)), 8);
+        shifted(isa, isa.b_points8(&IQ1, numbers), down)
     }
 
     #[inline(always)]
@@ -387,5 +416,10 @@ impl Unpack for Iq1M {
             scales[r] = [odd(spread_threes(word32(block[r], 48))), odd(spread_threes(word32(block[r], 52)))];
         }
         (isa.b_widen_words(scales), isa.b_splat(0))
+    }
+
+    #[inline(always)]
+    fn fold<I: Isa>(isa: I, lanes: I::B, scales: I::B, i: usize) -> I::B {
+        fold_iq1(isa, lanes, scales, i)
     }
 }

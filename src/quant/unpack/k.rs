@@ -1,6 +1,6 @@
 //! The K formats: super-blocks of 256 columns with integer scales.
 
-use super::{Chunks, Groups, RowChunks, Scale, Unpack, bits16, bytes, word32};
+use super::{Chunks, Fold, Groups, RowChunks, Scale, Unpack, bits16, bytes, word32};
 use crate::simd::{Isa, MAX_ROWS, OfRows};
 
 /// Activations get a scale of their own every 128 columns: finer than the 256 that llama.cpp uses, at
@@ -239,6 +239,7 @@ impl Unpack for Q2K {
     const SCALED: bool = true;
     const LARGEST_SCALE: i32 = 15;
     const MINS: bool = true;
+    const FOLD: Option<Fold> = Some(Fold { offset: 0, halved: false, largest: 3 * 15 });
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
@@ -257,6 +258,11 @@ impl Unpack for Q2K {
         // Widened values stay below 256, so byte shifts move the upper nibble within its lane.
         (isa.b_and(packed, isa.b_splat(15)), isa.b_shr::<4>(packed))
     }
+
+    #[inline(always)]
+    fn fold<I: Isa>(isa: I, lanes: I::B, scales: I::B, i: usize) -> I::B {
+        isa.b_scaled::<0>(&[0, 1, 2, 3, 0, 0, 0, 0], 0, lanes, scales, i)
+    }
 }
 
 /// 32 bytes of third bits, 64 bytes of bit pairs, 16 scales of 6 bits, `d` f16: d·(s − 32)·(q − 4).
@@ -273,6 +279,8 @@ impl Unpack for Q3K {
     const SCALED: bool = true;
     const LARGEST_SCALE: i32 = 32;
     const MINS: bool = false;
+    // From -4 · 31 to -4 · -32.
+    const FOLD: Option<Fold> = Some(Fold { offset: 124, halved: false, largest: 124 + 128 });
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
@@ -314,5 +322,10 @@ impl Unpack for Q3K {
         }
         let scales = isa.b_add_i16(isa.b_widen_words(scales), isa.b_all_i16(&[-32; 16]));
         (scales, isa.b_splat(0))
+    }
+
+    #[inline(always)]
+    fn fold<I: Isa>(isa: I, lanes: I::B, scales: I::B, i: usize) -> I::B {
+        isa.b_scaled::<0>(&[-4, -3, -2, -1, 0, 1, 2, 3], 124, lanes, scales, i)
     }
 }

@@ -25,6 +25,17 @@ pub struct Scale {
     pub dmin: u16,
 }
 
+/// How a format's quants are multiplied by their scales within bytes: see [`Unpack::FOLD`].
+#[derive(Clone, Copy, Debug)]
+pub struct Fold {
+    /// What is added to a product, for all of them the same, so that it is not negative.
+    pub offset: i32,
+    /// Whether the byte is half of that sum, which is always even.
+    pub halved: bool,
+    /// The largest byte that results.
+    pub largest: u8,
+}
+
 /// A block format, seen as lanes.
 pub trait Unpack: Copy + Send + Sync + 'static {
     /// Columns in a block: 32 or 256.
@@ -49,6 +60,9 @@ pub trait Unpack: Copy + Send + Sync + 'static {
     const FACTOR: f32 = 1.0;
     /// Whether [`Scale::d`] is not a half-precision number but an exponent `e`, for 2^(e − 128).
     const EXPONENT: bool = false;
+
+    /// Where quants times scales fit a byte, what [`Unpack::fold`] makes of them: then a span needs no scales.
+    const FOLD: Option<Fold> = None;
 
     /// The lanes of a block: `BLOCK / 32` narrow vectors.
     type Lanes<B: Copy>: Copy + AsRef<[B]>;
@@ -84,6 +98,13 @@ pub trait Unpack: Copy + Send + Sync + 'static {
     fn groups<I: Isa>(isa: I, _block: OfRows<&[u8]>) -> (I::B, I::B) {
         let ones = isa.b_all_i16(&[1; 16]);
         (ones, ones)
+    }
+
+    /// Vector `i` of a block's lanes as quants times their `scales`, as [`Unpack::FOLD`] says.
+    #[inline(always)]
+    fn fold<I: Isa>(_isa: I, lanes: I::B, _scales: I::B, _i: usize) -> I::B {
+        const { assert!(Self::FOLD.is_none()) };
+        lanes
     }
 }
 

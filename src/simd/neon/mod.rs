@@ -93,6 +93,7 @@ impl<P: Products> Isa for On<P> {
     const LANES: usize = 8;
     const ROWS: usize = 1;
     const TILE: (usize, usize) = (1, P::TOKENS);
+    const LARGEST_FOLDED: u8 = P::LARGEST_FOLDED;
     const WORDS: usize = P::WORDS;
     type B = Bytes;
     type N = Words;
@@ -159,6 +160,14 @@ impl<P: Products> Isa for On<P> {
         unsafe { [vreinterpretq_u8_u64(vld1q_u64(from)), vreinterpretq_u8_u64(vld1q_u64(from.add(2)))] }
     }
     #[inline(always)]
+    fn b_to_words(self, v: Bytes) -> OfRows<[u64; 4]> {
+        let words = unsafe {
+            let (a, b) = (vreinterpretq_u64_u8(v[0]), vreinterpretq_u64_u8(v[1]));
+            [vgetq_lane_u64::<0>(a), vgetq_lane_u64::<1>(a), vgetq_lane_u64::<0>(b), vgetq_lane_u64::<1>(b)]
+        };
+        [words; MAX_ROWS]
+    }
+    #[inline(always)]
     fn b_splat(self, x: u8) -> Bytes {
         unsafe { [vdupq_n_u8(x); 2] }
     }
@@ -200,6 +209,33 @@ impl<P: Products> Isa for On<P> {
         unsafe { both!(vqtbl1q_u8(table, v)) }
     }
     #[inline(always)]
+    fn b_scaled<const SHIFT: i32>(
+        self,
+        quants: &[i16; 8],
+        offset: i16,
+        v: Bytes,
+        scales: Bytes,
+        pair: usize,
+    ) -> Bytes {
+        unsafe {
+            let quants = vld1q_s16(quants.as_ptr());
+            let scales = vreinterpretq_s16_u8(scales[pair / 4]);
+            // Each 16 columns have a scale of their own, and a table with it.
+            let (first, second) = match pair % 4 {
+                0 => (vmulq_laneq_s16::<0>(quants, scales), vmulq_laneq_s16::<1>(quants, scales)),
+                1 => (vmulq_laneq_s16::<2>(quants, scales), vmulq_laneq_s16::<3>(quants, scales)),
+                2 => (vmulq_laneq_s16::<4>(quants, scales), vmulq_laneq_s16::<5>(quants, scales)),
+                _ => (vmulq_laneq_s16::<6>(quants, scales), vmulq_laneq_s16::<7>(quants, scales)),
+            };
+            let (offset, by) = (vdupq_n_s16(offset), vdupq_n_s16(-SHIFT as i16));
+            let first = vshlq_s16(vaddq_s16(first, offset), by);
+            let second = vshlq_s16(vaddq_s16(second, offset), by);
+            let products = [vreinterpretq_u8_s16(first), vreinterpretq_u8_s16(second)];
+            let at = self.b_add(v, v);
+            both!(vqtbl1q_u8(products, at))
+        }
+    }
+    #[inline(always)]
     fn b_from_bits(self, bits: OfRows<u32>) -> Bytes {
         const BIT: u64 = 0x8040_2010_0804_0201;
         const ONES: u64 = 0x0101_0101_0101_0101;
@@ -213,6 +249,67 @@ impl<P: Products> Isa for On<P> {
             let bit = [vreinterpretq_u8_u64(vdupq_n_u64(BIT)); 2];
             both!(vtstq_u8(spread, bit))
         }
+    }
+    #[inline(always)]
+    fn b_fields<const N: usize>(self, words: OfRows<u64>) -> Bytes {
+        const FIRST: u64 = 0x0100_0100_0100_0100;
+        const WORD: u64 = 0x0202_0202_0202_0202;
+        unsafe {
+            let all = [vreinterpretq_u8_u64(vdupq_n_u64(words[0])); 2];
+            let which = [
+                vreinterpretq_u8_u64(vcombine_u64(vcreate_u64(FIRST), vcreate_u64(FIRST + WORD))),
+                vreinterpretq_u8_u64(vcombine_u64(
+                    vcreate_u64(FIRST + 2 * WORD),
+                    vcreate_u64(FIRST + 3 * WORD),
+                )),
+            ];
+            let mut fields = both!(vqtbl1q_u8(all, which));
+            let counts = [0, -(N as i16), -2 * N as i16, -3 * N as i16];
+            let counts = vcombine_s16(vld1_s16(counts.as_ptr()), vld1_s16(counts.as_ptr()));
+            for half in &mut fields {
+                let shifted = vshlq_u16(vreinterpretq_u16_u8(*half), counts);
+                *half = vreinterpretq_u8_u16(vshlq_n_u16::<8>(shifted));
+            }
+            fields
+        }
+    }
+    #[inline(always)]
+    fn b_bits_i16<const N: usize>(self, bits: OfRows<u32>) -> Bytes {
+        // Four words at a time, as fields of their own.
+        let mut words = 0;
+        for k in 0..4 {
+            words |= u64::from(bits[0] >> (4 * N * k) & 0xffff) << (16 * k);
+        }
+        let fields = self.b_fields::<N>([words; MAX_ROWS]);
+        self.b_and(fields, self.b_all_i16(&[((1 << N) - 1) << 8; 16]))
+    }
+    #[inline(always)]
+    fn b_sevens(self, mut v: Bytes) -> Bytes {
+        for half in &mut v {
+            unsafe {
+                let words = vreinterpretq_u32_u8(*half);
+                let first = vandq_u32(words, vdupq_n_u32(0x7f));
+                let second = vandq_u32(vshlq_n_u32::<1>(words), vdupq_n_u32(0x7f00));
+                let third = vandq_u32(vshlq_n_u32::<2>(words), vdupq_n_u32(0x7f_0000));
+                let fourth = vandq_u32(vshlq_n_u32::<3>(words), vdupq_n_u32(0x7f00_0000));
+                *half = vreinterpretq_u8_u32(vorrq_u32(vorrq_u32(first, second), vorrq_u32(third, fourth)));
+            }
+        }
+        v
+    }
+    #[inline(always)]
+    fn b_tops_twice(self, mut v: Bytes) -> Bytes {
+        for half in &mut v {
+            unsafe {
+                let tops = vshrq_n_u32::<28>(vreinterpretq_u32_u8(*half));
+                *half = vreinterpretq_u8_u32(vsliq_n_u32::<16>(tops, tops));
+            }
+        }
+        v
+    }
+    #[inline(always)]
+    fn b_high_bytes(self, a: Bytes, b: Bytes) -> Bytes {
+        unsafe { [vuzp2q_u8(a[0], a[1]), vuzp2q_u8(b[0], b[1])] }
     }
     #[inline(always)]
     fn b_widen_u8(self, from: OfRows<&[u8; 16]>) -> Bytes {

@@ -20,6 +20,8 @@ pub trait Products: Copy + Send + Sync + 'static {
     const TOKENS: usize;
     /// `Isa::WORDS`.
     const WORDS: usize;
+    /// `Isa::LARGEST_FOLDED`.
+    const LARGEST_FOLDED: u8;
 
     /// Whether the machine has the instructions.
     fn detected() -> bool;
@@ -91,6 +93,7 @@ impl Products for Widening {
     const NAME: &'static str = "neon";
     const TOKENS: usize = 4;
     const WORDS: usize = 1;
+    const LARGEST_FOLDED: u8 = 0;
 
     fn detected() -> bool {
         detected!("neon")
@@ -232,6 +235,7 @@ impl Products for DotProduct {
     const NAME: &'static str = "neon-dot";
     const TOKENS: usize = 8;
     const WORDS: usize = 1;
+    const LARGEST_FOLDED: u8 = 127;
 
     fn detected() -> bool {
         detected!("neon") && detected!("dotprod")
@@ -333,6 +337,7 @@ impl Products for MatrixProduct {
     const NAME: &'static str = "neon-i8mm";
     const TOKENS: usize = 8;
     const WORDS: usize = 2;
+    const LARGEST_FOLDED: u8 = 255;
 
     fn detected() -> bool {
         DotProduct::detected() && detected!("i8mm")

@@ -3,13 +3,15 @@
 //! Safety, for every `unsafe` in this file: an [`Avx512With`] exists only if `new()` found the features that
 //! the intrinsics need, and loads and stores go through references or bounds-checked slices.
 
+mod codebook;
+
 use std::arch::x86_64::*;
 
 use super::avx2::{largest8, sum8};
 use super::pairs::{Pairs, group_of_pairs};
 use super::{
-    Isa, Kernel, MAX_LANES, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut, group_of_words,
-    span_of_dots, span_of_words,
+    Codebook, Isa, Kernel, MAX_LANES, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut,
+    group_of_words, span_of_dots, span_of_words,
 };
 
 /// Proof that the machine has AVX-512 F, BW, VL and DQ, and VNNI if `VNNI`.
@@ -40,6 +42,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     const TILE: (usize, usize) = (2, 6);
     const SMALL: usize = if VNNI { 4 } else { Self::TILE.1 };
     const FLOAT_SCALES: bool = VNNI;
+    const LARGEST_FOLDED: u8 = if VNNI { 255 } else { 0 };
     type B = __m512i;
     type N = __m512i;
     type G = __m512;
@@ -139,6 +142,12 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         }
     }
     #[inline(always)]
+    fn b_to_words(self, v: Self::B) -> OfRows<[u64; 4]> {
+        let mut words = [[0; 4]; MAX_ROWS];
+        unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), v) };
+        words
+    }
+    #[inline(always)]
     fn b_splat(self, x: u8) -> Self::B {
         unsafe { _mm512_set1_epi8(x as i8) }
     }
@@ -185,34 +194,38 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         }
     }
     #[inline(always)]
+    fn b_scaled<const SHIFT: i32>(
+        self,
+        quants: &[i16; 8],
+        offset: i16,
+        v: Self::B,
+        scales: Self::B,
+        pair: usize,
+    ) -> Self::B {
+        unsafe {
+            let quants = _mm512_broadcast_i32x4(_mm_loadu_si128(quants.as_ptr().cast()));
+            // Each 16 columns have a scale of their own, as each 128 bits do here: a table for them.
+            let products = _mm512_mullo_epi16(self.spread_i16(scales, pair), quants);
+            let sums = _mm512_add_epi16(products, _mm512_set1_epi16(offset));
+            let table = _mm512_srl_epi16(sums, _mm_cvtsi32_si128(SHIFT));
+            _mm512_shuffle_epi8(table, _mm512_add_epi8(v, v))
+        }
+    }
+    #[inline(always)]
     fn b_from_bits(self, bits: OfRows<u32>) -> Self::B {
         unsafe { _mm512_movm_epi8(u64::from(bits[0]) | u64::from(bits[1]) << 32) }
     }
     #[inline(always)]
-    fn b_entries8<const N: usize>(self, table: &[u64; N], at: OfRows<u64>) -> Self::B {
-        const { assert!(N.is_power_of_two()) };
-        unsafe {
-            let at = _mm512_cvtepu16_epi64(_mm_set_epi64x(at[1] as i64, at[0] as i64));
-            // Sound: what is left of a number is below the table's length.
-            let at = _mm512_and_si512(at, _mm512_set1_epi64(N as i64 - 1));
-            _mm512_i64gather_epi64::<8>(at, table.as_ptr().cast())
-        }
+    fn b_points8<const N: usize>(self, book: &Codebook<u64, N>, numbers: [Self::B; 2]) -> [Self::B; 8] {
+        self.points8(book, numbers)
     }
     #[inline(always)]
-    fn b_entries8_split<const N: usize>(
-        self,
-        table: &[u64; N],
-        low: OfRows<u32>,
-        high: OfRows<u32>,
-    ) -> Self::B {
-        const { assert!(N.is_power_of_two()) };
-        let both = |words: OfRows<u32>| i64::from(words[0]) | i64::from(words[1]) << 32;
-        unsafe {
-            let at = _mm_unpacklo_epi8(_mm_cvtsi64_si128(both(low)), _mm_cvtsi64_si128(both(high)));
-            // Sound: what is left of a number is below the table's length.
-            let at = _mm512_and_si512(_mm512_cvtepu16_epi64(at), _mm512_set1_epi64(N as i64 - 1));
-            _mm512_i64gather_epi64::<8>(at, table.as_ptr().cast())
-        }
+    fn b_points4<const N: usize>(self, book: &Codebook<u32, N>, numbers: [Self::B; 4]) -> [Self::B; 8] {
+        self.points4(book, numbers)
+    }
+    #[inline(always)]
+    fn b_bits_i16<const N: usize>(self, bits: OfRows<u32>) -> Self::B {
+        self.bits_i16::<N>(bits)
     }
     #[inline(always)]
     fn b_negate(self, v: Self::B, bits: OfRows<u32>) -> Self::B {
@@ -220,15 +233,38 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         unsafe { _mm512_mask_sub_epi8(v, bits, _mm512_setzero_si512(), v) }
     }
     #[inline(always)]
-    fn b_entries4<const N: usize>(self, table: &[u32; N], low: OfRows<u64>, high: OfRows<u32>) -> Self::B {
-        const { assert!(N.is_power_of_two()) };
+    fn b_fields<const N: usize>(self, words: OfRows<u64>) -> Self::B {
+        self.fields::<N>(words)
+    }
+    #[inline(always)]
+    fn b_negate_all(self, v: [Self::B; 8], signs: Self::B) -> [Self::B; 8] {
+        self.negate_all(v, signs)
+    }
+    #[inline(always)]
+    fn b_sevens(self, v: Self::B) -> Self::B {
         unsafe {
-            let low = _mm512_cvtepu8_epi32(_mm_set_epi64x(low[1] as i64, low[0] as i64));
-            let high = (high[0] & 0xff | high[1] << 8) as u16;
-            let at = _mm512_mask_add_epi32(low, high, low, _mm512_set1_epi32(256));
-            // Sound: what is left of a number is below the table's length.
-            let at = _mm512_and_si512(at, _mm512_set1_epi32(N as i32 - 1));
-            _mm512_i32gather_epi32::<4>(at, table.as_ptr().cast())
+            let shifted =
+                [v, _mm512_slli_epi32::<1>(v), _mm512_slli_epi32::<2>(v), _mm512_slli_epi32::<3>(v)];
+            let mut sevens = _mm512_and_si512(v, _mm512_set1_epi32(0x7f));
+            for k in 1..4 {
+                let at = _mm512_and_si512(shifted[k], _mm512_set1_epi32(0x7f << (8 * k)));
+                sevens = _mm512_or_si512(sevens, at);
+            }
+            sevens
+        }
+    }
+    #[inline(always)]
+    fn b_tops_twice(self, v: Self::B) -> Self::B {
+        unsafe {
+            let tops = _mm512_srli_epi32::<28>(v);
+            opaque(_mm512_or_si512(tops, _mm512_slli_epi32::<16>(tops)))
+        }
+    }
+    #[inline(always)]
+    fn b_high_bytes(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe {
+            let packed = _mm512_packus_epi16(_mm512_srli_epi16::<8>(a), _mm512_srli_epi16::<8>(b));
+            _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 1, 3, 4, 6, 5, 7), packed)
         }
     }
     #[inline(always)]
