@@ -1,7 +1,7 @@
 //! Blocks of many rows turned into columns while they are packed: half the work, or less, of unpacking each row and turning what
 //! comes out, and scales and mins of all rows are then had at once.
 
-use super::matmul::{Lanes, min_columns, store_scale};
+use super::matmul::{Lanes, store_scale};
 use super::prefetch_ahead;
 use crate::quant::unpack::{Chunks, Scale, Unpack};
 use crate::simd::{Isa, MAX_LANES};
