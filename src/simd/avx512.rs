@@ -6,6 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::{largest8, sum8};
+use super::bf16::Avx512Bf16;
 use super::pairs::{Pairs, group_of_pairs};
 use super::{
     Isa, Kernel, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut, group_of_words, span_of_dots,
@@ -45,6 +46,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     type G = __m512;
     type W = __m512i;
     type F = __m512;
+    type DotBf16 = Avx512Bf16;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
@@ -544,6 +546,35 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
             let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(checked::<16, _>(from).cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
         }
+    }
+    #[inline(always)]
+    fn f_low_bf16(self, v: Self::W) -> Self::F {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v)) }
+    }
+    #[inline(always)]
+    fn f_high_bf16(self, v: Self::W) -> Self::F {
+        unsafe { _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(-0x1_0000))) }
+    }
+    #[inline(always)]
+    fn f_round_bf16(self, v: Self::F) -> Self::F {
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            self.f_high_bf16(rounded)
+        }
+    }
+    #[inline(always)]
+    fn f_store_bf16(self, v: Self::F, to: &mut [i32]) {
+        unsafe {
+            let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_castps_si512(v)));
+            _mm256_storeu_si256(checked_mut::<8, _>(to).cast(), halves);
+        }
+    }
+    #[inline(always)]
+    fn dot_bf16(self) -> Option<Avx512Bf16> {
+        // Every CPU that has it has VNNI: without, one kind of kernel will do.
+        if VNNI { Avx512Bf16::new() } else { None }
     }
     #[inline(always)]
     fn f_from_w(self, v: Self::W) -> Self::F {
