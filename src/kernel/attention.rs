@@ -469,7 +469,10 @@ fn scores_of<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
     scores: &mut [f32],
 ) {
     const { assert!(BLOCK.is_multiple_of(V * MAX_LANES)) };
-    let queries = &queries[row * steps..(row + Q) * steps];
+    let mut query = [&queries[..0]; Q];
+    for q in 0..Q {
+        query[q] = &queries[(row + q) * steps..][..steps];
+    }
     let scores = &mut scores[row * BLOCK..(row + Q) * BLOCK];
     let mut key = 0;
     while key < BLOCK {
@@ -487,7 +490,7 @@ fn scores_of<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
                 k[v] = products.load(isa, &from[v][step * KEYS..]);
             }
             for q in 0..Q {
-                products.add(isa, &mut sum[q], &k, &queries[q * steps + step]);
+                products.add(isa, &mut sum[q], &k, &query[q][step]);
             }
         }
         for q in 0..Q {

@@ -26,6 +26,7 @@ pub use avx512::Avx512Bf16;
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::*;
+    use std::sync::OnceLock;
 
     use super::super::Isa;
     use super::DotBf16;
@@ -35,15 +36,21 @@ mod avx512 {
     pub struct Avx512Bf16(());
 
     impl Avx512Bf16 {
-        /// The proof, if the machine has the features.
+        /// The proof, if the machine has the features and gains from them: Intel's CPUs start `vdpbf16ps` every second cycle,
+        /// and two FMAs, which make as many products, in one.
         #[inline(always)]
         pub fn new() -> Option<Self> {
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
-                Some(Self(()))
-            } else {
-                None
-            }
+            static FAST: OnceLock<bool> = OnceLock::new();
+            if *FAST.get_or_init(fast) { Some(Self(())) } else { None }
         }
+    }
+
+    #[cold]
+    fn fast() -> bool {
+        // The vendor's name begins in EBX.
+        __cpuid(0).ebx.to_le_bytes() == *b"Auth"
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bf16")
     }
 
     impl<I: Isa<F = __m512, W = __m512i>> DotBf16<I> for Avx512Bf16 {
