@@ -358,6 +358,8 @@ pub fn attention_case<S: Subject>(
     what: &str,
 ) {
     let (keys, values) = kinds;
+    // Where keys or values are bf16, the CPU rounds queries or weights, too.
+    let most = if keys == KvType::Bf16 || values == KvType::Bf16 { 5.0 * TOLERANCE } else { TOLERANCE };
     let mut random = Random(5);
     let shape = CacheShape { layers: 3..4, kv_heads: heads.kv_count, head: heads.size, keys, values };
     let mut cache = device.cache(shape);
@@ -384,7 +386,8 @@ pub fn attention_case<S: Subject>(
         let mut parts = [Part { cache: &mut cache_cpu, rows: 0..rows, position }];
         CPU.attention(3, &heads, &rotation, &qkv_cpu, &mut parts, &mut want).unwrap();
         let what = format!("{what}: {rows} rows at {position}, {heads:?}, {keys:?} and {values:?}");
-        assert_close(&device.read(&out).unwrap(), &CPU.read(&want).unwrap(), &what);
+        let difference = difference(&device.read(&out).unwrap(), &CPU.read(&want).unwrap());
+        assert!(difference <= most, "{what}: {difference:e}");
         position += rows;
     }
 }

@@ -1,9 +1,11 @@
 //! How keys and values of one head are stored: f32, f16, bf16, or blocks of 32 elements with a scale.
 //!
 //! Keys are kept sixteen positions side by side ([`KEYS`]), element by element, so that scores of a vector
-//! of keys need no horizontal sums; values position by position. Quantized elements are those of the
+//! of keys need no horizontal sums; values position by position. Of bf16, two elements of a key, or those of two
+//! positions of values, share a word, for dot products of pairs. Quantized elements are those of the
 //! GGUF types of the same name, only laid out anew.
 
+use super::Lines;
 use crate::gguf::TensorType;
 use crate::quant;
 use crate::simd::{Isa, MAX_LANES};
@@ -62,7 +64,9 @@ pub const fn padded_head(head: usize) -> usize {
 pub enum KvData {
     F32(Box<[f32]>),
     F16(Box<[u16]>),
-    Bf16(Box<[u16]>),
+    /// Pairs, the first in the low half of a word: elements `2 i` and `2 i + 1` of keys, `[PAGE / KEYS, padded / 2, KEYS]`, or
+    /// positions `2 i` and `2 i + 1` of values, `[PAGE / 2, padded]`.
+    Bf16(Lines<i32>),
     /// Quants, and a half-precision scale for every 32.
     Q8_0(Box<[i8]>, Box<[u16]>),
     /// Nibbles: element `i` of 32 in the low half of byte `i`, element `16 + i` in the high half.
@@ -76,7 +80,11 @@ impl KvData {
         match kind {
             KvType::F32 => KvData::F32(zeros(elements)),
             KvType::F16 => KvData::F16(zeros(elements)),
-            KvType::Bf16 => KvData::Bf16(zeros(elements)),
+            KvType::Bf16 => {
+                let mut pairs = Lines::default();
+                pairs.resize(elements / 2);
+                KvData::Bf16(pairs)
+            }
             KvType::Q8_0 => KvData::Q8_0(zeros(elements), zeros(elements / SHARED)),
             KvType::Q4_0 => KvData::Q4_0(zeros(elements / 2), zeros(elements / SHARED)),
         }
@@ -87,7 +95,8 @@ impl KvData {
     pub fn address(&self, at: usize) -> Option<*const u8> {
         match self {
             KvData::F32(data) => Some(data[at..].as_ptr().cast()),
-            KvData::F16(data) | KvData::Bf16(data) => Some(data[at..].as_ptr().cast()),
+            KvData::F16(data) => Some(data[at..].as_ptr().cast()),
+            KvData::Bf16(data) => Some(data[at / 2..].as_ptr().cast()),
             KvData::Q8_0(..) | KvData::Q4_0(..) => None,
         }
     }
@@ -108,7 +117,15 @@ impl KvData {
                     i += I::LANES;
                 }
             }
-            KvData::Bf16(to) => spread(&to_bf16(key)[..padded], &mut to[group * KEYS..], lane),
+            KvData::Bf16(to) => {
+                let mut i = 0;
+                while i < padded {
+                    let mut some = [0; MAX_LANES / 2];
+                    isa.f_store_bf16(isa.f_round_bf16(isa.f_load(&key[i..])), &mut some);
+                    spread(&some[..I::LANES / 2], &mut to[(group + i) / 2 * KEYS..], lane);
+                    i += I::LANES;
+                }
+            }
             KvData::Q8_0(to, scales) => {
                 let (quants, d) = to_q8_0(key);
                 spread(&quants[..padded], &mut to[group * KEYS..], lane);
@@ -122,7 +139,7 @@ impl KvData {
         }
     }
 
-    /// Writes the value of position `at` of the page; `value` is `[padded]`.
+    /// Writes the value of position `at` of the page; `value` is `[padded]`. A position comes after the one before it.
     #[inline(always)]
     pub fn store_value<I: Isa>(&mut self, isa: I, at: usize, value: &[f32]) {
         let padded = value.len();
@@ -137,7 +154,25 @@ impl KvData {
                     i += I::LANES;
                 }
             }
-            KvData::Bf16(to) => to[first..first + padded].copy_from_slice(&to_bf16(value)[..padded]),
+            KvData::Bf16(to) => {
+                let to = &mut to[at / 2 * padded..][..padded];
+                let mut i = 0;
+                while i < padded {
+                    let mut some = [0.0; MAX_LANES];
+                    isa.f_store(isa.f_round_bf16(isa.f_load(&value[i..])), &mut some);
+                    for lane in 0..I::LANES {
+                        let bits = some[lane].to_bits();
+                        // The second of a pair may be multiplied, by 0, before there is one: what was there before could be no number.
+                        let pair = if at.is_multiple_of(2) {
+                            bits >> 16
+                        } else {
+                            bits | to[i + lane] as u32 & 0xffff
+                        };
+                        to[i + lane] = pair as i32;
+                    }
+                    i += I::LANES;
+                }
+            }
             KvData::Q8_0(to, scales) => {
                 let (quants, d) = to_q8_0(value);
                 to[first..first + padded].copy_from_slice(&quants[..padded]);
@@ -151,15 +186,15 @@ impl KvData {
         }
     }
 
-    /// The keys of `count` groups of [`KEYS`] positions from group `first` on: `out` gets `[count, padded, KEYS]`.
+    /// The keys of `count` groups of [`KEYS`] positions from group `first` on: `out` gets `[count, padded, KEYS]`. Not of bf16.
     #[inline(always)]
     pub fn load_keys<I: Isa>(&self, isa: I, first: usize, count: usize, padded: usize, out: &mut [f32]) {
         let (at, elements) = (first * padded * KEYS, count * padded * KEYS);
         let out = &mut out[..elements];
         match self {
             KvData::F32(from) => out.copy_from_slice(&from[at..at + elements]),
-            KvData::F16(from) => widen::<I, false>(isa, &from[at..at + elements], out),
-            KvData::Bf16(from) => widen::<I, true>(isa, &from[at..at + elements], out),
+            KvData::F16(from) => widen(isa, &from[at..at + elements], out),
+            KvData::Bf16(_) => unreachable!("pairs are multiplied as they are"),
             KvData::Q8_0(from, scales) => {
                 // A scale for each position of 32 elements.
                 for block in 0..elements / (SHARED * KEYS) {
@@ -186,15 +221,15 @@ impl KvData {
         }
     }
 
-    /// The values of `count` positions from `first` on: `out` gets `[count, padded]`.
+    /// The values of `count` positions from `first` on: `out` gets `[count, padded]`. Not of bf16.
     #[inline(always)]
     pub fn load_values<I: Isa>(&self, isa: I, first: usize, count: usize, padded: usize, out: &mut [f32]) {
         let (at, elements) = (first * padded, count * padded);
         let out = &mut out[..elements];
         match self {
             KvData::F32(from) => out.copy_from_slice(&from[at..at + elements]),
-            KvData::F16(from) => widen::<I, false>(isa, &from[at..at + elements], out),
-            KvData::Bf16(from) => widen::<I, true>(isa, &from[at..at + elements], out),
+            KvData::F16(from) => widen(isa, &from[at..at + elements], out),
+            KvData::Bf16(_) => unreachable!("pairs are multiplied as they are"),
             KvData::Q8_0(from, scales) => {
                 for block in 0..elements / SHARED {
                     let d = [scales[at / SHARED + block]; KEYS];
@@ -233,15 +268,6 @@ fn spread<T: Copy>(from: &[T], to: &mut [T], lane: usize) {
     }
 }
 
-#[inline(always)]
-fn to_bf16(from: &[f32]) -> [u16; MAX_HEAD] {
-    let mut to = [0; MAX_HEAD];
-    for i in 0..from.len() {
-        to[i] = half::bf16::from_f32(from[i]).to_bits();
-    }
-    to
-}
-
 /// Quants and scales, as the tensor type has them.
 fn to_q8_0(from: &[f32]) -> ([i8; MAX_HEAD], [u16; MAX_HEAD / SHARED]) {
     let (mut quants, mut scales) = ([0; MAX_HEAD], [0; MAX_HEAD / SHARED]);
@@ -277,16 +303,15 @@ fn blocks<const BYTES: usize>(from: &[f32], kind: TensorType, mut each: impl FnM
 /// Elements that [`widen`] asks for ahead: the hardware follows a stream to the end of a memory page and no further.
 const AHEAD: usize = 3072;
 
-/// Half precision, or `BF16`, to f32.
+/// Half precision to f32.
 #[inline(always)]
-fn widen<I: Isa, const BF16: bool>(isa: I, from: &[u16], to: &mut [f32]) {
+fn widen<I: Isa>(isa: I, from: &[u16], to: &mut [f32]) {
     let mut i = 0;
     while i < to.len() {
         if i % 32 == 0 {
             isa.prefetch(from.as_ptr().wrapping_add(i + AHEAD).cast());
         }
-        let x = if BF16 { isa.f_load_bf16(&from[i..]) } else { isa.f_load_f16(&from[i..]) };
-        isa.f_store(x, &mut to[i..]);
+        isa.f_store(isa.f_load_f16(&from[i..]), &mut to[i..]);
         i += I::LANES;
     }
 }

@@ -7,8 +7,8 @@ use std::arch::x86_64::*;
 
 use super::pairs::{Pairs, group_of_pairs};
 use super::{
-    Isa, Kernel, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut, group_of_words, span_of_dots,
-    span_of_words,
+    Isa, Kernel, MAX_ROWS, NoDotBf16, OfRows, SpanTile, TileKernel, checked, checked_mut, group_of_words,
+    span_of_dots, span_of_words,
 };
 
 /// Proof that the machine has AVX2, FMA and F16C, and AVX-VNNI if `VNNI`.
@@ -51,6 +51,7 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
     type G = __m256;
     type W = __m256i;
     type F = __m256;
+    type DotBf16 = NoDotBf16;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
@@ -569,6 +570,31 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
         unsafe {
             let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(checked::<8, _>(from).cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+        }
+    }
+    #[inline(always)]
+    fn f_low_bf16(self, v: Self::W) -> Self::F {
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v)) }
+    }
+    #[inline(always)]
+    fn f_high_bf16(self, v: Self::W) -> Self::F {
+        unsafe { _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(-0x1_0000))) }
+    }
+    #[inline(always)]
+    fn f_round_bf16(self, v: Self::F) -> Self::F {
+        unsafe {
+            let bits = _mm256_castps_si256(v);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+            self.f_high_bf16(rounded)
+        }
+    }
+    #[inline(always)]
+    fn f_store_bf16(self, v: Self::F, to: &mut [i32]) {
+        unsafe {
+            let halves = _mm256_srli_epi32::<16>(_mm256_castps_si256(v));
+            let both = _mm256_permute4x64_epi64::<0x08>(_mm256_packus_epi32(halves, halves));
+            _mm_storeu_si128(checked_mut::<4, _>(to).cast(), _mm256_castsi256_si128(both));
         }
     }
     #[inline(always)]

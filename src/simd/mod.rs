@@ -14,6 +14,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bf16;
 mod codebook;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -25,6 +26,7 @@ mod scalar;
 pub use avx2::{Avx2, AvxVnni};
 #[cfg(target_arch = "x86_64")]
 pub use avx512::{Avx512, Avx512Plain};
+pub use bf16::{DotBf16, NoDotBf16};
 pub use codebook::Codebook;
 #[cfg(target_arch = "aarch64")]
 pub use neon::{Neon, NeonDot, NeonI8mm};
@@ -84,6 +86,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     type W: Copy;
     /// Wide: `LANES` f32.
     type F: Copy;
+    /// What [`Isa::dot_bf16`] may give.
+    type DotBf16: DotBf16<Self>;
 
     /// Runs `kernel` inside a function compiled for this ISA.
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
@@ -356,6 +360,19 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn f_load_f16(self, from: &[u16]) -> Self::F;
     /// The first `LANES` bfloat16 values of `from`.
     fn f_load_bf16(self, from: &[u16]) -> Self::F;
+    /// The bfloat16 values in the low halves.
+    fn f_low_bf16(self, v: Self::W) -> Self::F;
+    /// The bfloat16 values in the high halves.
+    fn f_high_bf16(self, v: Self::W) -> Self::F;
+    /// Rounded to what bfloat16 has, ties to even.
+    fn f_round_bf16(self, v: Self::F) -> Self::F;
+    /// The high halves of `LANES` floats in half as many words, which is all there is to them after [`Isa::f_round_bf16`].
+    fn f_store_bf16(self, v: Self::F, to: &mut [i32]);
+    /// Dot products of pairs of bfloat16, if the machine has an instruction.
+    #[inline(always)]
+    fn dot_bf16(self) -> Option<Self::DotBf16> {
+        None
+    }
     fn f_from_w(self, v: Self::W) -> Self::F;
     /// The half-precision numbers in the low halves of words, and those in the high halves.
     #[inline(always)]

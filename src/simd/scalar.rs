@@ -1,6 +1,6 @@
 //! The portable path: plain arrays. It is the reference that the other ISAs are tested against.
 
-use super::{Isa, Kernel, MAX_ROWS, OfRows, TileKernel};
+use super::{Isa, Kernel, MAX_ROWS, NoDotBf16, OfRows, TileKernel};
 
 /// The token that every machine has.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +42,7 @@ impl Isa for Scalar {
     type G = [f32; 8];
     type W = [i32; 8];
     type F = [f32; 8];
+    type DotBf16 = NoDotBf16;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
@@ -379,6 +380,27 @@ impl Isa for Scalar {
     #[inline(always)]
     fn f_load_bf16(self, from: &[u16]) -> Self::F {
         std::array::from_fn(|i| f32::from_bits(u32::from(from[i]) << 16))
+    }
+    #[inline(always)]
+    fn f_low_bf16(self, v: Self::W) -> Self::F {
+        v.map(|x| f32::from_bits((x as u32) << 16))
+    }
+    #[inline(always)]
+    fn f_high_bf16(self, v: Self::W) -> Self::F {
+        v.map(|x| f32::from_bits(x as u32 & 0xffff_0000))
+    }
+    #[inline(always)]
+    fn f_round_bf16(self, v: Self::F) -> Self::F {
+        v.map(|x| {
+            let bits = x.to_bits();
+            f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+        })
+    }
+    #[inline(always)]
+    fn f_store_bf16(self, v: Self::F, to: &mut [i32]) {
+        for i in 0..4 {
+            to[i] = (v[2 * i].to_bits() >> 16 | v[2 * i + 1].to_bits() & 0xffff_0000) as i32;
+        }
     }
     #[inline(always)]
     fn f_from_w(self, v: Self::W) -> Self::F {

@@ -1,6 +1,6 @@
 //! Every ISA level against plain arithmetic, where bits are easily lost: NaN, signed zeros, ties, half precision.
 
-use super::{Isa, Kernel, Level, MAX_LANES, MAX_ROWS, dispatch_at};
+use super::{DotBf16, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, dispatch_at};
 
 /// Runs operations on each `LANES` of `a` and `b`; one list of bits an operation.
 struct Floats<'a>(&'a [f32], &'a [f32]);
@@ -179,6 +179,65 @@ fn bytes_are_scaled_alike_at_every_level() {
                     "byte {i}, pair {pair} at {level:?}"
                 );
             }
+        }
+    }
+}
+
+/// Rounds floats, and multiplies the pairs they make.
+struct Brains<'a>(&'a [f32]);
+
+impl Kernel for Brains<'_> {
+    /// Words of two rounded floats, and dot products of each word with the one after it.
+    type Output = (Vec<i32>, Vec<u32>);
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let mut words = vec![0; self.0.len() / 2];
+        for (i, from) in self.0.chunks_exact(I::LANES).enumerate() {
+            isa.f_store_bf16(isa.f_round_bf16(isa.f_load(from)), &mut words[i * I::LANES / 2..]);
+        }
+        let mut products = Vec::new();
+        for word in 0..words.len() - MAX_LANES {
+            let (lanes, pair) = (isa.w_load(&words[word + 1..]), &words[word]);
+            let mut sum = [isa.f_from_w(isa.w_splat(word as i32))];
+            match isa.dot_bf16() {
+                Some(dot) => dot.add(&mut sum, &[lanes], pair),
+                None => {
+                    let pair = isa.w_splat(*pair);
+                    sum[0] = isa.f_fma(isa.f_high_bf16(pair), isa.f_high_bf16(lanes), sum[0]);
+                    sum[0] = isa.f_fma(isa.f_low_bf16(pair), isa.f_low_bf16(lanes), sum[0]);
+                }
+            }
+            let mut out = [0.0f32; MAX_LANES];
+            isa.f_store(sum[0], &mut out);
+            products.push(bits(out[0]));
+        }
+        (words, products)
+    }
+}
+
+#[test]
+fn bfloat16_rounds_to_even_and_multiplies_in_pairs_at_every_level() {
+    let mut state = 1u64;
+    let floats: Vec<f32> = (0..4096)
+        .map(|i| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // Of some size; every third lies between two bfloat16.
+            let x =
+                ((state >> 40) as f32 / 8_388_608.0 - 1.0) * (2.0f32).powi((state >> 20 & 31) as i32 - 16);
+            if i % 3 == 0 { f32::from_bits(x.to_bits() & 0xffff_0000 | 0x8000) } else { x }
+        })
+        .collect();
+    let halves: Vec<half::bf16> = floats.iter().map(|&x| half::bf16::from_f32(x)).collect();
+    for level in Level::available() {
+        let (words, products) = dispatch_at(level, Brains(&floats));
+        for (i, &word) in words.iter().enumerate() {
+            let want = (halves[2 * i + 1].to_bits() as u32) << 16 | halves[2 * i].to_bits() as u32;
+            assert_eq!(word as u32, want, "{} and {} at {level:?}", floats[2 * i], floats[2 * i + 1]);
+        }
+        for (i, &product) in products.iter().enumerate() {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|k| halves[2 * i + k].to_f32());
+            assert_eq!(product, bits(a.mul_add(c, b.mul_add(d, i as f32))), "pair {i} at {level:?}");
         }
     }
 }

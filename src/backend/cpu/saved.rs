@@ -7,7 +7,7 @@ use super::{Cache, CacheShape};
 use crate::kernel::kv::{KvData, PAGE, padded_head};
 
 /// Changes whenever the same positions would lie differently in a page.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Positions that a layout keeps together, whatever their order: a page's first positions are saved in whole
 /// groups of so many, which lie at the start of each of its arrays.
@@ -70,7 +70,10 @@ fn save(data: &KvData, saved: usize, out: &mut Vec<u8>) {
         KvData::F32(array) => {
             part(array, saved).iter().for_each(|element| out.extend_from_slice(&element.to_le_bytes()));
         }
-        KvData::F16(array) | KvData::Bf16(array) => halves(array, out),
+        KvData::F16(array) => halves(array, out),
+        KvData::Bf16(array) => {
+            part(array, saved).iter().for_each(|pair| out.extend_from_slice(&pair.to_le_bytes()));
+        }
         KvData::Q8_0(quants, scales) => {
             out.extend(part(quants, saved).iter().map(|&quant| quant as u8));
             halves(scales, out);
@@ -85,7 +88,8 @@ fn save(data: &KvData, saved: usize, out: &mut Vec<u8>) {
 fn restore(data: &mut KvData, saved: usize, bytes: &mut &[u8]) {
     match data {
         KvData::F32(array) => fill(array, saved, bytes, f32::from_le_bytes),
-        KvData::F16(array) | KvData::Bf16(array) => fill(array, saved, bytes, u16::from_le_bytes),
+        KvData::F16(array) => fill(array, saved, bytes, u16::from_le_bytes),
+        KvData::Bf16(array) => fill(array, saved, bytes, i32::from_le_bytes),
         KvData::Q8_0(quants, scales) => {
             fill(quants, saved, bytes, i8::from_le_bytes);
             fill(scales, saved, bytes, u16::from_le_bytes);

@@ -4,10 +4,12 @@
 //! the intrinsics need, and loads and stores go through references or bounds-checked slices.
 
 mod codebook;
+mod transpose;
 
 use std::arch::x86_64::*;
 
 use super::avx2::{largest8, sum8};
+use super::bf16::Avx512Bf16;
 use super::pairs::{Pairs, group_of_pairs};
 use super::{
     Codebook, Isa, Kernel, MAX_LANES, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut,
@@ -48,6 +50,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     type G = __m512;
     type W = __m512i;
     type F = __m512;
+    type DotBf16 = Avx512Bf16;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
@@ -519,34 +522,27 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     }
     #[inline(always)]
     fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
-        assert!(from.len() >= 4 * (15 * from_stride + 16) && to.len() >= 15 * to_stride + 16);
-        unsafe {
-            let mut rows = [_mm512_setzero_si512(); 16];
-            for r in 0..16 {
-                rows[r] = _mm512_loadu_si512(from.as_ptr().add(4 * r * from_stride).cast());
-            }
-            transpose16(rows, to.as_mut_ptr(), to_stride);
+        assert!(from.len() >= 4 * (15 * from_stride + 16));
+        let mut rows = [self.w_splat(0); 16];
+        for r in 0..16 {
+            rows[r] = unsafe { _mm512_loadu_si512(from.as_ptr().add(4 * r * from_stride).cast()) };
         }
+        unsafe { transpose::sixteen(rows, to, to_stride) }
     }
     #[inline(always)]
     fn w_transpose_rows(self, from: &[&[u8]; MAX_LANES], at: usize, to: &mut [i32], to_stride: usize) {
-        assert!(to.len() >= 15 * to_stride + 16);
-        unsafe {
-            let mut rows = [_mm512_setzero_si512(); 16];
-            for r in 0..16 {
-                rows[r] = _mm512_loadu_si512(checked::<64, _>(&from[r][at..]).cast());
-            }
-            transpose16(rows, to.as_mut_ptr(), to_stride);
+        let mut rows = [self.w_splat(0); 16];
+        for r in 0..16 {
+            rows[r] = unsafe { _mm512_loadu_si512(checked::<64, _>(&from[r][at..]).cast()) };
         }
+        unsafe { transpose::sixteen(rows, to, to_stride) }
     }
-
     #[inline(always)]
     fn w_transpose_four(self, from: &[&[u8]; MAX_LANES], at: usize, to: &mut [i32], to_stride: usize) {
-        assert!(to.len() >= 3 * to_stride + 16);
-        unsafe {
-            // 128-bit part p of four[j] is row 4p + j.
-            let mut four = [_mm512_setzero_si512(); 4];
-            for j in 0..4 {
+        // 128-bit part p of four[j] is row 4p + j.
+        let mut four = [self.w_splat(0); 4];
+        for j in 0..4 {
+            unsafe {
                 let mut part = [_mm_setzero_si128(); 4];
                 for p in 0..4 {
                     part[p] = _mm_loadu_si128(checked::<16, _>(&from[4 * p + j][at..]).cast());
@@ -555,19 +551,8 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
                 let high = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(part[2]), part[3]);
                 four[j] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
             }
-            let [a, b, c, d] = four;
-            let (ab_low, cd_low) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
-            let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
-            let out = [
-                _mm512_unpacklo_epi64(ab_low, cd_low),
-                _mm512_unpackhi_epi64(ab_low, cd_low),
-                _mm512_unpacklo_epi64(ab_high, cd_high),
-                _mm512_unpackhi_epi64(ab_high, cd_high),
-            ];
-            for c in 0..4 {
-                _mm512_storeu_si512(to.as_mut_ptr().add(c * to_stride).cast(), out[c]);
-            }
         }
+        unsafe { transpose::four(four, to, to_stride) }
     }
 
     #[inline(always)]
@@ -606,6 +591,35 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
             let high = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(v));
             [_mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)), _mm512_cvtph_ps(high)]
         }
+    }
+    #[inline(always)]
+    fn f_low_bf16(self, v: Self::W) -> Self::F {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v)) }
+    }
+    #[inline(always)]
+    fn f_high_bf16(self, v: Self::W) -> Self::F {
+        unsafe { _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(-0x1_0000))) }
+    }
+    #[inline(always)]
+    fn f_round_bf16(self, v: Self::F) -> Self::F {
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            self.f_high_bf16(rounded)
+        }
+    }
+    #[inline(always)]
+    fn f_store_bf16(self, v: Self::F, to: &mut [i32]) {
+        unsafe {
+            let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_castps_si512(v)));
+            _mm256_storeu_si256(checked_mut::<8, _>(to).cast(), halves);
+        }
+    }
+    #[inline(always)]
+    fn dot_bf16(self) -> Option<Avx512Bf16> {
+        // Every CPU that has it has VNNI: without, one kind of kernel will do.
+        if VNNI { Avx512Bf16::new() } else { None }
     }
     #[inline(always)]
     fn f_from_w(self, v: Self::W) -> Self::F {
@@ -714,46 +728,6 @@ impl<const VNNI: bool> Avx512With<VNNI> {
         unsafe {
             let first = _mm_loadu_si128(from[0].as_ptr().cast());
             _mm256_set_m128i(_mm_loadu_si128(from[1].as_ptr().cast()), first)
-        }
-    }
-}
-
-/// Row `r`, word `c` goes to row `c`, word `r`; row `c` of the result starts at `to[c * to_stride]`.
-///
-/// # Safety
-/// All sixteen rows of the result may be written.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn transpose16(rows: [__m512i; 16], to: *mut i32, to_stride: usize) {
-    let mut pairs = rows;
-    for i in 0..8 {
-        let (a, b) = (rows[2 * i], rows[2 * i + 1]);
-        pairs[2 * i] = _mm512_unpacklo_epi32(a, b);
-        pairs[2 * i + 1] = _mm512_unpackhi_epi32(a, b);
-    }
-    // Now 4×4 squares: quads[4i + j], 128-bit part p, is word 4p + j of rows 4i..4i+4.
-    let mut quads = pairs;
-    for i in 0..4 {
-        let p = &pairs[4 * i..4 * i + 4];
-        quads[4 * i] = _mm512_unpacklo_epi64(p[0], p[2]);
-        quads[4 * i + 1] = _mm512_unpackhi_epi64(p[0], p[2]);
-        quads[4 * i + 2] = _mm512_unpacklo_epi64(p[1], p[3]);
-        quads[4 * i + 3] = _mm512_unpackhi_epi64(p[1], p[3]);
-    }
-    for j in 0..4 {
-        let (a, b, c, d) = (quads[j], quads[4 + j], quads[8 + j], quads[12 + j]);
-        let ab_even = _mm512_shuffle_i32x4::<0x88>(a, b);
-        let ab_odd = _mm512_shuffle_i32x4::<0xdd>(a, b);
-        let cd_even = _mm512_shuffle_i32x4::<0x88>(c, d);
-        let cd_odd = _mm512_shuffle_i32x4::<0xdd>(c, d);
-        let out = [
-            _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even),
-            _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd),
-            _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even),
-            _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd),
-        ];
-        for p in 0..4 {
-            unsafe { _mm512_storeu_si512(to.add((4 * p + j) * to_stride).cast(), out[p]) };
         }
     }
 }

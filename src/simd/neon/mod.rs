@@ -9,7 +9,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::marker::PhantomData;
 
-use super::{Isa, Kernel, MAX_ROWS, OfRows, TileKernel, checked, checked_mut};
+use super::{Isa, Kernel, MAX_ROWS, NoDotBf16, OfRows, TileKernel, checked, checked_mut};
 use products::{Products, Words};
 
 /// Proof that the machine has NEON and what `P` needs.
@@ -100,6 +100,7 @@ impl<P: Products> Isa for On<P> {
     type G = Floats;
     type W = Words;
     type F = Floats;
+    type DotBf16 = NoDotBf16;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
@@ -611,6 +612,35 @@ impl<P: Products> Isa for On<P> {
             let bits = vld1q_u16(checked::<8, _>(from));
             let words = [vshll_n_u16::<16>(vget_low_u16(bits)), vshll_high_n_u16::<16>(bits)];
             both!(vreinterpretq_f32_u32(words))
+        }
+    }
+    #[inline(always)]
+    fn f_low_bf16(self, v: Words) -> Floats {
+        let words = unsafe { [vshlq_n_s32::<16>(v[0]), vshlq_n_s32::<16>(v[1])] };
+        unsafe { both!(vreinterpretq_f32_s32(words)) }
+    }
+    #[inline(always)]
+    fn f_high_bf16(self, v: Words) -> Floats {
+        let mask = unsafe { vdupq_n_s32(-0x1_0000) };
+        let high = unsafe { [vandq_s32(v[0], mask), vandq_s32(v[1], mask)] };
+        unsafe { both!(vreinterpretq_f32_s32(high)) }
+    }
+    #[inline(always)]
+    fn f_round_bf16(self, v: Floats) -> Floats {
+        unsafe {
+            let bits = both!(vreinterpretq_s32_f32(v));
+            let one = vdupq_n_s32(1);
+            let odd =
+                [vandq_s32(vshrq_n_s32::<16>(bits[0]), one), vandq_s32(vshrq_n_s32::<16>(bits[1]), one)];
+            self.f_high_bf16(self.n_add(self.n_add(bits, self.n_splat(0x7fff)), odd))
+        }
+    }
+    #[inline(always)]
+    fn f_store_bf16(self, v: Floats, to: &mut [i32]) {
+        let to = checked_mut::<4, _>(to);
+        unsafe {
+            let bits = both!(vreinterpretq_u32_f32(v));
+            vst1q_u16(to.cast(), vshrn_high_n_u32::<16>(vshrn_n_u32::<16>(bits[0]), bits[1]));
         }
     }
     #[inline(always)]
