@@ -4,13 +4,11 @@
 //! every row side by side as the dot-product instruction wants them, and then swept by all tokens in
 //! register tiles. No repacked copy of the weights outlives its panel.
 
-use std::ops::Range;
-
 use super::activations::Activations;
-use super::turned::{self, Turned};
-use super::{Lines, Pool, SharedMut, partial_sums, prefetch_ahead};
-use crate::quant::unpack::{Scale, Unpack};
-use crate::simd::{Isa, Kernel, Level, MAX_LANES, MAX_ROWS, SpanTile, TileKernel, dispatch_at};
+use super::panel::{Lanes, Seen, exact_groups, float_scales, min_columns, unpack};
+use super::{Lines, Pool, SharedMut, partial_sums};
+use crate::quant::unpack::Unpack;
+use crate::simd::{Isa, Kernel, Level, MAX_LANES, SpanTile, TileKernel, dispatch_at};
 
 /// The most rows a panel has on any ISA.
 pub const MAX_PANEL_ROWS: usize = 2 * MAX_LANES;
@@ -77,50 +75,6 @@ impl PackedTokens {
     fn tiles(&self) -> usize {
         self.rows.div_ceil(self.tile)
     }
-}
-
-/// What a tile sees of a format.
-#[derive(Clone, Copy)]
-struct Seen {
-    /// Whether scales were folded into the lanes of the panel: a span is one group then, without a scale.
-    folded: bool,
-    /// Whether what was folded is to be doubled before the starts are added.
-    halved: bool,
-    /// As of the format.
-    group: usize,
-    offset: i32,
-    largest: u8,
-    scaled: bool,
-}
-
-impl Seen {
-    #[inline(always)]
-    const fn of<F: Unpack, I: Isa>() -> Self {
-        match F::FOLD {
-            Some(fold) if fold.largest <= I::LARGEST_FOLDED => Self {
-                folded: true,
-                halved: fold.halved,
-                group: F::SPAN,
-                offset: fold.offset,
-                largest: fold.largest,
-                scaled: false,
-            },
-            _ => Self {
-                folded: false,
-                halved: false,
-                group: F::GROUP,
-                offset: F::OFFSET,
-                largest: F::LARGEST,
-                scaled: F::SCALED,
-            },
-        }
-    }
-}
-
-/// Columns that share a min: the pair of them that one 16-bit dot product takes is twice that.
-#[inline(always)]
-pub(super) const fn min_columns<F: Unpack>() -> usize {
-    if F::SPAN < 64 { 16 } else { F::GROUP }
 }
 
 /// One tile of [`PackedTokens`], from row `first` of `from` on.
@@ -205,22 +159,6 @@ pub struct Panel {
     totals: Lines<f32>,
 }
 
-/// Unpacked rows.
-#[derive(Default)]
-pub(super) struct Lanes {
-    /// `[columns / 4 / WORDS, panel rows, WORDS]`: four lanes a word.
-    pub(super) lanes: Lines<i32>,
-    /// `[columns / group, panel rows]`.
-    pub(super) scales: Lines<i32>,
-    /// The same, where [`float_scales`].
-    pub(super) float_scales: Lines<f32>,
-    /// `[columns / 2 / min columns, panel rows]`: two i16 a word.
-    pub(super) mins: Lines<i32>,
-    /// `[columns / block, panel rows]`.
-    pub(super) d: Lines<f32>,
-    pub(super) dmin: Lines<f32>,
-}
-
 /// `out[token * out_stride + first + row] = rows[row] · tokens[token]` for one panel of rows.
 pub struct PanelProducts<'a, F> {
     pub format: F,
@@ -287,7 +225,7 @@ impl<F: Unpack> Kernel for PanelProducts<'_, F> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         assert_eq!(self.tokens.span, F::SPAN);
-        unpack_panel::<F, I>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
+        unpack::<F, I>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
         if self.tokens.tile == I::TILE.1 {
             isa.tile(self);
         } else {
@@ -309,224 +247,6 @@ impl<F: Unpack> TileKernel for PanelProducts<'_, F> {
             self.tile::<I, R, T>(isa, tile, tiles, rows);
         }
     }
-}
-
-/// Fills `panel` from `rows`. Rows that are missing to a whole panel repeat the last one.
-#[inline(always)]
-fn unpack_panel<F: Unpack, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, columns: usize, panel: &mut Lanes) {
-    let wide = I::LANES * I::TILE.0;
-    let count = rows.len() / row_bytes;
-    assert!(count > 0 && count <= wide);
-    // Squares are written whole, beyond the end of a short last block.
-    panel.lanes.resize((columns / 4 + MAX_LANES) * wide);
-    panel.d.resize(columns / F::BLOCK * wide);
-    if const { float_scales::<F, I>() } {
-        panel.float_scales.resize(columns / F::GROUP * wide);
-    } else if const { Seen::of::<F, I>() }.scaled {
-        panel.scales.resize(columns / F::GROUP * wide);
-    }
-    if F::MINS {
-        panel.dmin.resize(columns / F::BLOCK * wide);
-        panel.mins.resize(columns / 2 / min_columns::<F>() * wide);
-    }
-    // What the first units would otherwise have to wait for.
-    let start = (2 * UNIT / F::BLOCK * F::BYTES).min(row_bytes);
-    for row in 0..count {
-        prefetch_ahead(isa, &rows[row * row_bytes..][..start], 0);
-    }
-    let (mut square, mut words) = (Square::default(), Turned::default());
-    let mut of_lanes = [[&rows[..0]; MAX_LANES]; 2];
-    for lane in 0..wide {
-        let at = lane.min(count - 1) * row_bytes;
-        of_lanes[lane / I::LANES][lane % I::LANES] = &rows[at..at + row_bytes];
-    }
-    for unit in 0..columns.div_ceil(UNIT) {
-        for first in 0..I::TILE.0 {
-            let blocks = unit * UNIT / F::BLOCK..((unit + 1) * UNIT).min(columns) / F::BLOCK;
-            if const { turned::is_turned::<F, I>() } {
-                turned::unpack::<F, I>(isa, &of_lanes[first], unit, first * I::LANES, &mut words, panel);
-                continue;
-            }
-            unpack_blocks::<F, I>(isa, rows, row_bytes, blocks, first * I::LANES, &mut square, panel);
-        }
-    }
-}
-
-/// Columns that are unpacked at a time: a block of 256, or eight of 32.
-const UNIT: usize = 256;
-
-/// Unpacked blocks row by row, to be turned into columns.
-#[repr(C, align(64))]
-struct Square {
-    /// `[LANES, UNIT]`.
-    lanes: [u8; MAX_LANES * UNIT],
-    /// `[LANES, 8 + 8]` pairs of i16 scales and mins.
-    groups: [u8; MAX_LANES * GROUP_BYTES],
-    /// `[blocks, LANES]`.
-    d: [[u16; MAX_LANES]; 8],
-    dmin: [[u16; MAX_LANES]; 8],
-}
-
-/// Bytes of a row's scales and mins in a [`Square`].
-const GROUP_BYTES: usize = 64;
-
-impl Default for Square {
-    fn default() -> Self {
-        Self {
-            lanes: [0; MAX_LANES * UNIT],
-            groups: [0; MAX_LANES * GROUP_BYTES],
-            d: [[0; MAX_LANES]; 8],
-            dmin: [[0; MAX_LANES]; 8],
-        }
-    }
-}
-
-/// `blocks`, which are one unit, of the `LANES` rows from row `first` of the panel on.
-#[inline(always)]
-fn unpack_blocks<F: Unpack, I: Isa>(
-    isa: I,
-    rows: &[u8],
-    row_bytes: usize,
-    blocks: Range<usize>,
-    first: usize,
-    square: &mut Square,
-    panel: &mut Lanes,
-) {
-    let seen = const { Seen::of::<F, I>() };
-    let wide = I::LANES * I::TILE.0;
-    let last = rows.len() / row_bytes - 1;
-    let bytes = blocks.len() * F::BYTES;
-    for lane in (0..I::LANES).step_by(I::ROWS) {
-        let mut units = [&rows[..0]; MAX_ROWS];
-        for r in 0..MAX_ROWS {
-            let at = (first + lane + r).min(last) * row_bytes + blocks.start * F::BYTES;
-            units[r] = &rows[at..at + bytes];
-            if r < I::ROWS {
-                prefetch_ahead(isa, units[r], 2 * bytes);
-            }
-        }
-        let mut at = lane * UNIT;
-        for i in 0..blocks.len() {
-            let block = [&units[0][i * F::BYTES..][..F::BYTES], &units[1][i * F::BYTES..][..F::BYTES]];
-            let vectors = F::lanes(isa, block);
-            let (scales, mins) = F::groups(isa, block);
-            for (j, &vector) in vectors.as_ref().iter().enumerate() {
-                let vector = if seen.folded { F::fold(isa, vector, scales, j) } else { vector };
-                isa.b_store(vector, &mut square.lanes[at..], UNIT);
-                at += 32;
-            }
-            for r in 0..I::ROWS {
-                let scale = F::scale(block[r]);
-                (square.d[i % 8][lane + r], square.dmin[i % 8][lane + r]) = (scale.d, scale.dmin);
-            }
-            if seen.scaled || F::MINS {
-                let to = &mut square.groups[lane * GROUP_BYTES..];
-                isa.b_store(scales, to, GROUP_BYTES);
-                isa.b_store(mins, &mut to[GROUP_BYTES / 2..], GROUP_BYTES);
-            }
-        }
-    }
-    for (i, b) in blocks.clone().enumerate() {
-        let at = b * wide + first;
-        let d = if F::EXPONENT {
-            let mut powers = [0.0; MAX_LANES];
-            for lane in 0..I::LANES {
-                powers[lane] = Scale::power(square.d[i][lane]);
-            }
-            isa.f_load(&powers)
-        } else {
-            isa.f_load_f16(&square.d[i])
-        };
-        isa.f_store(isa.f_mul(d, isa.f_splat(F::FACTOR)), &mut panel.d[at..]);
-        if F::MINS {
-            isa.f_store(isa.f_load_f16(&square.dmin[i]), &mut panel.dmin[at..]);
-        }
-    }
-    let words = &square.lanes;
-    let quads = blocks.start * F::BLOCK / 4..blocks.end * F::BLOCK / 4;
-    for (i, q) in quads.step_by(I::LANES).enumerate() {
-        let from = &words[4 * i * I::LANES..];
-        let to = &mut panel.lanes[q * wide + first * I::WORDS..];
-        isa.w_transpose_units(from, UNIT / 4, to, wide * I::WORDS);
-    }
-    if seen.scaled || F::MINS {
-        store_groups::<F, I>(isa, &square.groups, blocks, first, panel);
-    }
-}
-
-/// Spreads `[LANES, 8 + 8]` pairs of i16 scales and mins, given for every 16 columns, over the panel.
-#[inline(always)]
-fn store_groups<F: Unpack, I: Isa>(
-    isa: I,
-    groups: &[u8],
-    blocks: Range<usize>,
-    first: usize,
-    panel: &mut Lanes,
-) {
-    const { assert!(F::BLOCK == 256 || !F::SCALED) };
-    let b = blocks.start;
-    if F::BLOCK < 256 {
-        // Mins of formats without integer scales are all 1.
-        for b in blocks {
-            let at = b * I::LANES * I::TILE.0 + first;
-            isa.w_store(isa.w_splat(0x0001_0001), &mut panel.mins[at..]);
-        }
-        return;
-    }
-    let scaled = const { Seen::of::<F, I>() }.scaled;
-    let wide = I::LANES * I::TILE.0;
-    let mut turned = [0i32; 16 * MAX_LANES];
-    for half in 0..16 / I::LANES {
-        let from = &groups[4 * half * I::LANES..];
-        isa.w_transpose(from, 16, &mut turned[half * I::LANES * I::LANES..], I::LANES);
-    }
-    // A dot product of pairs with (1, 0) is the low half, with (0, 1) the high one.
-    let (low, high) = (isa.w_splat(1), isa.w_splat(1 << 16));
-    let zero = isa.w_splat(0);
-    for j in 0..F::BLOCK.div_ceil(32) {
-        let scales = isa.w_load(&turned[j * I::LANES..]);
-        let mins = isa.w_load(&turned[(8 + j) * I::LANES..]);
-        if scaled && F::GROUP == 32 {
-            let at = (b * F::BLOCK / 32 + j) * wide + first;
-            store_scale::<F, I>(isa, isa.w_dot2_i16(zero, scales, low), at, panel);
-        } else if scaled {
-            let at = (b * F::BLOCK / 16 + 2 * j) * wide + first;
-            store_scale::<F, I>(isa, isa.w_dot2_i16(zero, scales, low), at, panel);
-            store_scale::<F, I>(isa, isa.w_dot2_i16(zero, scales, high), at + wide, panel);
-        }
-        if F::MINS && min_columns::<F>() == 16 {
-            isa.w_store(mins, &mut panel.mins[(b * F::BLOCK / 32 + j) * wide + first..]);
-        } else if F::MINS && j % 2 == 0 {
-            // Mins are not negative, so that the two halves can be added up.
-            let next = isa.w_load(&turned[(9 + j) * I::LANES..]);
-            let (even, odd) = (isa.w_dot2_i16(zero, mins, low), isa.w_dot2_i16(zero, next, low));
-            let both = isa.w_add(even, isa.w_mul(odd, high));
-            isa.w_store(both, &mut panel.mins[(b * F::BLOCK / 64 + j / 2) * wide + first..]);
-        }
-    }
-}
-
-#[inline(always)]
-pub(super) fn store_scale<F: Unpack, I: Isa>(isa: I, scale: I::W, at: usize, panel: &mut Lanes) {
-    if const { float_scales::<F, I>() } {
-        isa.f_store(isa.f_from_w(scale), &mut panel.float_scales[at..]);
-    } else {
-        isa.w_store(scale, &mut panel.scales[at..]);
-    }
-}
-
-/// Groups of columns whose scaled sum fits a float whatever the operands.
-const fn exact_groups<F: Unpack>() -> usize {
-    let above = F::LARGEST as i32 - F::OFFSET;
-    let largest = if above > F::OFFSET { above } else { F::OFFSET };
-    let group = F::GROUP as i32 * largest * 127 * F::LARGEST_SCALE;
-    (1 << f32::MANTISSA_DIGITS) / group as usize
-}
-
-/// Whether a panel of `F` for `I` has its scales as floats: that is exact over a span's groups, or halves of them.
-#[inline(always)]
-const fn float_scales<F: Unpack, I: Isa>() -> bool {
-    I::FLOAT_SCALES && Seen::of::<F, I>().scaled && 2 * exact_groups::<F>() >= F::SPAN / F::GROUP
 }
 
 impl<F: Unpack> PanelProducts<'_, F> {

@@ -16,8 +16,8 @@ pub mod float;
 pub mod kv;
 pub mod matmul;
 pub mod matvec;
+mod panel;
 pub mod pool;
-mod turned;
 
 pub use activations::Activations;
 pub use pool::Pool;

@@ -1,8 +1,8 @@
 //! Blocks of many rows turned into columns while they are packed: half the work, or less, of unpacking each row and turning what
 //! comes out, and scales and mins of all rows are then had at once.
 
-use super::matmul::{Lanes, store_scale};
-use super::prefetch_ahead;
+use super::{Lanes, store_scale};
+use crate::kernel::prefetch_ahead;
 use crate::quant::unpack::{Chunks, Scale, Unpack};
 use crate::simd::{Isa, MAX_LANES};
 

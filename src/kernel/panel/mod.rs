@@ -1,0 +1,150 @@
+//! Panels: a few vectors of rows unpacked to int8 lanes, with their scales, mins and floats beside them, row by row next to each other.
+
+mod columns;
+mod rows;
+
+use self::columns::Turned;
+use self::rows::Square;
+use super::{Lines, prefetch_ahead};
+use crate::quant::unpack::Unpack;
+use crate::simd::{Isa, MAX_LANES};
+
+/// What a tile sees of a format.
+#[derive(Clone, Copy)]
+pub(super) struct Seen {
+    /// Whether scales were folded into the lanes of the panel: a span is one group then, without a scale.
+    pub folded: bool,
+    /// Whether what was folded is to be doubled before the starts are added.
+    pub halved: bool,
+    /// As of the format.
+    pub group: usize,
+    pub offset: i32,
+    pub largest: u8,
+    pub scaled: bool,
+}
+
+impl Seen {
+    #[inline(always)]
+    pub(super) const fn of<F: Unpack, I: Isa>() -> Self {
+        match F::FOLD {
+            Some(fold) if fold.largest <= I::LARGEST_FOLDED => Self {
+                folded: true,
+                halved: fold.halved,
+                group: F::SPAN,
+                offset: fold.offset,
+                largest: fold.largest,
+                scaled: false,
+            },
+            _ => Self {
+                folded: false,
+                halved: false,
+                group: F::GROUP,
+                offset: F::OFFSET,
+                largest: F::LARGEST,
+                scaled: F::SCALED,
+            },
+        }
+    }
+}
+
+/// Columns that share a min: the pair of them that one 16-bit dot product takes is twice that.
+#[inline(always)]
+pub(super) const fn min_columns<F: Unpack>() -> usize {
+    if F::SPAN < 64 { 16 } else { F::GROUP }
+}
+
+/// Unpacked rows.
+#[derive(Default)]
+pub(super) struct Lanes {
+    /// `[columns / 4 / WORDS, panel rows, WORDS]`: four lanes a word.
+    pub lanes: Lines<i32>,
+    /// `[columns / group, panel rows]`.
+    pub scales: Lines<i32>,
+    /// The same, where [`float_scales`].
+    pub float_scales: Lines<f32>,
+    /// `[columns / 2 / min columns, panel rows]`: two i16 a word.
+    pub mins: Lines<i32>,
+    /// `[columns / block, panel rows]`.
+    pub d: Lines<f32>,
+    pub dmin: Lines<f32>,
+}
+
+/// Columns that are unpacked at a time: a block of 256, or eight of 32.
+const UNIT: usize = 256;
+
+/// Fills `panel` from `rows`. Rows that are missing to a whole panel repeat the last one.
+#[inline(always)]
+pub(super) fn unpack<F: Unpack, I: Isa>(
+    isa: I,
+    rows: &[u8],
+    row_bytes: usize,
+    columns: usize,
+    panel: &mut Lanes,
+) {
+    let wide = I::LANES * I::TILE.0;
+    let count = rows.len() / row_bytes;
+    assert!(count > 0 && count <= wide);
+    // Squares are written whole, beyond the end of a short last block.
+    panel.lanes.resize((columns / 4 + MAX_LANES) * wide);
+    panel.d.resize(columns / F::BLOCK * wide);
+    if const { float_scales::<F, I>() } {
+        panel.float_scales.resize(columns / F::GROUP * wide);
+    } else if const { Seen::of::<F, I>() }.scaled {
+        panel.scales.resize(columns / F::GROUP * wide);
+    }
+    if F::MINS {
+        panel.dmin.resize(columns / F::BLOCK * wide);
+        panel.mins.resize(columns / 2 / min_columns::<F>() * wide);
+    }
+    // What the first units would otherwise have to wait for.
+    let start = (2 * UNIT / F::BLOCK * F::BYTES).min(row_bytes);
+    for row in 0..count {
+        prefetch_ahead(isa, &rows[row * row_bytes..][..start], 0);
+    }
+    let (mut square, mut words) = (Square::default(), Turned::default());
+    let mut of_lanes = [[&rows[..0]; MAX_LANES]; 2];
+    for lane in 0..wide {
+        let at = lane.min(count - 1) * row_bytes;
+        of_lanes[lane / I::LANES][lane % I::LANES] = &rows[at..at + row_bytes];
+    }
+    for unit in 0..columns.div_ceil(UNIT) {
+        for first in 0..I::TILE.0 {
+            let blocks = unit * UNIT / F::BLOCK..((unit + 1) * UNIT).min(columns) / F::BLOCK;
+            if const { self::columns::is_turned::<F, I>() } {
+                self::columns::unpack::<F, I>(
+                    isa,
+                    &of_lanes[first],
+                    unit,
+                    first * I::LANES,
+                    &mut words,
+                    panel,
+                );
+                continue;
+            }
+            self::rows::unpack::<F, I>(isa, rows, row_bytes, blocks, first * I::LANES, &mut square, panel);
+        }
+    }
+}
+
+#[inline(always)]
+fn store_scale<F: Unpack, I: Isa>(isa: I, scale: I::W, at: usize, panel: &mut Lanes) {
+    if const { float_scales::<F, I>() } {
+        isa.f_store(isa.f_from_w(scale), &mut panel.float_scales[at..]);
+    } else {
+        isa.w_store(scale, &mut panel.scales[at..]);
+    }
+}
+
+/// Groups of columns whose scaled sum fits a float whatever the operands.
+pub(super) const fn exact_groups<F: Unpack>() -> usize {
+    let above = F::LARGEST as i32 - F::OFFSET;
+    let largest = if above > F::OFFSET { above } else { F::OFFSET };
+    let group = F::GROUP as i32 * largest * 127 * F::LARGEST_SCALE;
+    (1 << f32::MANTISSA_DIGITS) / group as usize
+}
+
+/// Whether a panel of `F` for `I` has its scales as floats: that is exact over a span's groups, or halves of them.
+#[inline(always)]
+pub(super) const fn float_scales<F: Unpack, I: Isa>() -> bool {
+    I::FLOAT_SCALES && Seen::of::<F, I>().scaled && 2 * exact_groups::<F>() >= F::SPAN / F::GROUP
+}
