@@ -101,27 +101,26 @@ pub(super) fn unpack<F: Unpack, I: Isa>(
     for row in 0..count {
         prefetch_ahead(isa, &rows[row * row_bytes..][..start], 0);
     }
-    let (mut square, mut words) = (Square::default(), Turned::default());
-    let mut of_lanes = [[&rows[..0]; MAX_LANES]; 2];
-    for lane in 0..wide {
-        let at = lane.min(count - 1) * row_bytes;
-        of_lanes[lane / I::LANES][lane % I::LANES] = &rows[at..at + row_bytes];
-    }
-    for unit in 0..columns.div_ceil(UNIT) {
-        for first in 0..I::TILE.0 {
-            let blocks = unit * UNIT / F::BLOCK..((unit + 1) * UNIT).min(columns) / F::BLOCK;
-            if const { self::columns::is_turned::<F, I>() } {
-                self::columns::unpack::<F, I>(
-                    isa,
-                    &of_lanes[first],
-                    unit,
-                    first * I::LANES,
-                    &mut words,
-                    panel,
-                );
-                continue;
+    if const { self::columns::is_turned::<F, I>() } {
+        let mut words = Turned::default();
+        let mut vectors = [[&rows[..0]; MAX_LANES]; 2];
+        for lane in 0..wide {
+            let at = lane.min(count - 1) * row_bytes;
+            vectors[lane / I::LANES][lane % I::LANES] = &rows[at..at + row_bytes];
+        }
+        for block in 0..columns / F::BLOCK {
+            for v in 0..I::TILE.0 {
+                self::columns::unpack::<F, I>(isa, &vectors[v], block, v * I::LANES, &mut words, panel);
             }
-            self::rows::unpack::<F, I>(isa, rows, row_bytes, blocks, first * I::LANES, &mut square, panel);
+        }
+        return;
+    }
+    let mut square = Square::default();
+    for unit in 0..columns.div_ceil(UNIT) {
+        let blocks = unit * UNIT / F::BLOCK..((unit + 1) * UNIT).min(columns) / F::BLOCK;
+        for v in 0..I::TILE.0 {
+            let blocks = blocks.clone();
+            self::rows::unpack::<F, I>(isa, rows, row_bytes, blocks, v * I::LANES, &mut square, panel);
         }
     }
 }
