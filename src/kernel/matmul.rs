@@ -5,8 +5,10 @@
 //! register tiles. No repacked copy of the weights outlives its panel.
 
 use super::activations::Activations;
-use super::panel::{Lanes, Seen, exact_groups, float_scales, min_columns, unpack};
-use super::{Lines, Pool, SharedMut, partial_sums};
+use super::panel::{
+    Lanes, Operands, Seen, exact, float_scales, is_turned, min_columns, packed_span, row_vectors, unpack, unpack_block,
+};
+use super::{Lines, Pool, SharedMut, part_of, partial_sums, prefetch_part};
 use crate::quant::unpack::Unpack;
 use crate::simd::{Isa, Kernel, Level, MAX_LANES, SpanTile, TileKernel, dispatch_at};
 
@@ -190,6 +192,19 @@ pub fn panel_rows(level: Level) -> usize {
     dispatch_at(level, Rows)
 }
 
+/// Whether panels of few tokens stay packed at `level`, which makes them cheap.
+pub fn stays_packed<F: Unpack>(format: F, level: Level) -> bool {
+    struct Packed<F>(F);
+    impl<F: Unpack> Kernel for Packed<F> {
+        type Output = bool;
+        #[inline(always)]
+        fn run<I: Isa>(self, _isa: I) -> bool {
+            const { is_turned::<F, I>() && I::PACKED_TOKENS > 0 }
+        }
+    }
+    dispatch_at(level, Packed(format))
+}
+
 /// Up to so many tokens, the tile is the one that leaves fewer of its places empty.
 const SMALL_BATCH: usize = 32;
 
@@ -225,7 +240,9 @@ impl<F: Unpack> Kernel for PanelProducts<'_, F> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         assert_eq!(self.tokens.span, F::SPAN);
-        unpack::<F, I>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
+        if !self.stays_packed::<I>() {
+            unpack::<F, I>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
+        }
         if self.tokens.tile == I::TILE.1 {
             isa.tile(self);
         } else {
@@ -238,48 +255,80 @@ impl<F: Unpack> TileKernel for PanelProducts<'_, F> {
     #[inline(always)]
     fn run<I: Isa, const R: usize, const T: usize>(mut self, isa: I) {
         assert_eq!(self.tokens.tile, T);
-        let rows = self.rows.len() / self.row_bytes;
+        // The constant alone decides whether there is such code at all.
+        if const { is_turned::<F, I>() && I::PACKED_TOKENS > 0 } && self.stays_packed::<I>() {
+            return self.packed::<I, R, T>(isa);
+        }
         let (tiles, partials) = (self.tokens.tiles(), partial_sums(F::SPAN));
         self.panel.totals.resize(partials * T * R * MAX_LANES);
         // Partial sums that no span of a narrow matrix goes to are 0.
         self.panel.totals.fill(0.0);
         for tile in 0..tiles {
-            self.tile::<I, R, T>(isa, tile, tiles, rows);
+            self.tile::<I, R, T>(isa, tile, tiles);
         }
     }
 }
 
 impl<F: Unpack> PanelProducts<'_, F> {
+    /// Whether lanes are made as they are multiplied.
+    #[inline(always)]
+    fn stays_packed<I: Isa>(&self) -> bool {
+        let allows = const { is_turned::<F, I>() };
+        allows && self.tokens.rows <= I::PACKED_TOKENS
+    }
+
     /// The products of the panel with one of the `tiles` of `T` tokens.
     #[inline(always)]
-    fn tile<I: Isa, const R: usize, const T: usize>(
-        &mut self,
-        isa: I,
-        tile: usize,
-        tiles: usize,
-        rows: usize,
-    ) {
+    fn tile<I: Isa, const R: usize, const T: usize>(&mut self, isa: I, tile: usize, tiles: usize) {
         let tokens = self.tokens;
         let partials = partial_sums(F::SPAN);
-        let Panel { lanes, totals } = &mut *self.panel;
-        let totals = tiles_of::<R, T>(totals);
         let spans = self.columns / F::SPAN;
-        let each = self.next.len().div_ceil(64).div_ceil(tiles * spans) * 64;
         for s in 0..spans {
-            let mut at = (tile * spans + s) * each;
-            let end = (at + each).min(self.next.len());
-            while at < end {
-                isa.prefetch_far(self.next.as_ptr().wrapping_add(at));
-                at += 64;
-            }
+            prefetch_part(isa, self.next, tile * spans + s, tiles * spans);
+            let Panel { lanes, totals } = &mut *self.panel;
             let sum = span::<F, I, R, T>(isa, lanes, tokens, tile, s);
-            let total = &mut totals[s % partials];
+            let total = &mut tiles_of::<R, T>(totals)[s % partials];
             if s < partials {
-                add_span::<F, I, R, T, true>(isa, lanes, tokens, tile, s, &sum, total);
+                add_span::<F, I, R, T, true>(isa, lanes, s, tokens, tile, s, &sum, total);
             } else {
-                add_span::<F, I, R, T, false>(isa, lanes, tokens, tile, s, &sum, total);
+                add_span::<F, I, R, T, false>(isa, lanes, s, tokens, tile, s, &sum, total);
             }
         }
+        self.store::<I, R, T>(isa, tile, 0);
+    }
+
+    /// The products of all tokens with a panel that stays packed, block by block.
+    #[inline(always)]
+    fn packed<I: Isa, const R: usize, const T: usize>(&mut self, isa: I) {
+        let rows = row_vectors::<I>(self.rows, self.row_bytes);
+        let (tiles, partials, blocks) =
+            (self.tokens.tiles(), partial_sums(F::SPAN), self.columns / F::BLOCK);
+        self.panel.totals.resize(tiles * partials * T * R * MAX_LANES);
+        self.panel.totals.fill(0.0);
+        for block in 0..blocks {
+            unpack_block::<F, I>(isa, &rows, block, &mut self.panel.lanes);
+            for tile in 0..tiles {
+                let Panel { lanes, totals } = &mut *self.panel;
+                for half in 0..2 {
+                    let s = 2 * block + half;
+                    let next = part_of(self.next, (block * tiles + tile) * 2 + half, 2 * blocks * tiles);
+                    let sum = span_of_packed::<F, I, R, T>(isa, lanes, half, self.tokens, tile, s, next);
+                    let total = &mut tiles_of::<R, T>(totals)[tile * partials + s % partials];
+                    add_span::<F, I, R, T, false>(isa, lanes, half, self.tokens, tile, s, &sum, total);
+                }
+            }
+        }
+        for tile in 0..tiles {
+            self.store::<I, R, T>(isa, tile, tile);
+        }
+    }
+
+    /// Adds up the partial sums number `from` and stores them as those of `tile`.
+    #[inline(always)]
+    fn store<I: Isa, const R: usize, const T: usize>(&mut self, isa: I, tile: usize, from: usize) {
+        let (tokens, partials) = (self.tokens, partial_sums(F::SPAN));
+        let rows = self.rows.len() / self.row_bytes;
+        let totals = &tiles_of::<R, T>(&mut self.panel.totals)[from * partials..(from + 1) * partials];
         for t in 0..T.min(tokens.rows - tile * T) {
             for r in 0..R.min(rows.div_ceil(I::LANES)) {
                 let l = |i: usize| isa.f_load(&totals[i][t][r]);
@@ -341,13 +390,7 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
         },
         scales: if seen.scaled && !floats { Some(&panel.scales[scales.clone()]) } else { None },
         float_scales: if floats { Some(&panel.float_scales[scales]) } else { None },
-        exact: const {
-            if exact_groups::<F>() >= F::SPAN / F::GROUP {
-                F::SPAN / F::GROUP
-            } else {
-                F::SPAN / F::GROUP / 2
-            }
-        },
+        exact: const { exact::<F>() },
         largest: seen.largest,
     };
     let mut sum = [[isa.f_splat(0.0); R]; T];
@@ -365,12 +408,38 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
     sum
 }
 
+/// As [`span`], of a panel that stays packed.
+#[inline(always)]
+fn span_of_packed<F: Unpack, I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    panel: &Lanes,
+    half: usize,
+    tokens: &PackedTokens,
+    tile: usize,
+    s: usize,
+    next: &[u8],
+) -> [[I::F; R]; T] {
+    if const { !is_turned::<F, I>() } {
+        return [[isa.f_splat(0.0); R]; T];
+    }
+    let (quads, groups) = (F::SPAN / 4, F::SPAN / F::GROUP);
+    let mut starts = &[][..];
+    if F::OFFSET != 0 {
+        let at = tile * tokens.padded / F::GROUP + s * groups;
+        starts = &tokens.starts.as_chunks::<T>().0[at..at + groups];
+    }
+    let at = tile * tokens.padded / 4 + s * quads;
+    let tokens = &tokens.quads.as_chunks::<T>().0[at..at + quads];
+    packed_span::<F, I, R, T>(isa, Operands { panel, span: half, tokens, starts, next })
+}
+
 /// Adds span `s` to `total` (0 if it is the `FIRST`): its integer `sum`s, and mins times the sums of their groups' activations, times
 /// the floats of rows and tokens.
 #[inline(always)]
 fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize, const FIRST: bool>(
     isa: I,
     panel: &Lanes,
+    at: usize,
     tokens: &PackedTokens,
     tile: usize,
     s: usize,
@@ -378,7 +447,7 @@ fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize, const FIRST: bool
     total: &mut Sums<R, T>,
 ) {
     let wide = I::LANES * R;
-    let b = s * F::SPAN / F::BLOCK;
+    let b = at * F::SPAN / F::BLOCK;
     let scales = &tokens.scales.as_chunks::<T>().0[tile * tokens.padded / F::SPAN + s];
     let pairs = F::SPAN / 2 / min_columns::<F>();
     let d = &panel.d[b * wide..(b + 1) * wide];
@@ -386,7 +455,7 @@ fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize, const FIRST: bool
     if F::MINS {
         let first = tile * tokens.padded / 2 / min_columns::<F>() + s * pairs;
         sums = &tokens.sums.as_chunks::<T>().0[first..first + pairs];
-        mins = &panel.mins[s * pairs * wide..(s + 1) * pairs * wide];
+        mins = &panel.mins[at * pairs * wide..(at + 1) * pairs * wide];
         dmin = &panel.dmin[b * wide..(b + 1) * wide];
     }
     for r in 0..R {

@@ -111,6 +111,9 @@ fn check_format<F: Unpack>(format: F, kind: TensorType) {
         (16, 8, 5, false),
         (33, 1, 25, false),
         (45, 8, 8, true),
+        // More than a panel stays packed for.
+        (35, 3, 33, false),
+        (33, 2, 40, true),
     ] {
         let columns = blocks * F::BLOCK;
         let weights = random_blocks::<F>(&mut random, kind, rows * blocks, extreme);

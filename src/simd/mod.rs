@@ -68,6 +68,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const TILE: (usize, usize);
     /// Tokens of [`Isa::small_tile`].
     const SMALL: usize = Self::TILE.1;
+    /// Up to so many tokens, panels stay packed, if the format allows it.
+    const PACKED_TOKENS: usize = 0;
     /// Whether [`Isa::f_span_tile`] wants the scales as floats where these are exact.
     const FLOAT_SCALES: bool = false;
     /// The largest byte of `rows` up to which a matmul tile's dot products over a whole span cost no more than those over groups of
@@ -330,6 +332,13 @@ pub trait Isa: Copy + Send + Sync + 'static {
                 .copy_from_slice(&from[r][at..at + 4 * Self::LANES]);
         }
         self.w_transpose(&square, Self::LANES, to, to_stride);
+    }
+    /// `dot[r] += rows[r] · token`, of the four bytes of every word with the token's.
+    #[inline(always)]
+    fn w_dot_token<const R: usize>(self, dot: &mut [Self::W; R], rows: [Self::W; R], token: &i32) {
+        for r in 0..R {
+            dot[r] = self.w_dot4::<true>(dot[r], rows[r], self.w_splat(*token));
+        }
     }
     /// As [`Isa::w_transpose_rows`], of the first four words of each row only.
     #[inline(always)]

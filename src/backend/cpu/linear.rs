@@ -6,14 +6,20 @@ use super::{Buffer, Cpu, Scratch};
 use crate::backend::Matrix;
 use crate::gguf::TensorType;
 use crate::kernel::float::{Bf16, F16, F32, Float, FloatProducts};
-use crate::kernel::matmul::{Panel, PanelProducts, panel_rows};
+use crate::kernel::matmul::{Panel, PanelProducts, panel_rows, stays_packed};
 use crate::kernel::matvec::RowProducts;
 use crate::kernel::{SharedMut, activations};
 use crate::quant::unpack::*;
 use crate::{Result, quant};
 
-/// Up to this many tokens, rows are unpacked anew for every few of them; beyond, panels pay off.
+/// Up to this many tokens, rows are unpacked anew for every few of them; beyond, panels pay off. The most that it is for any format.
 const FEW_TOKENS: usize = 3;
+
+/// Panels of a task, at most.
+const PANELS: usize = 4;
+
+/// Tasks that each thread gets, if there are enough panels.
+const TASKS_EACH: usize = 4;
 
 /// Bytes of weights a task of the memory-bound product takes: large enough to stream, small enough to share.
 const TASK_BYTES: usize = 256 * 1024;
@@ -75,7 +81,7 @@ impl Cpu {
     fn quantized<F: Unpack>(&self, format: F, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
         let mut scratch = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         self.quantize_activations(&mut scratch, x, F::SPAN);
-        if x.rows() <= FEW_TOKENS {
+        if x.rows() <= if stays_packed(format, self.level) { 2 } else { FEW_TOKENS } {
             self.few_tokens(format, w, &scratch, out);
         } else {
             let Scratch { activations, packed } = &mut *scratch;
@@ -131,24 +137,30 @@ impl Cpu {
         let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
         let to = SharedMut::new(out.data_mut());
         let panel_rows = panel_rows(self.level);
-        self.pool.run_ranges(w.rows, panel_rows, |range| {
-            // Threads take turns, as long as none is held up.
-            let next = (range.start + self.threads() * panel_rows).min(w.rows);
-            PANEL.with_borrow_mut(|panel| {
-                PanelProducts {
-                    format,
-                    rows: &bytes[range.start * row_bytes..range.end * row_bytes],
-                    row_bytes,
-                    columns: w.columns,
-                    next: &bytes[next * row_bytes..(next + panel_rows).min(w.rows) * row_bytes],
-                    tokens: &scratch.packed,
-                    panel,
-                    out: &to,
-                    out_stride: w.rows,
-                    first: range.start,
-                }
-                .compute(self.level);
-            });
+        // Several panels a task, as long as there are enough tasks: what this thread needs next is known then.
+        let task = panel_rows * (w.rows / panel_rows / self.threads() / TASKS_EACH).clamp(1, PANELS);
+        self.pool.run_ranges(w.rows, task, |range| {
+            for first in range.clone().step_by(panel_rows) {
+                let last = (first + panel_rows).min(range.end);
+                // Threads take turns, as long as none is held up.
+                let next = if last < range.end { last } else { range.start + self.threads() * task };
+                let next = next.min(w.rows)..(next + panel_rows).min(w.rows);
+                PANEL.with_borrow_mut(|panel| {
+                    PanelProducts {
+                        format,
+                        rows: &bytes[first * row_bytes..last * row_bytes],
+                        row_bytes,
+                        columns: w.columns,
+                        next: &bytes[next.start * row_bytes..next.end * row_bytes],
+                        tokens: &scratch.packed,
+                        panel,
+                        out: &to,
+                        out_stride: w.rows,
+                        first,
+                    }
+                    .compute(self.level);
+                });
+            }
         });
     }
 

@@ -9,9 +9,9 @@ use crate::simd::{Isa, MAX_LANES};
 /// The most words that a block's quants and groups take.
 const MOST_WORDS: usize = 52;
 
-/// Words of a block of `LANES` rows: `[words, LANES]`, still packed.
+/// Room for the words of a block of `LANES` rows: `[words, LANES]`, still packed.
 #[repr(C, align(64))]
-pub(super) struct Turned([i32; MOST_WORDS * MAX_LANES]);
+pub(super) struct Turned(pub [i32; MOST_WORDS * MAX_LANES]);
 
 impl Default for Turned {
     fn default() -> Self {
@@ -20,57 +20,70 @@ impl Default for Turned {
 }
 
 /// Whether panels of `F` are unpacked this way for `I`.
-pub(super) const fn is_turned<F: Unpack, I: Isa>() -> bool {
+pub(in crate::kernel) const fn is_turned<F: Unpack, I: Isa>() -> bool {
     F::BYTEWISE.is_some() && F::BLOCK == 256 && I::WORDS == 1
+}
+
+/// Words of a turned block: `[block_words / LANES, LANES]`.
+pub(super) const fn block_words<F: Unpack, I: Isa>() -> usize {
+    match F::BYTEWISE {
+        Some(bytes) => bytes / 4 * I::LANES,
+        None => 0,
+    }
 }
 
 /// Four bytes of each 32 of a block, of all rows.
 #[derive(Clone, Copy)]
-struct Columns<'a> {
-    words: &'a Turned,
+pub(super) struct Columns<'a> {
+    /// A turned block.
+    pub words: &'a [i32],
     /// Which four: 0 to 7.
-    part: usize,
+    pub part: usize,
 }
 
 impl<I: Isa> Chunks<I> for Columns<'_> {
     #[inline(always)]
     fn chunk(self, isa: I, at: usize) -> I::B {
-        isa.b_from_w(isa.w_load(&self.words.0[(at / 4 + self.part) * I::LANES..]))
+        isa.b_from_w(isa.w_load(&self.words[(at / 4 + self.part) * I::LANES..]))
     }
 }
 
-/// Unpacks block number `block` of `rows` to the panel, whose row `first` is the first of them.
+/// Asks for the block two after number `block` of `rows`.
 #[inline(always)]
-pub(super) fn unpack<F: Unpack, I: Isa>(
-    isa: I,
-    rows: &[&[u8]; MAX_LANES],
-    block: usize,
-    first: usize,
-    words: &mut Turned,
-    panel: &mut Lanes,
-) {
-    let bytes = const {
-        match F::BYTEWISE {
-            Some(bytes) => bytes,
-            None => 0,
-        }
-    };
-    let (at, each, wide) = (block * F::BYTES, 4 * I::LANES, I::LANES * I::TILE.0);
+pub(super) fn prefetch<F: Unpack, I: Isa>(isa: I, rows: &[&[u8]; MAX_LANES], block: usize) {
+    let at = block * F::BYTES;
     for r in 0..I::LANES {
         prefetch_ahead(isa, &rows[r][at..at + F::BYTES], 2 * F::BYTES);
     }
+}
+
+/// Turns block number `block` of `rows` into `words`.
+#[inline(always)]
+pub(super) fn turn<F: Unpack, I: Isa>(isa: I, rows: &[&[u8]; MAX_LANES], block: usize, words: &mut [i32]) {
+    let (bytes, at, each) = (block_words::<F, I>() / I::LANES * 4, block * F::BYTES, 4 * I::LANES);
     let mut byte = 0;
     while byte < bytes {
         if bytes - byte == 16 {
-            isa.w_transpose_four(rows, at + byte, &mut words.0[byte / 4 * I::LANES..], I::LANES);
+            isa.w_transpose_four(rows, at + byte, &mut words[byte / 4 * I::LANES..], I::LANES);
             break;
         }
         // The last part may overlap the one before, so that no row is read beyond its block.
         let from = byte.min(bytes - each);
-        isa.w_transpose_rows(rows, at + from, &mut words.0[from / 4 * I::LANES..], I::LANES);
+        isa.w_transpose_rows(rows, at + from, &mut words[from / 4 * I::LANES..], I::LANES);
         byte += each;
     }
-    let quads = block * F::BLOCK / 4;
+}
+
+/// Unpacks the turned `words` of block number `block` to the lanes of the panel, whose row `first` is the first of them.
+#[inline(always)]
+pub(super) fn lanes<F: Unpack, I: Isa>(
+    isa: I,
+    words: &[i32],
+    block: usize,
+    first: usize,
+    panel: &mut Lanes,
+) {
+    let (wide, quads) = (I::LANES * I::TILE.0, block * F::BLOCK / 4);
     let to = &mut panel.lanes[quads * wide + first..(quads + 63) * wide + first + I::LANES];
     for part in 0..8 {
         let lanes = F::lanes_of(isa, Columns { words, part });
@@ -79,23 +92,22 @@ pub(super) fn unpack<F: Unpack, I: Isa>(
             isa.w_store(isa.w_from_b(lanes[j]), &mut to[(8 * j + part) * wide..]);
         }
     }
-    floats::<F, I>(isa, rows, block, first, words, panel);
-    groups::<F, I>(isa, block, first, words, panel);
 }
 
-/// `d` and `dmin` of the rows.
+/// `d` and `dmin` of block number `block` of the rows, as block `to` of the panel.
 #[inline(always)]
-fn floats<F: Unpack, I: Isa>(
+pub(super) fn floats<F: Unpack, I: Isa>(
     isa: I,
     rows: &[&[u8]; MAX_LANES],
+    words: &[i32],
     block: usize,
+    to: usize,
     first: usize,
-    words: &Turned,
     panel: &mut Lanes,
 ) {
-    let at = block * I::LANES * I::TILE.0 + first;
+    let at = to * I::LANES * I::TILE.0 + first;
     let [d, dmin] = if F::FLOATS_FIRST {
-        isa.f_from_half_pairs(isa.w_load(&words.0))
+        isa.f_from_half_pairs(isa.w_load(words))
     } else {
         let mut pairs = [0; MAX_LANES];
         for r in 0..I::LANES {
@@ -112,7 +124,7 @@ fn floats<F: Unpack, I: Isa>(
 
 /// Scales and mins of the rows.
 #[inline(always)]
-fn groups<F: Unpack, I: Isa>(isa: I, block: usize, first: usize, words: &Turned, panel: &mut Lanes) {
+pub(super) fn groups<F: Unpack, I: Isa>(isa: I, words: &[i32], block: usize, first: usize, panel: &mut Lanes) {
     const { assert!(!is_turned::<F, I>() || !F::MINS || F::GROUP == 32) };
     let (wide, count) = (I::LANES * I::TILE.0, F::BLOCK / F::GROUP);
     let groups = F::groups_of(isa, Columns { words, part: 0 });

@@ -1,9 +1,12 @@
 //! Panels: a few vectors of rows unpacked to int8 lanes, with their scales, mins and floats beside them, row by row next to each other.
 
 mod columns;
+mod packed;
 mod rows;
 
-use self::columns::Turned;
+pub(super) use self::columns::is_turned;
+use self::columns::{Turned, block_words};
+pub(super) use self::packed::{Operands, exact, span as packed_span};
 use self::rows::Square;
 use super::{Lines, prefetch_ahead};
 use crate::quant::unpack::Unpack;
@@ -58,6 +61,8 @@ pub(super) const fn min_columns<F: Unpack>() -> usize {
 pub(super) struct Lanes {
     /// `[columns / 4 / WORDS, panel rows, WORDS]`: four lanes a word.
     pub lanes: Lines<i32>,
+    /// Instead of them, where they are made as they are multiplied: `[row vectors, block_words]` of one block.
+    pub packed: Lines<i32>,
     /// `[columns / group, panel rows]`.
     pub scales: Lines<i32>,
     /// The same, where [`float_scales`].
@@ -86,31 +91,23 @@ pub(super) fn unpack<F: Unpack, I: Isa>(
     assert!(count > 0 && count <= wide);
     // Squares are written whole, beyond the end of a short last block.
     panel.lanes.resize((columns / 4 + MAX_LANES) * wide);
-    panel.d.resize(columns / F::BLOCK * wide);
-    if const { float_scales::<F, I>() } {
-        panel.float_scales.resize(columns / F::GROUP * wide);
-    } else if const { Seen::of::<F, I>() }.scaled {
-        panel.scales.resize(columns / F::GROUP * wide);
-    }
-    if F::MINS {
-        panel.dmin.resize(columns / F::BLOCK * wide);
-        panel.mins.resize(columns / 2 / min_columns::<F>() * wide);
-    }
+    resize::<F, I>(columns, panel);
     // What the first units would otherwise have to wait for.
     let start = (2 * UNIT / F::BLOCK * F::BYTES).min(row_bytes);
     for row in 0..count {
         prefetch_ahead(isa, &rows[row * row_bytes..][..start], 0);
     }
-    if const { self::columns::is_turned::<F, I>() } {
+    if const { is_turned::<F, I>() } {
+        let vectors = row_vectors::<I>(rows, row_bytes);
         let mut words = Turned::default();
-        let mut vectors = [[&rows[..0]; MAX_LANES]; 2];
-        for lane in 0..wide {
-            let at = lane.min(count - 1) * row_bytes;
-            vectors[lane / I::LANES][lane % I::LANES] = &rows[at..at + row_bytes];
-        }
+        let words = &mut words.0[..const { block_words::<F, I>() }];
         for block in 0..columns / F::BLOCK {
             for v in 0..I::TILE.0 {
-                self::columns::unpack::<F, I>(isa, &vectors[v], block, v * I::LANES, &mut words, panel);
+                self::columns::prefetch::<F, I>(isa, &vectors[v], block);
+                self::columns::turn::<F, I>(isa, &vectors[v], block, words);
+                self::columns::lanes::<F, I>(isa, words, block, v * I::LANES, panel);
+                self::columns::floats::<F, I>(isa, &vectors[v], words, block, block, v * I::LANES, panel);
+                self::columns::groups::<F, I>(isa, words, block, v * I::LANES, panel);
             }
         }
         return;
@@ -122,6 +119,58 @@ pub(super) fn unpack<F: Unpack, I: Isa>(
             let blocks = blocks.clone();
             self::rows::unpack::<F, I>(isa, rows, row_bytes, blocks, v * I::LANES, &mut square, panel);
         }
+    }
+}
+
+/// The rows of each row vector of a panel.
+pub(super) type RowVectors<'a> = [[&'a [u8]; MAX_LANES]; 2];
+
+/// `rows`, of which the last one is repeated.
+#[inline(always)]
+pub(super) fn row_vectors<I: Isa>(rows: &[u8], row_bytes: usize) -> RowVectors<'_> {
+    let mut vectors = [[&rows[..0]; MAX_LANES]; 2];
+    let last = rows.len() / row_bytes - 1;
+    for lane in 0..I::LANES * I::TILE.0 {
+        let at = lane.min(last) * row_bytes;
+        vectors[lane / I::LANES][lane % I::LANES] = &rows[at..at + row_bytes];
+    }
+    vectors
+}
+
+/// Fills `panel` with one block of `rows`, of a turned format, whose lanes stay packed.
+#[inline(always)]
+pub(super) fn unpack_block<F: Unpack, I: Isa>(
+    isa: I,
+    rows: &RowVectors,
+    block: usize,
+    panel: &mut Lanes,
+) {
+    let each = const { block_words::<F, I>() };
+    panel.packed.resize(I::TILE.0 * each);
+    resize::<F, I>(F::BLOCK, panel);
+    let mut packed = std::mem::take(&mut panel.packed);
+    for v in 0..I::TILE.0 {
+        let words = &mut packed[v * each..(v + 1) * each];
+        self::columns::turn::<F, I>(isa, &rows[v], block, words);
+        self::columns::floats::<F, I>(isa, &rows[v], words, block, 0, v * I::LANES, panel);
+        self::columns::groups::<F, I>(isa, words, 0, v * I::LANES, panel);
+    }
+    panel.packed = packed;
+}
+
+/// Makes room for everything but lanes.
+#[inline(always)]
+fn resize<F: Unpack, I: Isa>(columns: usize, panel: &mut Lanes) {
+    let wide = I::LANES * I::TILE.0;
+    panel.d.resize(columns / F::BLOCK * wide);
+    if const { float_scales::<F, I>() } {
+        panel.float_scales.resize(columns / F::GROUP * wide);
+    } else if const { Seen::of::<F, I>() }.scaled {
+        panel.scales.resize(columns / F::GROUP * wide);
+    }
+    if F::MINS {
+        panel.dmin.resize(columns / F::BLOCK * wide);
+        panel.mins.resize(columns / 2 / min_columns::<F>() * wide);
     }
 }
 

@@ -43,6 +43,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     const ROWS: usize = 2;
     const TILE: (usize, usize) = (2, 6);
     const SMALL: usize = if VNNI { 4 } else { Self::TILE.1 };
+    const PACKED_TOKENS: usize = if VNNI { 32 } else { 0 };
     const FLOAT_SCALES: bool = VNNI;
     const LARGEST_FOLDED: u8 = if VNNI { 255 } else { 0 };
     type B = __m512i;
@@ -505,6 +506,16 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         }
     }
     #[inline(always)]
+    fn w_dot_token<const R: usize>(self, dot: &mut [Self::W; R], rows: [Self::W; R], token: &i32) {
+        if VNNI {
+            // Sound: the token proves AVX-512 with VNNI.
+            return unsafe { dot_token(dot, [rows[0], rows[1]], token) };
+        }
+        for r in 0..R {
+            dot[r] = self.w_dot4::<true>(dot[r], rows[r], self.w_splat(*token));
+        }
+    }
+    #[inline(always)]
     fn f_span_tile<const R: usize, const T: usize>(self, sum: &mut [[Self::F; R]; T], span: &SpanTile) {
         if VNNI {
             span_of_dots(self, sum, span);
@@ -531,11 +542,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     }
     #[inline(always)]
     fn w_transpose_rows(self, from: &[&[u8]; MAX_LANES], at: usize, to: &mut [i32], to_stride: usize) {
-        let mut rows = [self.w_splat(0); 16];
-        for r in 0..16 {
-            rows[r] = unsafe { _mm512_loadu_si512(checked::<64, _>(&from[r][at..]).cast()) };
-        }
-        unsafe { transpose::sixteen(rows, to, to_stride) }
+        unsafe { transpose::sixteen_rows(from, at, to, to_stride) }
     }
     #[inline(always)]
     fn w_transpose_four(self, from: &[&[u8]; MAX_LANES], at: usize, to: &mut [i32], to_stride: usize) {

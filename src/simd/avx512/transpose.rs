@@ -2,7 +2,19 @@
 
 use std::arch::x86_64::*;
 
-use super::checked_mut;
+use super::{checked, checked_mut};
+
+/// Word `c` from byte `at` of `rows[r]` on goes to `to[c * to_stride + r]`.
+#[inline(never)]
+#[target_feature(enable = "avx512f")]
+pub(super) fn sixteen_rows(rows: &[&[u8]; 16], at: usize, to: &mut [i32], to_stride: usize) {
+    let mut words = [_mm512_setzero_si512(); 16];
+    for r in 0..16 {
+        // Sound: the row is checked to have the bytes.
+        words[r] = unsafe { _mm512_loadu_si512(checked::<64, _>(&rows[r][at..]).cast()) };
+    }
+    sixteen(words, to, to_stride);
+}
 
 /// Word `c` of `rows[r]` goes to `to[c * to_stride + r]`.
 #[inline]
