@@ -7,44 +7,47 @@ use super::SORTS;
 /// Odds of a guess before anything is known: just enough for a short one to be tried.
 const FIRST_ODDS: f64 = 0.4;
 /// Time of one more token in a pass, relative to the pass with one, before it was measured.
-const FIRST_EXTRA: f64 = 0.3;
+const FIRST_EXTRA: f64 = 0.2;
 /// Weight of a new observation in a moving average.
 const WEIGHT: f64 = 0.125;
 /// Passes after which one is made without a guess, so that what is compared with stays current.
 const RECHECK: usize = 64;
-/// Passes after which a guess that is not free is tried although it did not pay before.
+/// Passes after which a guess that is not free is tried although it did not pay before, and guesses that did not pay after which the times
+/// of passes are measured anew.
 const RETRY: usize = 32;
+/// Passes after which one more token is guessed than seems best, if such a pass was not measured yet.
+const EXPLORE: usize = 8;
 /// The least gain that is worth the trouble.
 const GAIN: f64 = 1.02;
 
 /// What was learnt about guesses.
 #[derive(Debug)]
 pub struct Pace {
-    /// Seconds of a pass of one token.
-    plain: Option<f64>,
-    /// Seconds that each further token adds, its guessing included.
-    extra: Option<f64>,
+    /// Seconds of a pass with so many guessed tokens, their guessing included, where it was measured. They do not grow evenly:
+    /// kernels take tokens in tiles, and few of them cost hardly more than one, for which all weights are read, too.
+    times: Vec<Option<f64>>,
     /// By sort of guess: how often a guessed token is right if those before it are.
     odds: [f64; SORTS],
     /// Passes since the last without a guess, and since the last with one.
     since_plain: usize,
     since_guess: usize,
+    /// Guesses that did not pay, since times were measured anew.
+    declined: usize,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { plain: None, extra: None, odds: [FIRST_ODDS; SORTS], since_plain: 0, since_guess: 0 }
+        Self { times: Vec::new(), odds: [FIRST_ODDS; SORTS], since_plain: 0, since_guess: 0, declined: 0 }
     }
 }
 
 impl Pace {
     /// Tokens to guess now, at most `most`.
-    pub fn length(&self, sort: usize, most: usize, free: bool) -> usize {
-        let Some(plain) = self.plain else { return 0 };
+    pub fn length(&mut self, sort: usize, most: usize, free: bool) -> usize {
+        let Some(plain) = self.measured(0) else { return 0 };
         if self.since_plain >= RECHECK {
             return 0;
         }
-        let extra = self.extra.map_or(FIRST_EXTRA, |extra| extra / plain);
         let odds = self.odds[sort.min(SORTS - 1)];
         let (mut best, mut length) = (GAIN, 0);
         // Tokens that a pass is expected to give: 1 + p + p² + …
@@ -52,27 +55,59 @@ impl Pace {
         for guessed in 1..=most {
             chance *= odds;
             tokens += chance;
-            let gain = tokens / (1.0 + extra * guessed as f64);
+            let gain = tokens * plain / self.time(guessed, plain);
             if gain > best {
                 (best, length) = (gain, guessed);
             }
         }
-        if length == 0 && !free && self.since_guess >= RETRY { most.min(1) } else { length }
+        if length > 0 {
+            let is_known = length == most || self.measured(length + 1).is_some();
+            let explores = !is_known && self.since_plain % EXPLORE == EXPLORE - 1;
+            return length + usize::from(explores);
+        }
+        self.declined += 1;
+        if self.declined >= RETRY {
+            // Times may have been taken in a bad moment.
+            self.times.truncate(1);
+            self.declined = 0;
+        }
+        if !free && self.since_guess >= RETRY { most.min(1) } else { 0 }
+    }
+
+    fn measured(&self, guessed: usize) -> Option<f64> {
+        self.times.get(guessed).copied().flatten()
+    }
+
+    /// Seconds that a pass with `guessed` tokens is expected to take if one without takes `plain`: as measured, or on a straight line
+    /// between the next that were, or the last ones; not more than one with more tokens took.
+    fn time(&self, guessed: usize, plain: f64) -> f64 {
+        let below = (1..=guessed).rev().find_map(|n| Some((n, self.measured(n)?)));
+        let above = (guessed..self.times.len()).find_map(|n| Some((n, self.measured(n)?)));
+        let (from, start) = below.unwrap_or((0, plain));
+        let each = match above {
+            Some((to, end)) if to > from => (end - start) / (to - from) as f64,
+            _ if from > 0 => (start - plain) / from as f64,
+            _ => plain * FIRST_EXTRA,
+        };
+        let line = start + each.max(0.0) * (guessed - from) as f64;
+        self.times.iter().skip(guessed).flatten().fold(line, |least, &time| least.min(time))
     }
 
     /// A pass with `guessed` tokens took `time`.
     pub fn fed(&mut self, guessed: usize, time: Duration) {
         let seconds = time.as_secs_f64();
         if guessed == 0 {
-            self.plain = Some(average(self.plain, seconds));
             self.since_plain = 0;
             self.since_guess += 1;
-        } else if let Some(plain) = self.plain {
-            let extra = ((seconds - plain) / guessed as f64).max(0.0);
-            self.extra = Some(average(self.extra, extra));
+        } else {
             self.since_plain += 1;
             self.since_guess = 0;
         }
+        if self.times.len() <= guessed {
+            self.times.resize(guessed + 1, None);
+        }
+        let held = &mut self.times[guessed];
+        *held = Some(held.map_or(seconds, |held| held + WEIGHT * (seconds - held)));
     }
 
     /// Of `guessed` tokens the first `right` were.
@@ -82,10 +117,6 @@ impl Pace {
             *odds += WEIGHT * (outcome - *odds);
         }
     }
-}
-
-fn average(held: Option<f64>, new: f64) -> f64 {
-    held.map_or(new, |held| held + WEIGHT * (new - held))
 }
 
 #[cfg(test)]
@@ -129,6 +160,52 @@ mod tests {
             pace.fed(0, Duration::from_millis(100));
         }
         assert_eq!((pace.length(0, 16, true), pace.length(0, 16, false)), (0, 1));
+    }
+
+    #[test]
+    fn sizes_that_cost_next_to_nothing_are_found() {
+        // In tiles of four tokens, the pass's own included; from eight on each costs as much as a pass.
+        let time = |guessed: usize| match guessed {
+            0..4 => 100 + 5 * guessed as u64,
+            4..8 => 140,
+            _ => 100 * guessed as u64,
+        };
+        let mut pace = pace(5);
+        for _ in 0..50 {
+            let length = pace.length(0, 16, true);
+            pace.fed(length, Duration::from_millis(time(length)));
+            pace.checked(0, length, length);
+        }
+        assert_eq!(pace.length(0, 16, true), 7);
+        assert_eq!(pace.length(0, 3, true), 3);
+    }
+
+    #[test]
+    fn times_lie_between_what_was_measured() {
+        let mut pace = pace(20);
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} is not {b}");
+        near(pace.time(3, 0.1), 0.16);
+        pace.fed(5, Duration::from_millis(140));
+        near(pace.time(1, 0.1), 0.12);
+        near(pace.time(3, 0.1), 0.13);
+        near(pace.time(10, 0.1), 0.18);
+        // One of more tokens that took less: the others were measured in a bad moment.
+        pace.fed(8, Duration::from_millis(110));
+        near(pace.time(1, 0.1), 0.11);
+        near(pace.time(6, 0.1), 0.11);
+    }
+
+    #[test]
+    fn a_bad_moment_is_forgotten() {
+        let mut pace = pace(1000);
+        for _ in 0..20 {
+            pace.checked(0, 4, 4);
+        }
+        for _ in 0..RETRY {
+            assert_eq!(pace.length(0, 16, true), 0);
+            pace.fed(0, Duration::from_millis(100));
+        }
+        assert!(pace.length(0, 16, true) > 0);
     }
 
     #[test]
