@@ -296,6 +296,24 @@ mod tests {
     }
 
     #[test]
+    fn the_last_layer_costs_what_is_computed_of_it() {
+        let shape = Shape::find("tiny").unwrap();
+        let gguf = synthetic(&shape, FileType::Q8_0).unwrap();
+        let options = EngineOptions { threads: Some(1), ..EngineOptions::default() };
+        let engine = Engine::new(Arc::new(gguf), options).unwrap();
+        let [hidden, feed, layers] = [shape.hidden, shape.feed_forward, shape.layers].map(u64::from);
+        let head = hidden / u64::from(shape.heads);
+        let qkv = hidden * (hidden + 2 * head * u64::from(shape.kv_heads));
+        let rest = hidden * (hidden + 3 * feed);
+        let head = hidden * u64::from(shape.vocabulary);
+        for (parts, rows, outputs) in [(vec![(0, 7)], 7, 1), (vec![(9, 1), (4, 1)], 2, 2)] {
+            let products = engine.cost(&parts).integer_products;
+            let each = qkv + rest;
+            assert_eq!(products, (layers - 1) * each * rows + qkv * rows + (rest + head) * outputs);
+        }
+    }
+
+    #[test]
     fn types_are_the_recipes() {
         let shape = SHAPES[0];
         let source = Blueprint { metadata: shape.metadata(), tensors: shape.tensors() };

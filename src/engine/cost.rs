@@ -48,10 +48,16 @@ impl Engine {
         let hyper = &self.model.hyper;
         let mut cost = Cost { bytes: self.model.bytes_per_token(), ..Cost::default() };
         let rows: u64 = parts.iter().map(|&(_, tokens)| tokens as u64).sum();
-        for matrix in self.model.layer_matrices() {
-            cost.add_matrix(matrix, rows);
+        let layers = &self.model.layers;
+        let outputs = parts.len() as u64;
+        for (i, layer) in layers.iter().enumerate() {
+            let kept = layer.qkv_matrices().len();
+            for (j, matrix) in layer.used_matrices().into_iter().enumerate() {
+                // What comes after the last layer's attention is done for rows that have logits only.
+                cost.add_matrix(matrix, if i + 1 == layers.len() && j >= kept { outputs } else { rows });
+            }
         }
-        cost.add_matrix(&self.model.head.weight, parts.len() as u64);
+        cost.add_matrix(&self.model.head.weight, outputs);
         for &(position, tokens) in parts {
             let seen = |position: usize| (position + 1).min(hyper.window) as u64;
             let pairs: u64 = (position..position + tokens).map(seen).sum();

@@ -6,7 +6,8 @@
 
 use super::activations::Activations;
 use super::panel::{
-    Lanes, Operands, Seen, exact, float_scales, is_turned, min_columns, packed_span, row_vectors, unpack, unpack_block,
+    Lanes, Operands, Seen, exact, float_scales, is_turned, min_columns, packed_span, row_vectors, unpack,
+    unpack_block,
 };
 use super::{Lines, Pool, SharedMut, part_of, partial_sums, prefetch_part};
 use crate::quant::unpack::Unpack;
@@ -192,17 +193,17 @@ pub fn panel_rows(level: Level) -> usize {
     dispatch_at(level, Rows)
 }
 
-/// Whether panels of few tokens stay packed at `level`, which makes them cheap.
-pub fn stays_packed<F: Unpack>(format: F, level: Level) -> bool {
-    struct Packed<F>(F);
-    impl<F: Unpack> Kernel for Packed<F> {
+/// Whether panels are unpacked block by block at `level` for few tokens, which makes them cheap.
+pub fn is_blockwise<F: Unpack>(format: F, level: Level) -> bool {
+    struct Blockwise<F>(F);
+    impl<F: Unpack> Kernel for Blockwise<F> {
         type Output = bool;
         #[inline(always)]
         fn run<I: Isa>(self, _isa: I) -> bool {
-            const { is_turned::<F, I>() && I::PACKED_TOKENS > 0 }
+            const { is_turned::<F, I>() && I::BLOCKWISE > 0 }
         }
     }
-    dispatch_at(level, Packed(format))
+    dispatch_at(level, Blockwise(format))
 }
 
 /// Up to so many tokens, the tile is the one that leaves fewer of its places empty.
@@ -240,7 +241,7 @@ impl<F: Unpack> Kernel for PanelProducts<'_, F> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         assert_eq!(self.tokens.span, F::SPAN);
-        if !self.stays_packed::<I>() {
+        if !self.is_blockwise::<I>() {
             unpack::<F, I>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
         }
         if self.tokens.tile == I::TILE.1 {
@@ -256,8 +257,8 @@ impl<F: Unpack> TileKernel for PanelProducts<'_, F> {
     fn run<I: Isa, const R: usize, const T: usize>(mut self, isa: I) {
         assert_eq!(self.tokens.tile, T);
         // The constant alone decides whether there is such code at all.
-        if const { is_turned::<F, I>() && I::PACKED_TOKENS > 0 } && self.stays_packed::<I>() {
-            return self.packed::<I, R, T>(isa);
+        if const { is_turned::<F, I>() && I::BLOCKWISE > 0 } && self.is_blockwise::<I>() {
+            return self.blocks::<I, R, T>(isa);
         }
         let (tiles, partials) = (self.tokens.tiles(), partial_sums(F::SPAN));
         self.panel.totals.resize(partials * T * R * MAX_LANES);
@@ -270,11 +271,11 @@ impl<F: Unpack> TileKernel for PanelProducts<'_, F> {
 }
 
 impl<F: Unpack> PanelProducts<'_, F> {
-    /// Whether lanes are made as they are multiplied.
+    /// Whether the panel is unpacked block by block.
     #[inline(always)]
-    fn stays_packed<I: Isa>(&self) -> bool {
+    fn is_blockwise<I: Isa>(&self) -> bool {
         let allows = const { is_turned::<F, I>() };
-        allows && self.tokens.rows <= I::PACKED_TOKENS
+        allows && self.tokens.rows <= I::BLOCKWISE
     }
 
     /// The products of the panel with one of the `tiles` of `T` tokens.
@@ -286,7 +287,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
         for s in 0..spans {
             prefetch_part(isa, self.next, tile * spans + s, tiles * spans);
             let Panel { lanes, totals } = &mut *self.panel;
-            let sum = span::<F, I, R, T>(isa, lanes, tokens, tile, s);
+            let sum = span::<F, I, R, T>(isa, lanes, s, tokens, tile, s);
             let total = &mut tiles_of::<R, T>(totals)[s % partials];
             if s < partials {
                 add_span::<F, I, R, T, true>(isa, lanes, s, tokens, tile, s, &sum, total);
@@ -297,12 +298,11 @@ impl<F: Unpack> PanelProducts<'_, F> {
         self.store::<I, R, T>(isa, tile, 0);
     }
 
-    /// The products of all tokens with a panel that stays packed, block by block.
+    /// The products of all tokens with the panel, block by block.
     #[inline(always)]
-    fn packed<I: Isa, const R: usize, const T: usize>(&mut self, isa: I) {
+    fn blocks<I: Isa, const R: usize, const T: usize>(&mut self, isa: I) {
         let rows = row_vectors::<I>(self.rows, self.row_bytes);
-        let (tiles, partials, blocks) =
-            (self.tokens.tiles(), partial_sums(F::SPAN), self.columns / F::BLOCK);
+        let (tiles, partials, blocks) = (self.tokens.tiles(), partial_sums(F::SPAN), self.columns / F::BLOCK);
         self.panel.totals.resize(tiles * partials * T * R * MAX_LANES);
         self.panel.totals.fill(0.0);
         for block in 0..blocks {
@@ -312,7 +312,12 @@ impl<F: Unpack> PanelProducts<'_, F> {
                 for half in 0..2 {
                     let s = 2 * block + half;
                     let next = part_of(self.next, (block * tiles + tile) * 2 + half, 2 * blocks * tiles);
-                    let sum = span_of_packed::<F, I, R, T>(isa, lanes, half, self.tokens, tile, s, next);
+                    let sum = if const { I::STAYS_PACKED } {
+                        span_of_packed::<F, I, R, T>(isa, lanes, half, self.tokens, tile, s, next)
+                    } else {
+                        prefetch_part(isa, next, 0, 1);
+                        span::<F, I, R, T>(isa, lanes, half, self.tokens, tile, s)
+                    };
                     let total = &mut tiles_of::<R, T>(totals)[tile * partials + s % partials];
                     add_span::<F, I, R, T, false>(isa, lanes, half, self.tokens, tile, s, &sum, total);
                 }
@@ -363,11 +368,12 @@ fn tiles_of<const R: usize, const T: usize>(lines: &mut [f32]) -> &mut [Sums<R, 
     lines.as_chunks_mut().0.as_chunks_mut().0.as_chunks_mut().0
 }
 
-/// The integer sums of span `s`, rounded to floats: dot products times their groups' scales.
+/// The integer sums of span `s`, which is number `at` of the panel, rounded to floats: dot products times their groups' scales.
 #[inline(always)]
 fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
     isa: I,
     panel: &Lanes,
+    at: usize,
     tokens: &PackedTokens,
     tile: usize,
     s: usize,
@@ -376,12 +382,13 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
     let quads = F::SPAN / 4;
     let seen = const { Seen::of::<F, I>() };
     let groups = F::SPAN / seen.group;
+    let scales = at * groups * wide..(at + 1) * groups * wide;
+    let rows = &panel.lanes[at * quads * wide..][..quads * wide];
     let at = (tile * tokens.padded / seen.group + s * groups) * T;
-    let scales = s * groups * wide..(s + 1) * groups * wide;
     let floats = const { float_scales::<F, I>() };
     let span = SpanTile {
         groups,
-        rows: &panel.lanes[s * quads * wide..][..quads * wide],
+        rows,
         tokens: &tokens.quads[(tile * tokens.padded / 4 + s * quads) * T..][..quads * T],
         starts: if seen.offset == 0 || seen.halved {
             None
@@ -433,7 +440,7 @@ fn span_of_packed<F: Unpack, I: Isa, const R: usize, const T: usize>(
     packed_span::<F, I, R, T>(isa, Operands { panel, span: half, tokens, starts, next })
 }
 
-/// Adds span `s` to `total` (0 if it is the `FIRST`): its integer `sum`s, and mins times the sums of their groups' activations, times
+/// Adds span `s`, which is number `at` of the panel, to `total` (0 if it is the `FIRST`): its integer `sum`s, and mins times the sums of their groups' activations, times
 /// the floats of rows and tokens.
 #[inline(always)]
 fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize, const FIRST: bool>(

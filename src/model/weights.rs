@@ -163,13 +163,8 @@ impl Model {
     /// Bytes of weights that are read to compute one token.
     pub fn bytes_per_token(&self) -> u64 {
         let bytes = |m: &Matrix| (m.row_bytes() * m.rows) as u64;
-        let layers: u64 = self.layer_matrices().into_iter().map(bytes).sum();
+        let layers: u64 = self.layers.iter().flat_map(Layer::used_matrices).map(bytes).sum();
         layers + bytes(&self.head.weight) + self.embedding.row_bytes() as u64
-    }
-
-    /// The matrices of all layers that a token is multiplied with; of experts, as many as it uses.
-    pub fn layer_matrices(&self) -> Vec<&Matrix> {
-        self.layers.iter().flat_map(Layer::used_matrices).collect()
     }
 }
 
@@ -179,6 +174,14 @@ impl Layer {
         self.some_matrices(usize::MAX)
     }
 
+    /// Those of queries, keys and values.
+    pub fn qkv_matrices(&self) -> Vec<&Matrix> {
+        match &self.qkv {
+            Qkv::Fused(linear) => vec![&linear.weight],
+            Qkv::Split(parts) => parts.iter().map(|part| &part.weight).collect(),
+        }
+    }
+
     /// Those that a token is multiplied with; of experts, as many as it uses.
     pub fn used_matrices(&self) -> Vec<&Matrix> {
         self.some_matrices(EXPERTS_USED)
@@ -186,11 +189,7 @@ impl Layer {
 
     /// All of its matrices but experts beyond the first `most`.
     fn some_matrices(&self, most: usize) -> Vec<&Matrix> {
-        let mut all = Vec::new();
-        match &self.qkv {
-            Qkv::Fused(linear) => all.push(&linear.weight),
-            Qkv::Split(parts) => all.extend(parts.iter().map(|part| &part.weight)),
-        }
+        let mut all = self.qkv_matrices();
         all.push(&self.attention_output.weight);
         match &self.feed_forward {
             FeedForward::Gelu { up: wide, down } | FeedForward::Gated { gate_up: wide, down, .. } => {

@@ -7,8 +7,8 @@ use std::arch::x86_64::*;
 
 use super::pairs::{Pairs, group_of_pairs};
 use super::{
-    Isa, Kernel, MAX_ROWS, NoDotBf16, OfRows, SpanTile, TileKernel, checked, checked_mut, group_of_words,
-    span_of_dots, span_of_words,
+    Isa, Kernel, MAX_LANES, MAX_ROWS, NoDotBf16, OfRows, SpanTile, TileKernel, checked, checked_mut,
+    group_of_words, span_of_dots, span_of_words,
 };
 
 /// Proof that the machine has AVX2, FMA and F16C, and AVX-VNNI if `VNNI`.
@@ -29,6 +29,51 @@ impl<const VNNI: bool> Avx2With<VNNI> {
     }
 }
 
+/// Word `c` of `rows[r]` goes to `to[c * to_stride + r]`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transpose_eight(rows: [__m256i; 8], to: &mut [i32], to_stride: usize) {
+    let mut pairs = rows;
+    for i in 0..4 {
+        let (a, b) = (rows[2 * i], rows[2 * i + 1]);
+        pairs[2 * i] = _mm256_unpacklo_epi32(a, b);
+        pairs[2 * i + 1] = _mm256_unpackhi_epi32(a, b);
+    }
+    let mut quads = pairs;
+    for i in 0..2 {
+        let p = &pairs[4 * i..4 * i + 4];
+        quads[4 * i] = _mm256_unpacklo_epi64(p[0], p[2]);
+        quads[4 * i + 1] = _mm256_unpackhi_epi64(p[0], p[2]);
+        quads[4 * i + 2] = _mm256_unpacklo_epi64(p[1], p[3]);
+        quads[4 * i + 3] = _mm256_unpackhi_epi64(p[1], p[3]);
+    }
+    for i in 0..4 {
+        let (a, b) = (quads[i], quads[i + 4]);
+        store(_mm256_permute2x128_si256::<0x20>(a, b), &mut to[i * to_stride..]);
+        store(_mm256_permute2x128_si256::<0x31>(a, b), &mut to[(i + 4) * to_stride..]);
+    }
+}
+
+/// Word `c` of the 128-bit part `p` of `rows[j]`, which is row `4 p + j`, goes to `to[c * to_stride + 4 p + j]`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transpose_four(rows: [__m256i; 4], to: &mut [i32], to_stride: usize) {
+    let [a, b, c, d] = rows;
+    let (ab_low, cd_low) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+    let (ab_high, cd_high) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+    store(_mm256_unpacklo_epi64(ab_low, cd_low), to);
+    store(_mm256_unpackhi_epi64(ab_low, cd_low), &mut to[to_stride..]);
+    store(_mm256_unpacklo_epi64(ab_high, cd_high), &mut to[2 * to_stride..]);
+    store(_mm256_unpackhi_epi64(ab_high, cd_high), &mut to[3 * to_stride..]);
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store(v: __m256i, to: &mut [i32]) {
+    // Sound: the slice is checked to have the eight words.
+    unsafe { _mm256_storeu_si256(checked_mut::<8, _>(to).cast(), v) }
+}
+
 /// Hides from the compiler where `v` comes from. It would otherwise see that the lanes spread from a
 /// widened vector are single bytes and fetch each of them on its own, at three instructions a piece.
 #[inline]
@@ -44,6 +89,7 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
     const LANES: usize = 8;
     const ROWS: usize = 1;
     const TILE: (usize, usize) = (2, 4);
+    const BLOCKWISE: usize = 32;
     const FLOAT_SCALES: bool = VNNI;
     const LARGEST_FOLDED: u8 = if VNNI { 255 } else { 0 };
     type B = __m256i;
@@ -512,34 +558,33 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
     }
     #[inline(always)]
     fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
-        assert!(from.len() >= 4 * (7 * from_stride + 8) && to.len() >= 7 * to_stride + 8);
-        unsafe {
-            let mut rows = [_mm256_setzero_si256(); 8];
-            for r in 0..8 {
-                rows[r] = _mm256_loadu_si256(from.as_ptr().add(4 * r * from_stride).cast());
-            }
-            let mut pairs = rows;
-            for i in 0..4 {
-                let (a, b) = (rows[2 * i], rows[2 * i + 1]);
-                pairs[2 * i] = _mm256_unpacklo_epi32(a, b);
-                pairs[2 * i + 1] = _mm256_unpackhi_epi32(a, b);
-            }
-            let mut quads = pairs;
-            for i in 0..2 {
-                let p = &pairs[4 * i..4 * i + 4];
-                quads[4 * i] = _mm256_unpacklo_epi64(p[0], p[2]);
-                quads[4 * i + 1] = _mm256_unpackhi_epi64(p[0], p[2]);
-                quads[4 * i + 2] = _mm256_unpacklo_epi64(p[1], p[3]);
-                quads[4 * i + 3] = _mm256_unpackhi_epi64(p[1], p[3]);
-            }
-            for i in 0..4 {
-                let (a, b) = (quads[i], quads[i + 4]);
-                let low = _mm256_permute2x128_si256::<0x20>(a, b);
-                let high = _mm256_permute2x128_si256::<0x31>(a, b);
-                _mm256_storeu_si256(to.as_mut_ptr().add(i * to_stride).cast(), low);
-                _mm256_storeu_si256(to.as_mut_ptr().add((i + 4) * to_stride).cast(), high);
+        assert!(from.len() >= 4 * (7 * from_stride + 8));
+        let mut rows = [self.w_splat(0); 8];
+        for r in 0..8 {
+            rows[r] = unsafe { _mm256_loadu_si256(from.as_ptr().add(4 * r * from_stride).cast()) };
+        }
+        unsafe { transpose_eight(rows, to, to_stride) }
+    }
+    #[inline(always)]
+    fn w_transpose_rows(self, from: &[&[u8]; MAX_LANES], at: usize, to: &mut [i32], to_stride: usize) {
+        let mut rows = [self.w_splat(0); 8];
+        for r in 0..8 {
+            rows[r] = unsafe { _mm256_loadu_si256(checked::<32, _>(&from[r][at..]).cast()) };
+        }
+        unsafe { transpose_eight(rows, to, to_stride) }
+    }
+    #[inline(always)]
+    fn w_transpose_four(self, from: &[&[u8]; MAX_LANES], at: usize, to: &mut [i32], to_stride: usize) {
+        // 128-bit part p of four[j] is row 4p + j.
+        let mut four = [self.w_splat(0); 4];
+        for j in 0..4 {
+            unsafe {
+                let low = _mm_loadu_si128(checked::<16, _>(&from[j][at..]).cast());
+                let high = _mm_loadu_si128(checked::<16, _>(&from[4 + j][at..]).cast());
+                four[j] = _mm256_set_m128i(high, low);
             }
         }
+        unsafe { transpose_four(four, to, to_stride) }
     }
 
     #[inline(always)]

@@ -68,8 +68,10 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const TILE: (usize, usize);
     /// Tokens of [`Isa::small_tile`].
     const SMALL: usize = Self::TILE.1;
-    /// Up to so many tokens, panels stay packed, if the format allows it.
-    const PACKED_TOKENS: usize = 0;
+    /// Up to so many tokens, panels are unpacked and multiplied block by block, if the format allows it.
+    const BLOCKWISE: usize = 0;
+    /// Whether lanes are made as they are multiplied then.
+    const STAYS_PACKED: bool = false;
     /// Whether [`Isa::f_span_tile`] wants the scales as floats where these are exact.
     const FLOAT_SCALES: bool = false;
     /// The largest byte of `rows` up to which a matmul tile's dot products over a whole span cost no more than those over groups of

@@ -6,7 +6,7 @@ use super::{Buffer, Cpu, Scratch};
 use crate::backend::Matrix;
 use crate::gguf::TensorType;
 use crate::kernel::float::{Bf16, F16, F32, Float, FloatProducts};
-use crate::kernel::matmul::{Panel, PanelProducts, panel_rows, stays_packed};
+use crate::kernel::matmul::{Panel, PanelProducts, is_blockwise, panel_rows};
 use crate::kernel::matvec::RowProducts;
 use crate::kernel::{SharedMut, activations};
 use crate::quant::unpack::*;
@@ -81,7 +81,7 @@ impl Cpu {
     fn quantized<F: Unpack>(&self, format: F, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
         let mut scratch = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         self.quantize_activations(&mut scratch, x, F::SPAN);
-        if x.rows() <= if stays_packed(format, self.level) { 2 } else { FEW_TOKENS } {
+        if x.rows() <= if is_blockwise(format, self.level) { 2 } else { FEW_TOKENS } {
             self.few_tokens(format, w, &scratch, out);
         } else {
             let Scratch { activations, packed } = &mut *scratch;

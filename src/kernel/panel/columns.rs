@@ -76,13 +76,7 @@ pub(super) fn turn<F: Unpack, I: Isa>(isa: I, rows: &[&[u8]; MAX_LANES], block: 
 
 /// Unpacks the turned `words` of block number `block` to the lanes of the panel, whose row `first` is the first of them.
 #[inline(always)]
-pub(super) fn lanes<F: Unpack, I: Isa>(
-    isa: I,
-    words: &[i32],
-    block: usize,
-    first: usize,
-    panel: &mut Lanes,
-) {
+pub(super) fn lanes<F: Unpack, I: Isa>(isa: I, words: &[i32], block: usize, first: usize, panel: &mut Lanes) {
     let (wide, quads) = (I::LANES * I::TILE.0, block * F::BLOCK / 4);
     let to = &mut panel.lanes[quads * wide + first..(quads + 63) * wide + first + I::LANES];
     for part in 0..8 {
@@ -124,7 +118,13 @@ pub(super) fn floats<F: Unpack, I: Isa>(
 
 /// Scales and mins of the rows.
 #[inline(always)]
-pub(super) fn groups<F: Unpack, I: Isa>(isa: I, words: &[i32], block: usize, first: usize, panel: &mut Lanes) {
+pub(super) fn groups<F: Unpack, I: Isa>(
+    isa: I,
+    words: &[i32],
+    block: usize,
+    first: usize,
+    panel: &mut Lanes,
+) {
     const { assert!(!is_turned::<F, I>() || !F::MINS || F::GROUP == 32) };
     let (wide, count) = (I::LANES * I::TILE.0, F::BLOCK / F::GROUP);
     let groups = F::groups_of(isa, Columns { words, part: 0 });

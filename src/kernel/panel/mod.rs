@@ -137,21 +137,22 @@ pub(super) fn row_vectors<I: Isa>(rows: &[u8], row_bytes: usize) -> RowVectors<'
     vectors
 }
 
-/// Fills `panel` with one block of `rows`, of a turned format, whose lanes stay packed.
+/// Fills `panel` with one block of `rows`, of a turned format, whose lanes stay packed where [`Isa::STAYS_PACKED`].
 #[inline(always)]
-pub(super) fn unpack_block<F: Unpack, I: Isa>(
-    isa: I,
-    rows: &RowVectors,
-    block: usize,
-    panel: &mut Lanes,
-) {
+pub(super) fn unpack_block<F: Unpack, I: Isa>(isa: I, rows: &RowVectors, block: usize, panel: &mut Lanes) {
     let each = const { block_words::<F, I>() };
     panel.packed.resize(I::TILE.0 * each);
+    if const { !I::STAYS_PACKED } {
+        panel.lanes.resize(F::BLOCK / 4 * I::LANES * I::TILE.0);
+    }
     resize::<F, I>(F::BLOCK, panel);
     let mut packed = std::mem::take(&mut panel.packed);
     for v in 0..I::TILE.0 {
         let words = &mut packed[v * each..(v + 1) * each];
         self::columns::turn::<F, I>(isa, &rows[v], block, words);
+        if const { !I::STAYS_PACKED } {
+            self::columns::lanes::<F, I>(isa, words, 0, v * I::LANES, panel);
+        }
         self::columns::floats::<F, I>(isa, &rows[v], words, block, 0, v * I::LANES, panel);
         self::columns::groups::<F, I>(isa, words, 0, v * I::LANES, panel);
     }

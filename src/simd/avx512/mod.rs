@@ -43,7 +43,8 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     const ROWS: usize = 2;
     const TILE: (usize, usize) = (2, 6);
     const SMALL: usize = if VNNI { 4 } else { Self::TILE.1 };
-    const PACKED_TOKENS: usize = if VNNI { 32 } else { 0 };
+    const BLOCKWISE: usize = if VNNI { 32 } else { 0 };
+    const STAYS_PACKED: bool = VNNI;
     const FLOAT_SCALES: bool = VNNI;
     const LARGEST_FOLDED: u8 = if VNNI { 255 } else { 0 };
     type B = __m512i;
