@@ -18,7 +18,7 @@ const FEW_TOKENS: usize = 3;
 /// Panels of a task, at most.
 const PANELS: usize = 4;
 
-/// Tasks that each thread gets, if there are enough panels.
+/// Tasks that each thread gets, at least, if there are enough panels.
 const TASKS_EACH: usize = 4;
 
 /// Bytes of weights a task of the memory-bound product takes: large enough to stream, small enough to share.
@@ -137,13 +137,21 @@ impl Cpu {
         let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
         let to = SharedMut::new(out.data_mut());
         let panel_rows = panel_rows(self.level);
-        // Several panels a task, as long as there are enough tasks: what this thread needs next is known then.
-        let task = panel_rows * (w.rows / panel_rows / self.threads() / TASKS_EACH).clamp(1, PANELS);
-        self.pool.run_ranges(w.rows, task, |range| {
+        // Several panels a task, so that what a thread needs next is known, and at the end single ones, so that no thread waits long.
+        let panels = w.rows.div_ceil(panel_rows);
+        let each = (panels / self.threads() / TASKS_EACH).clamp(1, PANELS);
+        let whole = panels * 3 / 4 / each;
+        self.pool.run(whole + panels - whole * each, |i| {
+            let (first, count) = if i < whole { (i * each, each) } else { (whole * each + i - whole, 1) };
+            let range = first * panel_rows..((first + count) * panel_rows).min(w.rows);
             for first in range.clone().step_by(panel_rows) {
                 let last = (first + panel_rows).min(range.end);
                 // Threads take turns, as long as none is held up.
-                let next = if last < range.end { last } else { range.start + self.threads() * task };
+                let next = if last < range.end {
+                    last
+                } else {
+                    first + ((self.threads() - 1) * count + 1) * panel_rows
+                };
                 let next = next.min(w.rows)..(next + panel_rows).min(w.rows);
                 PANEL.with_borrow_mut(|panel| {
                     PanelProducts {
