@@ -1,6 +1,6 @@
 //! The K formats: super-blocks of 256 columns with integer scales.
 
-use super::{Chunks, Fold, Groups, RowChunks, Scale, Unpack, bits16, bytes, word32};
+use super::{Chunks, Fold, Groups, RowChunks, Scale, Unpack, bits16, bytes, word32, word64};
 use crate::simd::{Isa, MAX_ROWS, OfRows};
 
 /// Activations get a scale of their own every 128 columns: finer than the 256 that llama.cpp uses, at
@@ -12,13 +12,13 @@ const SPAN: usize = 128;
 fn six_bit_groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
     let (mut scales, mut mins) = ([0; MAX_ROWS], [0; MAX_ROWS]);
     for r in 0..I::ROWS {
-        let (a, b, c) = (word32(block[r], 4), word32(block[r], 8), word32(block[r], 12));
-        let low_scales = a & 0x3f3f_3f3f;
-        let low_mins = b & 0x3f3f_3f3f;
-        let high_scales = (c & 0x0f0f_0f0f) | ((a >> 2) & 0x3030_3030);
-        let high_mins = ((c >> 4) & 0x0f0f_0f0f) | ((b >> 2) & 0x3030_3030);
-        scales[r] = u64::from(low_scales) | u64::from(high_scales) << 32;
-        mins[r] = u64::from(low_mins) | u64::from(high_mins) << 32;
+        // Four scales, then four mins: the first ones, and the last ones' top bits; all last ones' low bits.
+        let (words, nibbles) = (word64(block[r], 4), u64::from(word32(block[r], 12)));
+        let first = words & 0x3f3f_3f3f_3f3f_3f3f;
+        let low = (nibbles | nibbles << 28) & 0x0f0f_0f0f_0f0f_0f0f;
+        let last = low | ((words >> 2) & 0x3030_3030_3030_3030);
+        scales[r] = first & 0xffff_ffff | last << 32;
+        mins[r] = first >> 32 | last & 0xffff_ffff_0000_0000;
     }
     (isa.b_widen_twice(scales), isa.b_widen_twice(mins))
 }
@@ -313,12 +313,11 @@ impl Unpack for Q3K {
     fn groups<I: Isa>(isa: I, block: OfRows<&[u8]>) -> (I::B, I::B) {
         let mut scales = [[0; 2]; MAX_ROWS];
         for r in 0..I::ROWS {
-            let (a, b, high) = (word32(block[r], 96), word32(block[r], 100), word32(block[r], 104));
-            let (low, top) = (0x0f0f_0f0f, 0x3030_3030);
-            let first = ((a & low) | ((high << 4) & top), (b & low) | ((high << 2) & top));
-            let second = (((a >> 4) & low) | (high & top), ((b >> 4) & low) | ((high >> 2) & top));
-            scales[r][0] = u64::from(first.0) | u64::from(first.1) << 32;
-            scales[r][1] = u64::from(second.0) | u64::from(second.1) << 32;
+            // Byte `i` of `high` has the upper bits of scales `i`, `4 + i`, `8 + i`, `12 + i`.
+            let (words, high) = (word64(block[r], 96), u64::from(word32(block[r], 104)));
+            let (low, top) = (0x0f0f_0f0f_0f0f_0f0f, 0x3030_3030_3030_3030);
+            scales[r][0] = (words & low) | ((high << 4 | high << 34) & top);
+            scales[r][1] = ((words >> 4) & low) | ((high | high << 30) & top);
         }
         let scales = isa.b_add_i16(isa.b_widen_words(scales), isa.b_all_i16(&[-32; 16]));
         (scales, isa.b_splat(0))
