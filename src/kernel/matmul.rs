@@ -6,10 +6,10 @@
 
 use super::activations::Activations;
 use super::panel::{
-    Lanes, Operands, Seen, exact, float_scales, is_turned, min_columns, packed_span, row_vectors, unpack,
-    unpack_block,
+    Ahead, Lanes, Operands, Seen, exact, float_scales, is_turned, min_columns, packed_span, row_vectors,
+    unpack, unpack_block,
 };
-use super::{Lines, Pool, SharedMut, part_of, partial_sums, prefetch_part};
+use super::{Lines, Pool, SharedMut, partial_sums, prefetch_part};
 use crate::quant::unpack::Unpack;
 use crate::simd::{Isa, Kernel, Level, MAX_LANES, SpanTile, TileKernel, dispatch_at};
 
@@ -286,13 +286,14 @@ impl<F: Unpack> PanelProducts<'_, F> {
         let spans = self.columns / F::SPAN;
         for s in 0..spans {
             prefetch_part(isa, self.next, tile * spans + s, tiles * spans);
-            let Panel { lanes, totals } = &mut *self.panel;
-            let sum = span::<F, I, R, T>(isa, lanes, s, tokens, tile, s);
+            let Panel { lanes: panel, totals } = &mut *self.panel;
+            let of = Span { panel, at: s, tokens, tile, number: s };
+            let sum = span::<F, I, R, T>(isa, of);
             let total = &mut tiles_of::<R, T>(totals)[s % partials];
             if s < partials {
-                add_span::<F, I, R, T, true>(isa, lanes, s, tokens, tile, s, &sum, total);
+                add_span::<F, I, R, T, true>(isa, of, &sum, total);
             } else {
-                add_span::<F, I, R, T, false>(isa, lanes, s, tokens, tile, s, &sum, total);
+                add_span::<F, I, R, T, false>(isa, of, &sum, total);
             }
         }
         self.store::<I, R, T>(isa, tile, 0);
@@ -308,18 +309,19 @@ impl<F: Unpack> PanelProducts<'_, F> {
         for block in 0..blocks {
             unpack_block::<F, I>(isa, &rows, block, &mut self.panel.lanes);
             for tile in 0..tiles {
-                let Panel { lanes, totals } = &mut *self.panel;
+                let Panel { lanes: panel, totals } = &mut *self.panel;
                 for half in 0..2 {
                     let s = 2 * block + half;
-                    let next = part_of(self.next, (block * tiles + tile) * 2 + half, 2 * blocks * tiles);
+                    let of = Span { panel, at: half, tokens: self.tokens, tile, number: s };
+                    let (number, all) = ((block * tiles + tile) * 2 + half, 2 * blocks * tiles);
                     let sum = if const { I::STAYS_PACKED } {
-                        span_of_packed::<F, I, R, T>(isa, lanes, half, self.tokens, tile, s, next)
+                        span_of_packed::<F, I, R, T>(isa, of, Ahead::new(self.next, number, all))
                     } else {
-                        prefetch_part(isa, next, 0, 1);
-                        span::<F, I, R, T>(isa, lanes, half, self.tokens, tile, s)
+                        prefetch_part(isa, self.next, number, all);
+                        span::<F, I, R, T>(isa, of)
                     };
                     let total = &mut tiles_of::<R, T>(totals)[tile * partials + s % partials];
-                    add_span::<F, I, R, T, false>(isa, lanes, half, self.tokens, tile, s, &sum, total);
+                    add_span::<F, I, R, T, false>(isa, of, &sum, total);
                 }
             }
         }
@@ -368,16 +370,22 @@ fn tiles_of<const R: usize, const T: usize>(lines: &mut [f32]) -> &mut [Sums<R, 
     lines.as_chunks_mut().0.as_chunks_mut().0.as_chunks_mut().0
 }
 
-/// The integer sums of span `s`, which is number `at` of the panel, rounded to floats: dot products times their groups' scales.
-#[inline(always)]
-fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
-    isa: I,
-    panel: &Lanes,
+/// Operands of a span of columns: of a panel, and of a tile of tokens.
+#[derive(Clone, Copy)]
+struct Span<'a> {
+    panel: &'a Lanes,
+    /// Number of the span in the panel, which may be of one block only.
     at: usize,
-    tokens: &PackedTokens,
+    tokens: &'a PackedTokens,
     tile: usize,
-    s: usize,
-) -> [[I::F; R]; T] {
+    /// Number of the span in the matrix.
+    number: usize,
+}
+
+/// The integer sums of a span, rounded to floats: dot products times their groups' scales.
+#[inline(always)]
+fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(isa: I, of: Span) -> [[I::F; R]; T] {
+    let Span { panel, at, tokens, tile, number: s } = of;
     let wide = I::LANES * R;
     let quads = F::SPAN / 4;
     let seen = const { Seen::of::<F, I>() };
@@ -419,13 +427,10 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
 #[inline(always)]
 fn span_of_packed<F: Unpack, I: Isa, const R: usize, const T: usize>(
     isa: I,
-    panel: &Lanes,
-    half: usize,
-    tokens: &PackedTokens,
-    tile: usize,
-    s: usize,
-    next: &[u8],
+    of: Span,
+    ahead: Ahead,
 ) -> [[I::F; R]; T] {
+    let Span { panel, at: half, tokens, tile, number: s } = of;
     if const { !is_turned::<F, I>() } {
         return [[isa.f_splat(0.0); R]; T];
     }
@@ -437,22 +442,19 @@ fn span_of_packed<F: Unpack, I: Isa, const R: usize, const T: usize>(
     }
     let at = tile * tokens.padded / 4 + s * quads;
     let tokens = &tokens.quads.as_chunks::<T>().0[at..at + quads];
-    packed_span::<F, I, R, T>(isa, Operands { panel, span: half, tokens, starts, next })
+    packed_span::<F, I, R, T>(isa, Operands { panel, span: half, tokens, starts, ahead })
 }
 
-/// Adds span `s`, which is number `at` of the panel, to `total` (0 if it is the `FIRST`): its integer `sum`s, and mins times the sums of their groups' activations, times
-/// the floats of rows and tokens.
+/// Adds a span to `total` (0 if it is the `FIRST`): its integer `sum`s, and mins times the sums of their groups' activations, times the
+/// floats of rows and tokens.
 #[inline(always)]
 fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize, const FIRST: bool>(
     isa: I,
-    panel: &Lanes,
-    at: usize,
-    tokens: &PackedTokens,
-    tile: usize,
-    s: usize,
+    of: Span,
     sum: &[[I::F; R]; T],
     total: &mut Sums<R, T>,
 ) {
+    let Span { panel, at, tokens, tile, number: s } = of;
     let wide = I::LANES * R;
     let b = at * F::SPAN / F::BLOCK;
     let scales = &tokens.scales.as_chunks::<T>().0[tile * tokens.padded / F::SPAN + s];

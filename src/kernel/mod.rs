@@ -43,19 +43,13 @@ fn prefetch_ahead<I: Isa>(isa: I, block: &[u8], distance: usize) {
 /// Asks for part number `part` of `parts` of `bytes`, whole lines, for the second cache.
 #[inline(always)]
 fn prefetch_part<I: Isa>(isa: I, bytes: &[u8], part: usize, parts: usize) {
-    let bytes = part_of(bytes, part, parts);
-    let mut at = 0;
-    while at < bytes.len() {
+    let each = bytes.len().div_ceil(64).div_ceil(parts) * 64;
+    let mut at = part * each;
+    let end = (at + each).min(bytes.len());
+    while at < end {
         isa.prefetch_far(bytes.as_ptr().wrapping_add(at));
         at += 64;
     }
-}
-
-/// Part number `part` of `parts` of `bytes`, in whole lines but for the last.
-#[inline(always)]
-fn part_of(bytes: &[u8], part: usize, parts: usize) -> &[u8] {
-    let each = bytes.len().div_ceil(64).div_ceil(parts) * 64;
-    &bytes[(part * each).min(bytes.len())..((part + 1) * each).min(bytes.len())]
 }
 
 /// Words of 32 bits in whole cache lines: vectors that lie across two lines cost twice as much.

@@ -6,7 +6,7 @@ mod rows;
 
 pub(super) use self::columns::is_turned;
 use self::columns::{Turned, block_words};
-pub(super) use self::packed::{Operands, exact, span as packed_span};
+pub(super) use self::packed::{Ahead, Operands, exact, span as packed_span};
 use self::rows::Square;
 use super::{Lines, prefetch_ahead};
 use crate::quant::unpack::Unpack;

@@ -3,7 +3,6 @@
 use super::Lanes;
 use super::columns::{Columns, block_words, is_turned};
 use super::float_scales;
-use crate::kernel::prefetch_part;
 use crate::quant::unpack::Unpack;
 use crate::simd::Isa;
 
@@ -21,8 +20,42 @@ pub(in crate::kernel) struct Operands<'a, const T: usize> {
     pub tokens: &'a [[i32; T]],
     /// `[SPAN / GROUP, T]`; empty if the format has no offset.
     pub starts: &'a [[i32; T]],
-    /// Asked for while the span is multiplied, bit by bit: more at once than a core can wait for would hold up everything else.
-    pub next: &'a [u8],
+    pub ahead: Ahead<'a>,
+}
+
+/// What is asked for while a span is multiplied.
+#[derive(Clone, Copy)]
+pub(in crate::kernel) struct Ahead<'a> {
+    /// What the panel after this one is made from.
+    next: &'a [u8],
+    /// Lines of it, from number `first` on.
+    first: usize,
+    count: usize,
+}
+
+/// Stretches of [`Ahead`] that lines are taken from in turns: memory delivers more to several streams than to one.
+const STREAMS: usize = 4;
+
+impl<'a> Ahead<'a> {
+    /// Span number `span` of `spans`.
+    #[inline(always)]
+    pub fn new(next: &'a [u8], span: usize, spans: usize) -> Self {
+        let lines = next.len().div_ceil(64 * STREAMS) * STREAMS;
+        let first = lines * span / spans;
+        Self { next, first, count: lines * (span + 1) / spans - first }
+    }
+
+    /// Asks for what goes with quad number `quad` of the span: more at once than a core can wait for would hold up everything else.
+    #[inline(always)]
+    fn ask<I: Isa>(self, isa: I, quad: usize) {
+        const QUADS: usize = 8 * PARTS;
+        let stretch = self.next.len().div_ceil(64 * STREAMS);
+        for i in self.count * quad / QUADS..self.count * (quad + 1) / QUADS {
+            let line = self.first + i;
+            let at = 64 * (line % STREAMS * stretch + line / STREAMS);
+            isa.prefetch_far(self.next.as_ptr().wrapping_add(at));
+        }
+    }
 }
 
 /// Sums of a span's products.
@@ -88,7 +121,7 @@ fn part<F: Unpack, I: Isa, const R: usize, const T: usize, const J: usize>(
             }
         }
         for part in g * 8 / groups..(g + 1) * 8 / groups {
-            prefetch_part(isa, of.next, J % PARTS * 8 + part, 8 * PARTS);
+            of.ahead.ask(isa, J % PARTS * 8 + part);
             let mut rows = [isa.w_splat(0); R];
             for r in 0..R {
                 let words = &block[r * each..(r + 1) * each];
@@ -128,7 +161,7 @@ fn scale<F: Unpack, I: Isa, const R: usize, const T: usize>(
         }
     }
     let exact = const { exact::<F>() };
-    if const { float_scales::<F, I>() } && (group + 1) % exact == 0 {
+    if const { float_scales::<F, I>() } && (group + 1).is_multiple_of(exact) {
         for t in 0..T {
             for r in 0..R {
                 let more = sum.exact[t][r];
