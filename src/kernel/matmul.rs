@@ -6,15 +6,12 @@
 
 use super::activations::Activations;
 use super::panel::{
-    Ahead, Lanes, Operands, Seen, exact, float_scales, is_turned, min_columns, packed_span, row_vectors,
-    unpack, unpack_block,
+    Ahead, Lanes, Operands, Seen, blockwise_tokens, exact, float_scales, min_columns, packed_span,
+    resize_to_block, row_vectors, unpack, unpack_block,
 };
 use super::{Lines, Pool, SharedMut, partial_sums, prefetch_part};
 use crate::quant::unpack::Unpack;
 use crate::simd::{Isa, Kernel, Level, MAX_LANES, SpanTile, TileKernel, dispatch_at};
-
-/// The most rows a panel has on any ISA.
-pub const MAX_PANEL_ROWS: usize = 2 * MAX_LANES;
 
 /// Activations laid out for tiles of tokens: for each tile all columns, for each four columns the tile's tokens.
 #[derive(Clone, Debug, Default)]
@@ -200,7 +197,7 @@ pub fn is_blockwise<F: Unpack>(format: F, level: Level) -> bool {
         type Output = bool;
         #[inline(always)]
         fn run<I: Isa>(self, _isa: I) -> bool {
-            const { is_turned::<F, I>() && I::BLOCKWISE > 0 }
+            const { blockwise_tokens::<F, I>() > 0 }
         }
     }
     dispatch_at(level, Blockwise(format))
@@ -257,7 +254,7 @@ impl<F: Unpack> TileKernel for PanelProducts<'_, F> {
     fn run<I: Isa, const R: usize, const T: usize>(mut self, isa: I) {
         assert_eq!(self.tokens.tile, T);
         // The constant alone decides whether there is such code at all.
-        if const { is_turned::<F, I>() && I::BLOCKWISE > 0 } && self.is_blockwise::<I>() {
+        if const { blockwise_tokens::<F, I>() > 0 } && self.is_blockwise::<I>() {
             return self.blocks::<I, R, T>(isa);
         }
         let (tiles, partials) = (self.tokens.tiles(), partial_sums(F::SPAN));
@@ -274,8 +271,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
     /// Whether the panel is unpacked block by block.
     #[inline(always)]
     fn is_blockwise<I: Isa>(&self) -> bool {
-        let allows = const { is_turned::<F, I>() };
-        allows && self.tokens.rows <= I::BLOCKWISE
+        self.tokens.rows <= const { blockwise_tokens::<F, I>() }
     }
 
     /// The products of the panel with one of the `tiles` of `T` tokens.
@@ -306,6 +302,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
         let (tiles, partials, blocks) = (self.tokens.tiles(), partial_sums(F::SPAN), self.columns / F::BLOCK);
         self.panel.totals.resize(tiles * partials * T * R * MAX_LANES);
         self.panel.totals.fill(0.0);
+        resize_to_block::<F, I>(&mut self.panel.lanes);
         for block in 0..blocks {
             unpack_block::<F, I>(isa, &rows, block, &mut self.panel.lanes);
             for tile in 0..tiles {
@@ -431,9 +428,6 @@ fn span_of_packed<F: Unpack, I: Isa, const R: usize, const T: usize>(
     ahead: Ahead,
 ) -> [[I::F; R]; T] {
     let Span { panel, at: half, tokens, tile, number: s } = of;
-    if const { !is_turned::<F, I>() } {
-        return [[isa.f_splat(0.0); R]; T];
-    }
     let (quads, groups) = (F::SPAN / 4, F::SPAN / F::GROUP);
     let mut starts = &[][..];
     if F::OFFSET != 0 {

@@ -12,8 +12,11 @@ use crate::kernel::{SharedMut, activations};
 use crate::quant::unpack::*;
 use crate::{Result, quant};
 
-/// Up to this many tokens, rows are unpacked anew for every few of them; beyond, panels pay off. The most that it is for any format.
+/// Up to this many tokens, rows are unpacked anew for every few of them; beyond, panels pay off.
 const FEW_TOKENS: usize = 3;
+
+/// The same where panels are unpacked block by block.
+const FEW_TOKENS_BLOCKWISE: usize = 2;
 
 /// Panels of a task, at most.
 const PANELS: usize = 4;
@@ -81,7 +84,8 @@ impl Cpu {
     fn quantized<F: Unpack>(&self, format: F, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
         let mut scratch = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         self.quantize_activations(&mut scratch, x, F::SPAN);
-        if x.rows() <= if is_blockwise(format, self.level) { 2 } else { FEW_TOKENS } {
+        let few = if is_blockwise(format, self.level) { FEW_TOKENS_BLOCKWISE } else { FEW_TOKENS };
+        if x.rows() <= few {
             self.few_tokens(format, w, &scratch, out);
         } else {
             let Scratch { activations, packed } = &mut *scratch;

@@ -20,7 +20,7 @@ impl Default for Turned {
 }
 
 /// Whether panels of `F` are unpacked this way for `I`.
-pub(in crate::kernel) const fn is_turned<F: Unpack, I: Isa>() -> bool {
+pub(super) const fn is_turned<F: Unpack, I: Isa>() -> bool {
     F::BYTEWISE.is_some() && F::BLOCK == 256 && I::WORDS == 1
 }
 
@@ -57,9 +57,29 @@ pub(super) fn prefetch<F: Unpack, I: Isa>(isa: I, rows: &[&[u8]; MAX_LANES], blo
     }
 }
 
+/// Turns block number `block` of `rows` into `words`, and these into block `to` of the panel, whose row `first` is the first of them; without
+/// `LANES`, all of it but the lanes.
+#[inline(always)]
+pub(super) fn unpack<F: Unpack, I: Isa, const LANES: bool>(
+    isa: I,
+    rows: &[&[u8]; MAX_LANES],
+    words: &mut [i32],
+    block: usize,
+    to: usize,
+    first: usize,
+    panel: &mut Lanes,
+) {
+    turn::<F, I>(isa, rows, block, words);
+    if LANES {
+        lanes::<F, I>(isa, words, to, first, panel);
+    }
+    floats::<F, I>(isa, rows, words, block, to, first, panel);
+    groups::<F, I>(isa, words, to, first, panel);
+}
+
 /// Turns block number `block` of `rows` into `words`.
 #[inline(always)]
-pub(super) fn turn<F: Unpack, I: Isa>(isa: I, rows: &[&[u8]; MAX_LANES], block: usize, words: &mut [i32]) {
+fn turn<F: Unpack, I: Isa>(isa: I, rows: &[&[u8]; MAX_LANES], block: usize, words: &mut [i32]) {
     let (bytes, at, each) = (block_words::<F, I>() / I::LANES * 4, block * F::BYTES, 4 * I::LANES);
     let mut byte = 0;
     while byte < bytes {
@@ -76,7 +96,7 @@ pub(super) fn turn<F: Unpack, I: Isa>(isa: I, rows: &[&[u8]; MAX_LANES], block: 
 
 /// Unpacks the turned `words` of block number `block` to the lanes of the panel, whose row `first` is the first of them.
 #[inline(always)]
-pub(super) fn lanes<F: Unpack, I: Isa>(isa: I, words: &[i32], block: usize, first: usize, panel: &mut Lanes) {
+fn lanes<F: Unpack, I: Isa>(isa: I, words: &[i32], block: usize, first: usize, panel: &mut Lanes) {
     let (wide, quads) = (I::LANES * I::TILE.0, block * F::BLOCK / 4);
     let to = &mut panel.lanes[quads * wide + first..(quads + 63) * wide + first + I::LANES];
     for part in 0..8 {
@@ -90,7 +110,7 @@ pub(super) fn lanes<F: Unpack, I: Isa>(isa: I, words: &[i32], block: usize, firs
 
 /// `d` and `dmin` of block number `block` of the rows, as block `to` of the panel.
 #[inline(always)]
-pub(super) fn floats<F: Unpack, I: Isa>(
+fn floats<F: Unpack, I: Isa>(
     isa: I,
     rows: &[&[u8]; MAX_LANES],
     words: &[i32],
@@ -118,13 +138,7 @@ pub(super) fn floats<F: Unpack, I: Isa>(
 
 /// Scales and mins of the rows.
 #[inline(always)]
-pub(super) fn groups<F: Unpack, I: Isa>(
-    isa: I,
-    words: &[i32],
-    block: usize,
-    first: usize,
-    panel: &mut Lanes,
-) {
+fn groups<F: Unpack, I: Isa>(isa: I, words: &[i32], block: usize, first: usize, panel: &mut Lanes) {
     const { assert!(!is_turned::<F, I>() || !F::MINS || F::GROUP == 32) };
     let (wide, count) = (I::LANES * I::TILE.0, F::BLOCK / F::GROUP);
     let groups = F::groups_of(isa, Columns { words, part: 0 });

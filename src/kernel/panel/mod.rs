@@ -4,9 +4,8 @@ mod columns;
 mod packed;
 mod rows;
 
-pub(super) use self::columns::is_turned;
-use self::columns::{Turned, block_words};
-pub(super) use self::packed::{Ahead, Operands, exact, span as packed_span};
+use self::columns::{Turned, block_words, is_turned};
+pub(super) use self::packed::{Ahead, Operands, span as packed_span};
 use self::rows::Square;
 use super::{Lines, prefetch_ahead};
 use crate::quant::unpack::Unpack;
@@ -104,10 +103,15 @@ pub(super) fn unpack<F: Unpack, I: Isa>(
         for block in 0..columns / F::BLOCK {
             for v in 0..I::TILE.0 {
                 self::columns::prefetch::<F, I>(isa, &vectors[v], block);
-                self::columns::turn::<F, I>(isa, &vectors[v], block, words);
-                self::columns::lanes::<F, I>(isa, words, block, v * I::LANES, panel);
-                self::columns::floats::<F, I>(isa, &vectors[v], words, block, block, v * I::LANES, panel);
-                self::columns::groups::<F, I>(isa, words, block, v * I::LANES, panel);
+                self::columns::unpack::<F, I, true>(
+                    isa,
+                    &vectors[v],
+                    words,
+                    block,
+                    block,
+                    v * I::LANES,
+                    panel,
+                );
             }
         }
         return;
@@ -137,24 +141,33 @@ pub(super) fn row_vectors<I: Isa>(rows: &[u8], row_bytes: usize) -> RowVectors<'
     vectors
 }
 
-/// Fills `panel` with one block of `rows`, of a turned format, whose lanes stay packed where [`Isa::STAYS_PACKED`].
+/// The most tokens for which panels of `F` are unpacked and multiplied block by block; 0 if they never are.
+pub(super) const fn blockwise_tokens<F: Unpack, I: Isa>() -> usize {
+    if is_turned::<F, I>() { I::BLOCKWISE } else { 0 }
+}
+
+/// Makes room in `panel` for [`unpack_block`].
 #[inline(always)]
-pub(super) fn unpack_block<F: Unpack, I: Isa>(isa: I, rows: &RowVectors, block: usize, panel: &mut Lanes) {
-    let each = const { block_words::<F, I>() };
-    panel.packed.resize(I::TILE.0 * each);
+pub(super) fn resize_to_block<F: Unpack, I: Isa>(panel: &mut Lanes) {
+    panel.packed.resize(I::TILE.0 * const { block_words::<F, I>() });
     if const { !I::STAYS_PACKED } {
         panel.lanes.resize(F::BLOCK / 4 * I::LANES * I::TILE.0);
     }
     resize::<F, I>(F::BLOCK, panel);
+}
+
+/// Fills `panel` with one block of `rows`, of a turned format, whose lanes stay packed where [`Isa::STAYS_PACKED`].
+#[inline(always)]
+pub(super) fn unpack_block<F: Unpack, I: Isa>(isa: I, rows: &RowVectors, block: usize, panel: &mut Lanes) {
+    let each = const { block_words::<F, I>() };
     let mut packed = std::mem::take(&mut panel.packed);
     for v in 0..I::TILE.0 {
         let words = &mut packed[v * each..(v + 1) * each];
-        self::columns::turn::<F, I>(isa, &rows[v], block, words);
-        if const { !I::STAYS_PACKED } {
-            self::columns::lanes::<F, I>(isa, words, 0, v * I::LANES, panel);
+        if const { I::STAYS_PACKED } {
+            self::columns::unpack::<F, I, false>(isa, &rows[v], words, block, 0, v * I::LANES, panel);
+        } else {
+            self::columns::unpack::<F, I, true>(isa, &rows[v], words, block, 0, v * I::LANES, panel);
         }
-        self::columns::floats::<F, I>(isa, &rows[v], words, block, 0, v * I::LANES, panel);
-        self::columns::groups::<F, I>(isa, words, 0, v * I::LANES, panel);
     }
     panel.packed = packed;
 }
@@ -185,11 +198,17 @@ fn store_scale<F: Unpack, I: Isa>(isa: I, scale: I::W, at: usize, panel: &mut La
 }
 
 /// Groups of columns whose scaled sum fits a float whatever the operands.
-pub(super) const fn exact_groups<F: Unpack>() -> usize {
+const fn exact_groups<F: Unpack>() -> usize {
     let above = F::LARGEST as i32 - F::OFFSET;
     let largest = if above > F::OFFSET { above } else { F::OFFSET };
     let group = F::GROUP as i32 * largest * 127 * F::LARGEST_SCALE;
     (1 << f32::MANTISSA_DIGITS) / group as usize
+}
+
+/// Groups of a span whose sum is exact as a float: all, or half of them.
+pub(super) const fn exact<F: Unpack>() -> usize {
+    let groups = F::SPAN / F::GROUP;
+    if exact_groups::<F>() >= groups { groups } else { groups / 2 }
 }
 
 /// Whether a panel of `F` for `I` has its scales as floats: that is exact over a span's groups, or halves of them.

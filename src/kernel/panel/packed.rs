@@ -1,8 +1,7 @@
 //! Products of panels that stay packed: lanes are made as they are multiplied. For few tokens that costs less than to store them.
 
-use super::Lanes;
 use super::columns::{Columns, block_words, is_turned};
-use super::float_scales;
+use super::{Lanes, exact, float_scales};
 use crate::quant::unpack::Unpack;
 use crate::simd::Isa;
 
@@ -170,10 +169,4 @@ fn scale<F: Unpack, I: Isa, const R: usize, const T: usize>(
             }
         }
     }
-}
-
-/// Groups of a span whose sum is exact as a float: all, or half of them.
-pub(in crate::kernel) const fn exact<F: Unpack>() -> usize {
-    let groups = F::SPAN / F::GROUP;
-    if super::exact_groups::<F>() >= groups { groups } else { groups / 2 }
 }

@@ -508,13 +508,9 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     }
     #[inline(always)]
     fn w_dot_token<const R: usize>(self, dot: &mut [Self::W; R], rows: [Self::W; R], token: &i32) {
-        if VNNI {
-            // Sound: the token proves AVX-512 with VNNI.
-            return unsafe { dot_token(dot, [rows[0], rows[1]], token) };
-        }
-        for r in 0..R {
-            dot[r] = self.w_dot4::<true>(dot[r], rows[r], self.w_splat(*token));
-        }
+        assert!(VNNI);
+        // Sound: the token proves AVX-512 with VNNI.
+        unsafe { dot_token(dot, [rows[0], rows[1]], token) };
     }
     #[inline(always)]
     fn f_span_tile<const R: usize, const T: usize>(self, sum: &mut [[Self::F; R]; T], span: &SpanTile) {
