@@ -106,6 +106,7 @@ impl<'a, T> SharedMut<'a, T> {
     /// # Safety
     /// No two slices that are alive at once may overlap.
     #[allow(clippy::mut_from_ref)]
+    #[inline(always)]
     pub unsafe fn slice(&self, start: usize, length: usize) -> &mut [T] {
         assert!(start.checked_add(length).is_some_and(|end| end <= self.1));
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), length) }
