@@ -1,6 +1,7 @@
 //! Activations as int8, the other operand of the quantized products.
 
-use crate::simd::{Isa, Kernel, MAX_ROWS, dispatch};
+use super::Lines;
+use crate::simd::{Isa, Kernel, Level, MAX_ROWS, dispatch, dispatch_at};
 
 /// Rows of activations (one a token), quantized to int8 with a scale per span.
 ///
@@ -19,6 +20,10 @@ pub struct Activations {
     pub scales: Vec<f32>,
     /// `[rows, padded / 16]`: the sum of each 16 quants.
     pub sums: Vec<i16>,
+    /// `[rows, padded / 32, copies, 8]`, four quants a word: see [`Activations::repeat`].
+    repeated: Lines<i32>,
+    /// 0 as long as there are none.
+    copies: usize,
 }
 
 impl Activations {
@@ -34,6 +39,21 @@ impl Activations {
         self.quants.resize(rows * padded, 0);
         self.scales.resize(rows * padded / span, 0.0);
         self.sums.resize(rows * padded / 16, 0);
+        self.copies = 0;
+    }
+
+    /// Copies the quants for products by rows at `level`, every 32 columns as often as a narrow vector has rows: vectors are loaded
+    /// by the load pipes alone, while copies made in registers take turns of the pipes for shuffles.
+    pub fn repeat(&mut self, level: Level) {
+        dispatch_at(level, Repeat(self));
+    }
+
+    /// The quants of `row` in narrow vectors for `I`, four a word.
+    #[inline(always)]
+    pub(super) fn vectors<I: Isa>(&self, row: usize) -> &[i32] {
+        assert_eq!(self.copies, I::ROWS, "quants are laid out for another level");
+        let words = self.padded() / 4 * I::ROWS;
+        &self.repeated[row * words..][..words]
     }
 
     /// Quantizes `source` (`[rows, columns]`).
@@ -49,6 +69,28 @@ impl Activations {
                 &mut self.scales[row * padded / span..][..padded / span],
                 &mut self.sums[row * padded / 16..][..padded / 16],
             );
+        }
+    }
+}
+
+struct Repeat<'a>(&'a mut Activations);
+
+impl Kernel for Repeat<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _isa: I) {
+        let Activations { quants, repeated, copies, .. } = self.0;
+        *copies = I::ROWS;
+        repeated.resize(quants.len() / 4 * I::ROWS);
+        let (words, vectors) = (quants.as_chunks().0.as_chunks::<8>().0, repeated.as_chunks_mut::<8>().0);
+        for i in 0..words.len() {
+            for r in 0..I::ROWS {
+                for w in 0..8 {
+                    let [a, b, c, d] = words[i][w];
+                    vectors[i * I::ROWS + r][w] = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
+                }
+            }
         }
     }
 }

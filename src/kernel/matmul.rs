@@ -190,17 +190,24 @@ pub fn panel_rows(level: Level) -> usize {
     dispatch_at(level, Rows)
 }
 
-/// Whether panels are unpacked block by block at `level` for few tokens, which makes them cheap.
-pub fn is_blockwise<F: Unpack>(format: F, level: Level) -> bool {
-    struct Blockwise<F>(F);
-    impl<F: Unpack> Kernel for Blockwise<F> {
-        type Output = bool;
+/// What [`few_tokens`] is at most.
+pub const MAX_FEW_TOKENS: usize = 4;
+
+/// Up to so many tokens, products by rows are faster at `level` than those by panels.
+pub fn few_tokens<F: Unpack>(format: F, level: Level) -> usize {
+    struct Few<F>(F);
+    impl<F: Unpack> Kernel for Few<F> {
+        type Output = usize;
         #[inline(always)]
-        fn run<I: Isa>(self, _isa: I) -> bool {
-            const { blockwise_tokens::<F, I>() > 0 }
+        fn run<I: Isa>(self, _isa: I) -> usize {
+            // Where a sweep over rows takes two tokens, a third is worth another one unless panels are unpacked block by block.
+            match I::SWEPT {
+                2 if const { blockwise_tokens::<F, I>() == 0 } => 3,
+                swept => swept,
+            }
         }
     }
-    dispatch_at(level, Blockwise(format))
+    dispatch_at(level, Few(format))
 }
 
 /// Up to so many tokens, the tile is the one that leaves fewer of its places empty.

@@ -21,7 +21,7 @@ pub struct RowProducts<'a, F> {
     /// Whole rows, `row_bytes` each.
     pub rows: &'a [u8],
     pub row_bytes: usize,
-    /// Quantized with the format's span.
+    /// Quantized with the format's span, and repeated for the level.
     pub tokens: &'a Activations,
     /// One slice a token.
     pub out: &'a mut [&'a mut [f32]],
@@ -43,12 +43,16 @@ impl<F: Unpack> Kernel for RowProducts<'_, F> {
         let tokens = self.out.len();
         let mut token = 0;
         while token < tokens {
-            if tokens - token == 1 {
-                self.few::<I, 1>(isa, token);
-            } else {
-                self.few::<I, 2>(isa, token);
+            let swept = (tokens - token).min(I::SWEPT);
+            match swept {
+                1 => self.few::<I, 1>(isa, token),
+                2 => self.few::<I, 2>(isa, token),
+                // The constant alone decides whether there is such code at all.
+                _ if const { I::SWEPT < 4 } => unreachable!("fewer are swept"),
+                3 => self.few::<I, 3>(isa, token),
+                _ => self.few::<I, 4>(isa, token),
             }
-            token += (tokens - token).min(2);
+            token += swept;
         }
     }
 }
@@ -58,7 +62,7 @@ impl<F: Unpack> RowProducts<'_, F> {
     #[inline(always)]
     fn few<I: Isa, const T: usize>(&mut self, isa: I, token: usize) {
         let rows = self.rows.len() / self.row_bytes;
-        let tokens: [Token; T] = std::array::from_fn(|t| Token::of(self.tokens, token + t));
+        let tokens: [Token; T] = std::array::from_fn(|t| Token::of::<I>(self.tokens, token + t));
         let step = if F::BLOCK == 256 { GROUP * I::ROWS } else { I::ROWS };
         // The rows of a sweep lie far apart: memory delivers more to several streams than to one.
         let apart = rows.div_ceil(step);
@@ -87,22 +91,33 @@ impl<F: Unpack> RowProducts<'_, F> {
 /// One token's activations.
 #[derive(Clone, Copy)]
 struct Token<'a> {
-    /// 256 columns in eight narrow vectors.
-    quants: &'a [[[i8; 32]; 8]],
+    /// Narrow vectors of 32 columns, four quants a word.
+    quants: &'a [i32],
     scales: &'a [f32],
     sums: &'a [[i16; 16]],
 }
 
 impl<'a> Token<'a> {
     #[inline(always)]
-    fn of(all: &'a Activations, token: usize) -> Self {
+    fn of<I: Isa>(all: &'a Activations, token: usize) -> Self {
         let padded = all.padded();
         let spans = padded / all.span;
         Self {
-            quants: all.quants[token * padded..][..padded].as_chunks().0.as_chunks().0,
+            quants: all.vectors::<I>(token),
             scales: &all.scales[token * spans..][..spans],
             sums: all.sums[token * padded / 16..][..padded / 16].as_chunks().0,
         }
+    }
+
+    /// The quants of columns `256 b ..`.
+    #[inline(always)]
+    fn vectors<I: Isa>(&self, isa: I, b: usize) -> [I::B; 8] {
+        let words = &self.quants[8 * I::LANES * b..][..8 * I::LANES];
+        let mut vectors = [isa.b_splat(0); 8];
+        for j in 0..8 {
+            vectors[j] = isa.b_from_w(isa.w_load(&words[I::LANES * j..]));
+        }
+        vectors
     }
 }
 
@@ -134,17 +149,26 @@ fn step<F: Unpack, I: Isa, const T: usize>(
     let lanes = lanes.as_ref();
     let (scale, min) = F::groups(isa, block);
     for t in 0..T {
-        let quants = &tokens[t].quants[b];
-        for j in 0..4 {
-            let (x, y) = (isa.b_all_i8(&quants[j]), isa.b_all_i8(&quants[4 + j]));
-            if F::LARGEST > 127 {
-                let x = isa.n_dot4::<true>(zero[t], lanes[j], x);
-                let y = isa.n_dot4::<true>(zero[t], lanes[4 + j], y);
-                step.low[t] = isa.n_add(step.low[t], isa.n_mul(x, isa.n_spread_i16(scale, j)));
-                step.high[t] = isa.n_add(step.high[t], isa.n_mul(y, isa.n_spread_i16(scale, 4 + j)));
-            } else {
-                step.low[t] = isa.n_dot4_scaled(step.low[t], lanes[j], x, scale, j);
-                step.high[t] = isa.n_dot4_scaled(step.high[t], lanes[4 + j], y, scale, 4 + j);
+        let quants = tokens[t].vectors(isa, b);
+        if F::LARGEST <= 64 {
+            for j in (0..4).step_by(2) {
+                let (x, y) = ([lanes[j], lanes[j + 1]], [lanes[4 + j], lanes[5 + j]]);
+                let (a, c) = ([quants[j], quants[j + 1]], [quants[4 + j], quants[5 + j]]);
+                step.low[t] = isa.n_two_dots_scaled(step.low[t], x, a, scale, j / 2);
+                step.high[t] = isa.n_two_dots_scaled(step.high[t], y, c, scale, 2 + j / 2);
+            }
+        } else {
+            for j in 0..4 {
+                let (x, y) = (quants[j], quants[4 + j]);
+                if F::LARGEST > 127 {
+                    let x = isa.n_dot4::<true>(zero[t], lanes[j], x);
+                    let y = isa.n_dot4::<true>(zero[t], lanes[4 + j], y);
+                    step.low[t] = isa.n_add(step.low[t], isa.n_mul(x, isa.n_spread_i16(scale, j)));
+                    step.high[t] = isa.n_add(step.high[t], isa.n_mul(y, isa.n_spread_i16(scale, 4 + j)));
+                } else {
+                    step.low[t] = isa.n_dot4_scaled(step.low[t], lanes[j], x, scale, j);
+                    step.high[t] = isa.n_dot4_scaled(step.high[t], lanes[4 + j], y, scale, 4 + j);
+                }
             }
         }
         let sums = isa.b_all_i16(&tokens[t].sums[b]);
@@ -290,14 +314,13 @@ fn eight_blocks<F: Unpack, I: Isa, const T: usize>(
     let dmin = isa.g_from_halves(&dmin);
     let ones = isa.b_all_i16(&[1; 16]);
     for t in 0..T {
-        let quants = &tokens[t].quants[b];
+        let quants = tokens[t].vectors(isa, b);
         let mut products = [isa.n_zero(); 8];
         for j in 0..8 {
-            let token = isa.b_all_i8(&quants[j]);
             products[j] = if F::LARGEST > 127 {
-                isa.n_dot4::<true>(isa.n_zero(), lanes[j], token)
+                isa.n_dot4::<true>(isa.n_zero(), lanes[j], quants[j])
             } else {
-                isa.n_dot4::<false>(isa.n_zero(), lanes[j], token)
+                isa.n_dot4::<false>(isa.n_zero(), lanes[j], quants[j])
             };
         }
         let columns = isa.n_dot2_i16(isa.n_zero(), isa.b_all_i16(&tokens[t].sums[b]), ones);

@@ -177,7 +177,9 @@ fn few<F: Unpack>(format: F, level: Level, weights: &[u8], row_bytes: usize, a: 
     let rows = weights.len() / row_bytes;
     let mut out = vec![f32::NAN; rows * a.rows];
     let mut slices: Vec<&mut [f32]> = out.chunks_mut(rows).collect();
-    RowProducts { format, rows: weights, row_bytes, tokens: a, out: &mut slices }.compute(level);
+    let mut tokens = a.clone();
+    tokens.repeat(level);
+    RowProducts { format, rows: weights, row_bytes, tokens: &tokens, out: &mut slices }.compute(level);
     out
 }
 

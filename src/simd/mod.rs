@@ -70,6 +70,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const SMALL: usize = Self::TILE.1;
     /// Up to so many tokens, panels are unpacked and multiplied block by block, if the format allows it.
     const BLOCKWISE: usize = 0;
+    /// Tokens that share a sweep over rows: 2 or 4.
+    const SWEPT: usize = 2;
     /// Whether lanes are made as they are multiplied then.
     const STAYS_PACKED: bool = false;
     /// Whether [`Isa::f_span_tile`] wants the scales as floats where these are exact.
@@ -222,6 +224,20 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// `acc[i] += s[i] * Σ_{j<4} u[4i+j] * a[4i+j]`; `u` at most 127, `a` signed but not -128, `s` what [`Isa::n_spread_i16`]
     /// makes of `scales` and `pair`.
     fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, scales: Self::B, pair: usize) -> Self::N;
+    /// Adds the [`Isa::n_dot4_scaled`] of two vectors, those of `pairs` `2 * two` and `2 * two + 1`, though not lane by lane: the sum of a
+    /// row's lanes is theirs. `u` at most 64.
+    #[inline(always)]
+    fn n_two_dots_scaled(
+        self,
+        acc: Self::N,
+        u: [Self::B; 2],
+        a: [Self::B; 2],
+        scales: Self::B,
+        two: usize,
+    ) -> Self::N {
+        let acc = self.n_dot4_scaled(acc, u[0], a[0], scales, 2 * two);
+        self.n_dot4_scaled(acc, u[1], a[1], scales, 2 * two + 1)
+    }
     /// `acc[i] += a[2i] * b[2i] + a[2i+1] * b[2i+1]` over i16 lanes.
     fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N;
     /// In every row, lane `i` of the result is the sum of the lanes of `v[i]`.

@@ -6,17 +6,11 @@ use super::{Buffer, Cpu, Scratch};
 use crate::backend::Matrix;
 use crate::gguf::TensorType;
 use crate::kernel::float::{Bf16, F16, F32, Float, FloatProducts};
-use crate::kernel::matmul::{Panel, PanelProducts, is_blockwise, panel_rows};
+use crate::kernel::matmul::{MAX_FEW_TOKENS, Panel, PanelProducts, few_tokens, panel_rows};
 use crate::kernel::matvec::RowProducts;
 use crate::kernel::{SharedMut, activations};
 use crate::quant::unpack::*;
 use crate::{Result, quant};
-
-/// Up to this many tokens, rows are unpacked anew for every few of them; beyond, panels pay off.
-const FEW_TOKENS: usize = 3;
-
-/// The same where panels are unpacked block by block.
-const FEW_TOKENS_BLOCKWISE: usize = 2;
 
 /// Panels of a task, at most.
 const PANELS: usize = 4;
@@ -84,8 +78,8 @@ impl Cpu {
     fn quantized<F: Unpack>(&self, format: F, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
         let mut scratch = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         self.quantize_activations(&mut scratch, x, F::SPAN);
-        let few = if is_blockwise(format, self.level) { FEW_TOKENS_BLOCKWISE } else { FEW_TOKENS };
-        if x.rows() <= few {
+        if x.rows() <= few_tokens(format, self.level) {
+            scratch.activations.repeat(self.level);
             self.few_tokens(format, w, &scratch, out);
         } else {
             let Scratch { activations, packed } = &mut *scratch;
@@ -122,7 +116,7 @@ impl Cpu {
         let to = SharedMut::new(out.data_mut());
         self.pool.run_ranges(w.rows, rows, |range| {
             // Sound: each task writes its own rows' columns of every token.
-            let mut slices: [&mut [f32]; FEW_TOKENS] = std::array::from_fn(|_| &mut [][..]);
+            let mut slices: [&mut [f32]; MAX_FEW_TOKENS] = std::array::from_fn(|_| &mut [][..]);
             for (t, slice) in slices.iter_mut().enumerate().take(tokens) {
                 *slice = unsafe { to.slice(t * w.rows + range.start, range.len()) };
             }

@@ -44,6 +44,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     const TILE: (usize, usize) = (2, 6);
     const SMALL: usize = if VNNI { 4 } else { Self::TILE.1 };
     const BLOCKWISE: usize = if VNNI { 32 } else { 0 };
+    const SWEPT: usize = if VNNI { 4 } else { 2 };
     const STAYS_PACKED: bool = VNNI;
     const FLOAT_SCALES: bool = VNNI;
     const LARGEST_FOLDED: u8 = if VNNI { 255 } else { 0 };
@@ -336,6 +337,26 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     #[inline(always)]
     fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, scales: Self::B, pair: usize) -> Self::N {
         self.n_dot2_i16(acc, unsafe { _mm512_maddubs_epi16(u, a) }, self.spread_i16(scales, pair))
+    }
+    #[inline(always)]
+    fn n_two_dots_scaled(
+        self,
+        acc: Self::N,
+        u: [Self::B; 2],
+        a: [Self::B; 2],
+        scales: Self::B,
+        two: usize,
+    ) -> Self::N {
+        if !VNNI {
+            let acc = self.n_dot4_scaled(acc, u[0], a[0], scales, 2 * two);
+            return self.n_dot4_scaled(acc, u[1], a[1], scales, 2 * two + 1);
+        }
+        // Sums of four products are at most 4 · 64 · 127, which i16 holds: both vectors' fit one, and take one multiplication.
+        unsafe {
+            let zero = _mm512_setzero_si512();
+            let (x, y) = (_mm512_dpbusd_epi32(zero, u[0], a[0]), _mm512_dpbusd_epi32(zero, u[1], a[1]));
+            self.n_dot2_i16(acc, _mm512_packs_epi32(x, y), self.spread_four_i16(scales, two))
+        }
     }
     #[inline(always)]
     fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N {
@@ -723,6 +744,36 @@ impl<const VNNI: bool> Avx512With<VNNI> {
             let (a, b) = ((2 * pair) as i32 * 0x0001_0001, (2 * pair + 1) as i32 * 0x0001_0001);
             let (c, d) = (a + 0x0010_0010, b + 0x0010_0010);
             let which = _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
+            _mm512_permutexvar_epi16(which, v)
+        }
+    }
+
+    /// In every row, i16 lanes 0..4 all hold lane `4 * four` of `v`, then four hold lane `4 * four + 2`, four `4 * four + 1`, and the last
+    /// `4 * four + 3`: the order of [`_mm512_packs_epi32`].
+    #[inline(always)]
+    fn spread_four_i16(self, v: __m512i, four: usize) -> __m512i {
+        unsafe {
+            let a = (4 * four) as i32 * 0x0001_0001;
+            let (b, c, d) = (a + 0x0001_0001, a + 0x0002_0002, a + 0x0003_0003);
+            let row = 0x0010_0010;
+            let which = _mm512_setr_epi32(
+                a,
+                a,
+                c,
+                c,
+                b,
+                b,
+                d,
+                d,
+                a + row,
+                a + row,
+                c + row,
+                c + row,
+                b + row,
+                b + row,
+                d + row,
+                d + row,
+            );
             _mm512_permutexvar_epi16(which, v)
         }
     }
