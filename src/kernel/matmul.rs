@@ -353,6 +353,8 @@ impl<F: Unpack> PanelProducts<'_, F> {
                 let at = (tile * T + t) * self.out_stride + self.first + r * I::LANES;
                 // Sound: panels are given disjoint rows, and tiles within a panel disjoint tokens.
                 let out = unsafe { self.out.slice(at, count) };
+                // Where the next tile's sum goes is far from here, and a store that misses the caches holds up those behind it.
+                isa.prefetch(out.as_ptr().wrapping_add(T * self.out_stride).cast());
                 if count == I::LANES {
                     isa.f_store(sum, out);
                 } else {

@@ -13,7 +13,7 @@ const MAX_GROUP_ROWS: usize = GROUP * MAX_ROWS;
 
 /// Bytes that are asked for ahead in each row of a sweep, and where a sweep has few rows.
 const AHEAD: usize = 512;
-const FAR_AHEAD: usize = 4096;
+const FAR_AHEAD: usize = 1024;
 
 /// `out[token][row] = rows[row] · tokens[token]` for quantized `rows`.
 pub struct RowProducts<'a, F> {
