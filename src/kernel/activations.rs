@@ -79,18 +79,13 @@ impl Kernel for Repeat<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa>(self, _isa: I) {
+    fn run<I: Isa>(self, isa: I) {
         let Activations { quants, repeated, copies, .. } = self.0;
         *copies = I::ROWS;
         repeated.resize(quants.len() / 4 * I::ROWS);
-        let (words, vectors) = (quants.as_chunks().0.as_chunks::<8>().0, repeated.as_chunks_mut::<8>().0);
-        for i in 0..words.len() {
-            for r in 0..I::ROWS {
-                for w in 0..8 {
-                    let [a, b, c, d] = words[i][w];
-                    vectors[i * I::ROWS + r][w] = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
-                }
-            }
+        let vectors = quants.as_chunks::<32>().0;
+        for i in 0..vectors.len() {
+            isa.w_store(isa.w_from_b(isa.b_all_i8(&vectors[i])), &mut repeated[i * I::LANES..]);
         }
     }
 }

@@ -224,7 +224,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// `acc[i] += s[i] * Σ_{j<4} u[4i+j] * a[4i+j]`; `u` at most 127, `a` signed but not -128, `s` what [`Isa::n_spread_i16`]
     /// makes of `scales` and `pair`.
     fn n_dot4_scaled(self, acc: Self::N, u: Self::B, a: Self::B, scales: Self::B, pair: usize) -> Self::N;
-    /// Adds the [`Isa::n_dot4_scaled`] of two vectors, those of `pairs` `2 * two` and `2 * two + 1`, though not lane by lane: the sum of a
+    /// Adds the [`Isa::n_dot4_scaled`] of two vectors, those of `pair` `2 * two` and `2 * two + 1`, though not lane by lane: the sum of a
     /// row's lanes is theirs. `u` at most 64.
     #[inline(always)]
     fn n_two_dots_scaled(
@@ -235,8 +235,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
         scales: Self::B,
         two: usize,
     ) -> Self::N {
-        let acc = self.n_dot4_scaled(acc, u[0], a[0], scales, 2 * two);
-        self.n_dot4_scaled(acc, u[1], a[1], scales, 2 * two + 1)
+        one_by_one_scaled(self, acc, u, a, scales, two)
     }
     /// `acc[i] += a[2i] * b[2i] + a[2i+1] * b[2i+1]` over i16 lanes.
     fn n_dot2_i16(self, acc: Self::N, a: Self::B, b: Self::B) -> Self::N;
@@ -474,6 +473,20 @@ pub struct SpanTile<'a> {
     /// All groups, or half of them.
     pub exact: usize,
     pub largest: u8,
+}
+
+/// [`Isa::n_two_dots_scaled`] by [`Isa::n_dot4_scaled`].
+#[inline(always)]
+fn one_by_one_scaled<I: Isa>(
+    isa: I,
+    acc: I::N,
+    u: [I::B; 2],
+    a: [I::B; 2],
+    scales: I::B,
+    two: usize,
+) -> I::N {
+    let acc = isa.n_dot4_scaled(acc, u[0], a[0], scales, 2 * two);
+    isa.n_dot4_scaled(acc, u[1], a[1], scales, 2 * two + 1)
 }
 
 /// [`Isa::w_group_tile`] by [`Isa::w_dot4`].

@@ -13,7 +13,7 @@ use super::bf16::Avx512Bf16;
 use super::pairs::{Pairs, group_of_pairs};
 use super::{
     Codebook, Isa, Kernel, MAX_LANES, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut,
-    group_of_words, span_of_dots, span_of_words,
+    group_of_words, one_by_one_scaled, span_of_dots, span_of_words,
 };
 
 /// Proof that the machine has AVX-512 F, BW, VL and DQ, and VNNI if `VNNI`.
@@ -348,8 +348,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         two: usize,
     ) -> Self::N {
         if !VNNI {
-            let acc = self.n_dot4_scaled(acc, u[0], a[0], scales, 2 * two);
-            return self.n_dot4_scaled(acc, u[1], a[1], scales, 2 * two + 1);
+            return one_by_one_scaled(self, acc, u, a, scales, two);
         }
         // Sums of four products are at most 4 · 64 · 127, which i16 holds: both vectors' fit one, and take one multiplication.
         unsafe {
@@ -755,25 +754,8 @@ impl<const VNNI: bool> Avx512With<VNNI> {
         unsafe {
             let a = (4 * four) as i32 * 0x0001_0001;
             let (b, c, d) = (a + 0x0001_0001, a + 0x0002_0002, a + 0x0003_0003);
-            let row = 0x0010_0010;
-            let which = _mm512_setr_epi32(
-                a,
-                a,
-                c,
-                c,
-                b,
-                b,
-                d,
-                d,
-                a + row,
-                a + row,
-                c + row,
-                c + row,
-                b + row,
-                b + row,
-                d + row,
-                d + row,
-            );
+            let (e, f, g, h) = (a + 0x0010_0010, b + 0x0010_0010, c + 0x0010_0010, d + 0x0010_0010);
+            let which = _mm512_setr_epi32(a, a, c, c, b, b, d, d, e, e, g, g, f, f, h, h);
             _mm512_permutexvar_epi16(which, v)
         }
     }
