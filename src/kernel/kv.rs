@@ -1,9 +1,13 @@
-//! How keys and values of one head are stored: f32, f16, bf16, or blocks of 32 elements with a scale.
+//! How keys and values of one head are stored: f32, 16-bit integers, bf16, or blocks of 32 elements with a scale.
 //!
 //! Keys are kept sixteen positions side by side ([`KEYS`]), element by element, so that scores of a vector
-//! of keys need no horizontal sums; values position by position. Of bf16, two elements of a key, or those of two
+//! of keys need no horizontal sums; values position by position. Of 16-bit types, two elements of a key, or those of two
 //! positions of values, share a word, for dot products of pairs. Quantized elements are those of the
 //! GGUF types of the same name, only laid out anew.
+//!
+//! What is asked for as f16 is kept as integers with a scale for each position and head ([`Sixteen`]). They err less, as a head's
+//! elements are of one size: half precision spends five of its sixteen bits on exponents. And their dot products are sums of integers,
+//! which no order of additions changes and which a CPU makes two at a time.
 
 use super::Lines;
 use crate::gguf::TensorType;
@@ -21,6 +25,7 @@ const SHARED: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KvType {
     F32,
+    /// Sixteen bits an element: half precision, or on the CPU [`Sixteen`].
     F16,
     Bf16,
     Q8_0,
@@ -47,10 +52,11 @@ impl KvType {
         }
     }
 
-    /// Bytes of `elements`, whole blocks.
-    pub fn bytes(self, elements: usize) -> usize {
+    /// Bytes of one head's keys, or values, of `positions` with `padded` elements each.
+    pub fn bytes(self, positions: usize, padded: usize) -> usize {
         let kind = self.tensor_type();
-        elements / kind.block_elements() * kind.block_bytes()
+        let scales = if self == KvType::F16 { positions * size_of::<f32>() } else { 0 };
+        positions * padded / kind.block_elements() * kind.block_bytes() + scales
     }
 }
 
@@ -63,7 +69,7 @@ pub const fn padded_head(head: usize) -> usize {
 #[derive(Clone, Debug)]
 pub enum KvData {
     F32(Box<[f32]>),
-    F16(Box<[u16]>),
+    Sixteen(Sixteen),
     /// Pairs, the first in the low half of a word: elements `2 i` and `2 i + 1` of keys, `[PAGE / KEYS, padded / 2, KEYS]`, or
     /// positions `2 i` and `2 i + 1` of values, `[PAGE / 2, padded]`.
     Bf16(Lines<i32>),
@@ -79,12 +85,8 @@ impl KvData {
         let elements = PAGE * padded;
         match kind {
             KvType::F32 => KvData::F32(zeros(elements)),
-            KvType::F16 => KvData::F16(zeros(elements)),
-            KvType::Bf16 => {
-                let mut pairs = Lines::default();
-                pairs.resize(elements / 2);
-                KvData::Bf16(pairs)
-            }
+            KvType::F16 => KvData::Sixteen(Sixteen { pairs: pairs(elements), scales: zeros(PAGE) }),
+            KvType::Bf16 => KvData::Bf16(pairs(elements)),
             KvType::Q8_0 => KvData::Q8_0(zeros(elements), zeros(elements / SHARED)),
             KvType::Q4_0 => KvData::Q4_0(zeros(elements / 2), zeros(elements / SHARED)),
         }
@@ -95,7 +97,7 @@ impl KvData {
     pub fn address(&self, at: usize) -> Option<*const u8> {
         match self {
             KvData::F32(data) => Some(data[at..].as_ptr().cast()),
-            KvData::F16(data) => Some(data[at..].as_ptr().cast()),
+            KvData::Sixteen(data) => Some(data.pairs[at / 2..].as_ptr().cast()),
             KvData::Bf16(data) => Some(data[at / 2..].as_ptr().cast()),
             KvData::Q8_0(..) | KvData::Q4_0(..) => None,
         }
@@ -108,12 +110,14 @@ impl KvData {
         let (group, lane) = (at / KEYS * padded, at % KEYS);
         match self {
             KvData::F32(to) => spread(key, &mut to[group * KEYS..], lane),
-            KvData::F16(to) => {
+            KvData::Sixteen(to) => {
+                let unit = key_unit(isa, key);
+                to.scales[at] = unit;
                 let mut i = 0;
                 while i < padded {
-                    let mut some = [0; MAX_LANES];
-                    isa.f_store_f16(isa.f_load(&key[i..]), &mut some);
-                    spread(&some[..I::LANES], &mut to[(group + i) * KEYS..], lane);
+                    let mut some = [0; MAX_LANES / 2];
+                    isa.w_store_i16(in_units(isa, &key[i..], unit), &mut some);
+                    spread(&some[..I::LANES / 2], &mut to.pairs[(group + i) / 2 * KEYS..], lane);
                     i += I::LANES;
                 }
             }
@@ -146,11 +150,19 @@ impl KvData {
         let first = at * padded;
         match self {
             KvData::F32(to) => to[first..first + padded].copy_from_slice(value),
-            KvData::F16(to) => {
-                let to = &mut to[first..first + padded];
+            KvData::Sixteen(to) => {
+                let unit = value_unit(isa, value);
+                to.scales[at] = unit;
+                let to = &mut to.pairs[at / 2 * padded..][..padded];
                 let mut i = 0;
                 while i < padded {
-                    isa.f_store_f16(isa.f_load(&value[i..]), &mut to[i..]);
+                    let mut some = [0; MAX_LANES];
+                    isa.w_store(in_units(isa, &value[i..], unit), &mut some);
+                    for lane in 0..I::LANES {
+                        let new = some[lane] & 0xffff;
+                        to[i + lane] =
+                            if at.is_multiple_of(2) { new } else { new << 16 | to[i + lane] & 0xffff };
+                    }
                     i += I::LANES;
                 }
             }
@@ -186,15 +198,14 @@ impl KvData {
         }
     }
 
-    /// The keys of `count` groups of [`KEYS`] positions from group `first` on: `out` gets `[count, padded, KEYS]`. Not of bf16.
+    /// The keys of `count` groups of [`KEYS`] positions from group `first` on: `out` gets `[count, padded, KEYS]`. Not of 16-bit types.
     #[inline(always)]
     pub fn load_keys<I: Isa>(&self, isa: I, first: usize, count: usize, padded: usize, out: &mut [f32]) {
         let (at, elements) = (first * padded * KEYS, count * padded * KEYS);
         let out = &mut out[..elements];
         match self {
             KvData::F32(from) => out.copy_from_slice(&from[at..at + elements]),
-            KvData::F16(from) => widen(isa, &from[at..at + elements], out),
-            KvData::Bf16(_) => unreachable!("pairs are multiplied as they are"),
+            KvData::Sixteen(_) | KvData::Bf16(_) => unreachable!("pairs are multiplied as they are"),
             KvData::Q8_0(from, scales) => {
                 // A scale for each position of 32 elements.
                 for block in 0..elements / (SHARED * KEYS) {
@@ -221,15 +232,14 @@ impl KvData {
         }
     }
 
-    /// The values of `count` positions from `first` on: `out` gets `[count, padded]`. Not of bf16.
+    /// The values of `count` positions from `first` on: `out` gets `[count, padded]`. Not of 16-bit types.
     #[inline(always)]
     pub fn load_values<I: Isa>(&self, isa: I, first: usize, count: usize, padded: usize, out: &mut [f32]) {
         let (at, elements) = (first * padded, count * padded);
         let out = &mut out[..elements];
         match self {
             KvData::F32(from) => out.copy_from_slice(&from[at..at + elements]),
-            KvData::F16(from) => widen(isa, &from[at..at + elements], out),
-            KvData::Bf16(_) => unreachable!("pairs are multiplied as they are"),
+            KvData::Sixteen(_) | KvData::Bf16(_) => unreachable!("pairs are multiplied as they are"),
             KvData::Q8_0(from, scales) => {
                 for block in 0..elements / SHARED {
                     let d = [scales[at / SHARED + block]; KEYS];
@@ -250,6 +260,64 @@ impl KvData {
             }
         }
     }
+}
+
+/// Pairs of 16-bit integers, and for each position what one of them stands for.
+#[derive(Clone, Debug)]
+pub struct Sixteen {
+    /// Laid out as [`KvData::Bf16`]. The norm of a key is about 32767, so that no product with a query exceeds 32 bits; no element
+    /// of a value exceeds [`LARGEST_VALUE`].
+    pub pairs: Lines<i32>,
+    /// `[PAGE]`.
+    pub scales: Box<[f32]>,
+}
+
+/// The largest 16-bit element of a value: what leaves a block's weights 18 bits.
+pub const LARGEST_VALUE: i32 = 8191;
+
+/// What a query or key is divided by to be integers whose norm is at most 32767, but for rounding: the sum of two such vectors'
+/// products then fits 32 bits, whatever the order, by Cauchy's inequality. `[padded]`.
+#[inline(always)]
+pub fn key_unit<I: Isa>(isa: I, key: &[f32]) -> f32 {
+    // As many sums, lane by lane, on every ISA.
+    let mut sums = [isa.f_splat(0.0); MAX_LANES];
+    let mut i = 0;
+    while i < key.len() {
+        for v in 0..MAX_LANES / I::LANES {
+            let x = isa.f_load(&key[i + v * I::LANES..]);
+            sums[v] = isa.f_fma(x, x, sums[v]);
+        }
+        i += MAX_LANES;
+    }
+    for v in 1..MAX_LANES / I::LANES {
+        sums[0] = isa.f_add(sums[0], sums[v]);
+    }
+    isa.f_sum(sums[0]).sqrt() / 32767.0
+}
+
+/// What a value is divided by to be integers of at most [`LARGEST_VALUE`].
+#[inline(always)]
+fn value_unit<I: Isa>(isa: I, value: &[f32]) -> f32 {
+    let mut largest = isa.f_splat(0.0);
+    let mut i = 0;
+    while i < value.len() {
+        largest = isa.f_max(isa.f_abs(isa.f_load(&value[i..])), largest);
+        i += I::LANES;
+    }
+    isa.f_largest(largest) / LARGEST_VALUE as f32
+}
+
+/// A vector of `from` as multiples of `unit`; of none if `unit` is nearly 0, as what it was made from then is.
+#[inline(always)]
+pub fn in_units<I: Isa>(isa: I, from: &[f32], unit: f32) -> I::W {
+    let inverse = if unit >= f32::MIN_POSITIVE { 1.0 / unit } else { 0.0 };
+    isa.f_to_w(isa.f_mul(isa.f_load(from), isa.f_splat(inverse)))
+}
+
+fn pairs(elements: usize) -> Lines<i32> {
+    let mut pairs = Lines::default();
+    pairs.resize(elements / 2);
+    pairs
 }
 
 fn zeros<T: Copy + Default>(elements: usize) -> Box<[T]> {
@@ -297,22 +365,6 @@ fn blocks<const BYTES: usize>(from: &[f32], kind: TensorType, mut each: impl FnM
         quant::encode(kind, source, SHARED, None, &mut block)
             .expect("a whole block of a type that needs no imatrix");
         each(i, &block);
-    }
-}
-
-/// Elements that [`widen`] asks for ahead: the hardware follows a stream to the end of a memory page and no further.
-const AHEAD: usize = 3072;
-
-/// Half precision to f32.
-#[inline(always)]
-fn widen<I: Isa>(isa: I, from: &[u16], to: &mut [f32]) {
-    let mut i = 0;
-    while i < to.len() {
-        if i % 32 == 0 {
-            isa.prefetch(from.as_ptr().wrapping_add(i + AHEAD).cast());
-        }
-        isa.f_store(isa.f_load_f16(&from[i..]), &mut to[i..]);
-        i += I::LANES;
     }
 }
 

@@ -336,7 +336,7 @@ fn attention_case(kind: KvType, head: usize, length: usize, window: usize, toler
                 q.iter().zip(&keys[p * head..]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
             };
             let largest = seen.clone().map(score).fold(f64::NEG_INFINITY, f64::max);
-            let weights: Vec<f64> = seen.clone().map(|p| (score(p) - largest).exp()).collect();
+            let weights: Vec<f64> = seen.clone().map(|p| (score(p) - largest).exp2()).collect();
             let total: f64 = weights.iter().sum();
             for d in 0..head {
                 let want: f64 = seen

@@ -557,6 +557,14 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
         }
     }
     #[inline(always)]
+    fn w_store_i16(self, v: Self::W, to: &mut [i32]) {
+        unsafe {
+            let halves = _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
+            let both = _mm256_permute4x64_epi64::<0x08>(_mm256_packus_epi32(halves, halves));
+            _mm_storeu_si128(checked_mut::<4, _>(to).cast(), _mm256_castsi256_si128(both));
+        }
+    }
+    #[inline(always)]
     fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
         assert!(from.len() >= 4 * (7 * from_stride + 8));
         let mut rows = [self.w_splat(0); 8];
@@ -636,11 +644,7 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
     }
     #[inline(always)]
     fn f_store_bf16(self, v: Self::F, to: &mut [i32]) {
-        unsafe {
-            let halves = _mm256_srli_epi32::<16>(_mm256_castps_si256(v));
-            let both = _mm256_permute4x64_epi64::<0x08>(_mm256_packus_epi32(halves, halves));
-            _mm_storeu_si128(checked_mut::<4, _>(to).cast(), _mm256_castsi256_si128(both));
-        }
+        self.w_store_i16(unsafe { _mm256_srli_epi32::<16>(_mm256_castps_si256(v)) }, to);
     }
     #[inline(always)]
     fn f_from_w(self, v: Self::W) -> Self::F {

@@ -337,6 +337,16 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// As [`Isa::n_dot2_i16`].
     fn w_dot2_i16(self, acc: Self::W, a: Self::W, b: Self::W) -> Self::W;
+    /// [`Isa::w_dot2_i16`] of several vectors with the same `pair` in all lanes.
+    #[inline(always)]
+    fn w_dot2_pair<const V: usize>(self, sum: &mut [Self::W; V], lanes: &[Self::W; V], pair: &i32) {
+        let pair = self.w_splat(*pair);
+        for v in 0..V {
+            sum[v] = self.w_dot2_i16(sum[v], lanes[v], pair);
+        }
+    }
+    /// The low halves of `LANES` words in half as many.
+    fn w_store_i16(self, v: Self::W, to: &mut [i32]);
     /// Row `r`, word `c` goes to row `c`, word `r`, for `LANES` × `LANES` words: row `r` is the (little-endian) bytes
     /// from `from[4 * r * from_stride]` on and the result's row `c` starts at `to[c * to_stride]`.
     fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize);
@@ -631,6 +641,22 @@ pub trait IsaExt: Isa {
         let r = self.f_fnma(n, self.f_splat(LN2_LOW), r);
         let mut p = self.f_splat(1.0 / 5040.0);
         for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            p = self.f_fma(p, r, self.f_splat(c));
+        }
+        self.f_scale2(p, n)
+    }
+
+    /// `2^x` for `x` of at most 127, within 3 units in the last place, 1 for 0. Below -126 it is 2^-126.
+    ///
+    /// x = n + r with |r| ≤ 1/2, then the polynomial of degree 5 and value 1 at 0 whose relative error is smallest there (2^-23.4),
+    /// scaled by 2^n.
+    #[inline(always)]
+    fn f_exp2(self, x: Self::F) -> Self::F {
+        let clamped = self.f_max(x, self.f_splat(-126.0));
+        let n = self.f_round(clamped);
+        let r = self.f_sub(clamped, n);
+        let mut p = self.f_splat(0.001_326_472_7);
+        for c in [0.009_671_513, 0.055_507_336, 0.240_222_42, 0.693_147, 1.0] {
             p = self.f_fma(p, r, self.f_splat(c));
         }
         self.f_scale2(p, n)

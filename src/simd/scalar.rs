@@ -345,6 +345,12 @@ impl Isa for Scalar {
         })
     }
     #[inline(always)]
+    fn w_store_i16(self, v: Self::W, to: &mut [i32]) {
+        for i in 0..4 {
+            to[i] = v[2 * i] & 0xffff | v[2 * i + 1] << 16;
+        }
+    }
+    #[inline(always)]
     fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
         for c in 0..8 {
             for r in 0..8 {

@@ -134,7 +134,7 @@ impl Job<'_> {
             let query = &mut query[..size];
             query.copy_from_slice(&self.qkv.data()[row * self.qkv.columns + head * size..][..size]);
             self.rotate(row, query);
-            query.iter_mut().for_each(|x| *x *= scale);
+            query.iter_mut().for_each(|x| *x *= scale * std::f32::consts::LOG2_E);
             positions.push(self.position + row - self.rows.start);
             phases.push(sparse.map_or(0, |sparse| head * sparse.head_step));
         }

@@ -27,9 +27,9 @@ pub struct CacheShape {
 impl CacheShape {
     /// Bytes that `positions` take, in whole pages.
     pub fn bytes(&self, positions: usize) -> u64 {
-        let elements = self.kv_heads * PAGE * padded_head(self.head);
-        let page = self.keys.bytes(elements) + self.values.bytes(elements);
-        page as u64 * self.layers as u64 * positions.div_ceil(PAGE) as u64
+        let padded = padded_head(self.head);
+        let page = self.keys.bytes(PAGE, padded) + self.values.bytes(PAGE, padded);
+        (page * self.kv_heads) as u64 * self.layers as u64 * positions.div_ceil(PAGE) as u64
     }
 
     /// Bytes of keys and values that attention reads when `positions` are in the cache.

@@ -7,7 +7,7 @@ use super::{Cache, CacheShape};
 use crate::kernel::kv::{KvData, PAGE, padded_head};
 
 /// Changes whenever the same positions would lie differently in a page.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Positions that a layout keeps together, whatever their order: a page's first positions are saved in whole
 /// groups of so many, which lie at the start of each of its arrays.
@@ -21,8 +21,8 @@ impl CacheShape {
 
     /// Bytes of page number `page` of all layers when `positions` in all are saved.
     pub fn saved_bytes(&self, page: usize, positions: usize) -> usize {
-        let elements = self.kv_heads * saved_positions(page, positions) * padded_head(self.head);
-        self.layers * (self.keys.bytes(elements) + self.values.bytes(elements))
+        let (saved, padded) = (saved_positions(page, positions), padded_head(self.head));
+        self.layers * self.kv_heads * (self.keys.bytes(saved, padded) + self.values.bytes(saved, padded))
     }
 }
 
@@ -66,14 +66,19 @@ fn save(data: &KvData, saved: usize, out: &mut Vec<u8>) {
     let halves = |array: &[u16], out: &mut Vec<u8>| {
         part(array, saved).iter().for_each(|element| out.extend_from_slice(&element.to_le_bytes()));
     };
+    let floats = |array: &[f32], out: &mut Vec<u8>| {
+        part(array, saved).iter().for_each(|element| out.extend_from_slice(&element.to_le_bytes()));
+    };
+    let pairs = |array: &[i32], out: &mut Vec<u8>| {
+        part(array, saved).iter().for_each(|pair| out.extend_from_slice(&pair.to_le_bytes()));
+    };
     match data {
-        KvData::F32(array) => {
-            part(array, saved).iter().for_each(|element| out.extend_from_slice(&element.to_le_bytes()));
+        KvData::F32(array) => floats(array, out),
+        KvData::Sixteen(array) => {
+            pairs(&array.pairs, out);
+            floats(&array.scales, out);
         }
-        KvData::F16(array) => halves(array, out),
-        KvData::Bf16(array) => {
-            part(array, saved).iter().for_each(|pair| out.extend_from_slice(&pair.to_le_bytes()));
-        }
+        KvData::Bf16(array) => pairs(array, out),
         KvData::Q8_0(quants, scales) => {
             out.extend(part(quants, saved).iter().map(|&quant| quant as u8));
             halves(scales, out);
@@ -88,7 +93,10 @@ fn save(data: &KvData, saved: usize, out: &mut Vec<u8>) {
 fn restore(data: &mut KvData, saved: usize, bytes: &mut &[u8]) {
     match data {
         KvData::F32(array) => fill(array, saved, bytes, f32::from_le_bytes),
-        KvData::F16(array) => fill(array, saved, bytes, u16::from_le_bytes),
+        KvData::Sixteen(array) => {
+            fill(&mut array.pairs, saved, bytes, i32::from_le_bytes);
+            fill(&mut array.scales, saved, bytes, f32::from_le_bytes);
+        }
         KvData::Bf16(array) => fill(array, saved, bytes, i32::from_le_bytes),
         KvData::Q8_0(quants, scales) => {
             fill(quants, saved, bytes, i8::from_le_bytes);

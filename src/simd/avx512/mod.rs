@@ -549,6 +549,12 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         unsafe { add_pairs(acc, a, b) }
     }
     #[inline(always)]
+    fn w_store_i16(self, v: Self::W, to: &mut [i32]) {
+        unsafe {
+            _mm256_storeu_si256(checked_mut::<8, _>(to).cast(), _mm512_cvtepi32_epi16(v));
+        }
+    }
+    #[inline(always)]
     fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
         assert!(from.len() >= 4 * (15 * from_stride + 16));
         let mut rows = [self.w_splat(0); 16];
@@ -635,10 +641,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     }
     #[inline(always)]
     fn f_store_bf16(self, v: Self::F, to: &mut [i32]) {
-        unsafe {
-            let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_castps_si512(v)));
-            _mm256_storeu_si256(checked_mut::<8, _>(to).cast(), halves);
-        }
+        self.w_store_i16(unsafe { _mm512_srli_epi32::<16>(_mm512_castps_si512(v)) }, to);
     }
     #[inline(always)]
     fn dot_bf16(self) -> Option<Avx512Bf16> {

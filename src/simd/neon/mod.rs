@@ -546,6 +546,25 @@ impl<P: Products> Isa for On<P> {
         }
     }
     #[inline(always)]
+    fn w_dot2_pair<const V: usize>(self, sum: &mut [Words; V], lanes: &[Words; V], pair: &i32) {
+        unsafe {
+            let (first, second) = (vdupq_n_s16(*pair as i16), vdupq_n_s16((*pair >> 16) as i16));
+            for v in 0..V {
+                let lanes = both!(vreinterpretq_s16_s32(lanes[v]));
+                let (a, b) = (vuzp1q_s16(lanes[0], lanes[1]), vuzp2q_s16(lanes[0], lanes[1]));
+                let low = vmlal_s16(sum[v][0], vget_low_s16(a), vget_low_s16(first));
+                let high = vmlal_high_s16(sum[v][1], a, first);
+                let low = vmlal_s16(low, vget_low_s16(b), vget_low_s16(second));
+                sum[v] = [low, vmlal_high_s16(high, b, second)];
+            }
+        }
+    }
+    #[inline(always)]
+    fn w_store_i16(self, v: Words, to: &mut [i32]) {
+        let to = checked_mut::<4, _>(to);
+        unsafe { vst1q_s16(to.cast(), vmovn_high_s32(vmovn_s32(v[0]), v[1])) }
+    }
+    #[inline(always)]
     fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
         assert!(from.len() >= 4 * (7 * from_stride + 8) && to.len() >= 7 * to_stride + 8);
         for i in 0..4 {

@@ -1,0 +1,321 @@
+//! Register tiles of attention: products of queries with keys, and of weights with values, for every way that these are stored.
+
+use super::BLOCK;
+use crate::kernel::kv::{KEYS, padded_head};
+use crate::simd::{DotBf16, Isa, MAX_LANES};
+
+/// What a step of a sum multiplies: an element, or a pair of them.
+pub(super) trait Products<I: Isa>: Copy {
+    /// Elements of a step.
+    const STEP: usize;
+    /// A vector of sums on the way.
+    type Sum: Copy;
+    /// A step's elements of one key or value, as they are stored.
+    type Stored: Copy;
+    /// The same for a vector of keys or values.
+    type Lanes: Copy;
+    /// A step's elements of a query, or weights.
+    type Factor;
+    fn none(self, isa: I) -> Self::Lanes;
+    fn load(self, isa: I, from: &[Self::Stored]) -> Self::Lanes;
+    /// What a sum begins with if it goes on from `so_far`.
+    fn begin(self, isa: I, so_far: I::F) -> Self::Sum;
+    /// Adds the products of `lanes` with `factor`.
+    fn add<const V: usize>(
+        self,
+        isa: I,
+        sum: &mut [Self::Sum; V],
+        lanes: &[Self::Lanes; V],
+        factor: &Self::Factor,
+    );
+    /// The whole sum that went on from `so_far`: of query number `row`, and if it is a score, of the keys from number `key` on.
+    fn end(self, isa: I, sum: Self::Sum, so_far: I::F, row: usize, key: usize) -> I::F;
+}
+
+/// One element at a time.
+#[derive(Clone, Copy)]
+pub(super) struct Single;
+
+impl<I: Isa> Products<I> for Single {
+    const STEP: usize = 1;
+    type Sum = I::F;
+    type Stored = f32;
+    type Lanes = I::F;
+    type Factor = f32;
+    #[inline(always)]
+    fn none(self, isa: I) -> I::F {
+        isa.f_splat(0.0)
+    }
+    #[inline(always)]
+    fn load(self, isa: I, from: &[f32]) -> I::F {
+        isa.f_load(from)
+    }
+    #[inline(always)]
+    fn begin(self, _isa: I, so_far: I::F) -> I::F {
+        so_far
+    }
+    #[inline(always)]
+    fn add<const V: usize>(self, isa: I, sum: &mut [I::F; V], lanes: &[I::F; V], factor: &f32) {
+        let factor = isa.f_splat(*factor);
+        for v in 0..V {
+            sum[v] = isa.f_fma(factor, lanes[v], sum[v]);
+        }
+    }
+    #[inline(always)]
+    fn end(self, _isa: I, sum: I::F, _so_far: I::F, _row: usize, _key: usize) -> I::F {
+        sum
+    }
+}
+
+/// Pairs of bf16 by FMAs, in the order that [`DotBf16`] has.
+#[derive(Clone, Copy)]
+pub(super) struct PairByFma;
+
+impl<I: Isa> Products<I> for PairByFma {
+    const STEP: usize = 2;
+    type Sum = I::F;
+    type Stored = i32;
+    type Lanes = I::W;
+    type Factor = [f32; 2];
+    #[inline(always)]
+    fn none(self, isa: I) -> I::W {
+        isa.w_splat(0)
+    }
+    #[inline(always)]
+    fn load(self, isa: I, from: &[i32]) -> I::W {
+        isa.w_load(from)
+    }
+    #[inline(always)]
+    fn begin(self, _isa: I, so_far: I::F) -> I::F {
+        so_far
+    }
+    #[inline(always)]
+    fn add<const V: usize>(self, isa: I, sum: &mut [I::F; V], lanes: &[I::W; V], factor: &[f32; 2]) {
+        let (low, high) = (isa.f_splat(factor[0]), isa.f_splat(factor[1]));
+        for v in 0..V {
+            sum[v] = isa.f_fma(high, isa.f_high_bf16(lanes[v]), sum[v]);
+            sum[v] = isa.f_fma(low, isa.f_low_bf16(lanes[v]), sum[v]);
+        }
+    }
+    #[inline(always)]
+    fn end(self, _isa: I, sum: I::F, _so_far: I::F, _row: usize, _key: usize) -> I::F {
+        sum
+    }
+}
+
+/// Pairs of bf16 by an instruction for them.
+#[derive(Clone, Copy)]
+pub(super) struct Pair<D>(pub D);
+
+impl<I: Isa, D: DotBf16<I>> Products<I> for Pair<D> {
+    const STEP: usize = 2;
+    type Sum = I::F;
+    type Stored = i32;
+    type Lanes = I::W;
+    type Factor = i32;
+    #[inline(always)]
+    fn none(self, isa: I) -> I::W {
+        isa.w_splat(0)
+    }
+    #[inline(always)]
+    fn load(self, isa: I, from: &[i32]) -> I::W {
+        isa.w_load(from)
+    }
+    #[inline(always)]
+    fn begin(self, _isa: I, so_far: I::F) -> I::F {
+        so_far
+    }
+    #[inline(always)]
+    fn add<const V: usize>(self, _isa: I, sum: &mut [I::F; V], lanes: &[I::W; V], factor: &i32) {
+        self.0.add(sum, lanes, factor);
+    }
+    #[inline(always)]
+    fn end(self, _isa: I, sum: I::F, _so_far: I::F, _row: usize, _key: usize) -> I::F {
+        sum
+    }
+}
+
+/// Pairs of 16-bit integers.
+#[derive(Clone, Copy)]
+pub(super) struct Integers<'a> {
+    /// What a unit of each query or of its weights is worth.
+    pub rows: &'a [f32],
+    /// What a unit of each key is worth; of values it is in the weights.
+    pub keys: Option<&'a [f32]>,
+}
+
+impl<I: Isa> Products<I> for Integers<'_> {
+    const STEP: usize = 2;
+    type Sum = I::W;
+    type Stored = i32;
+    type Lanes = I::W;
+    type Factor = i32;
+    #[inline(always)]
+    fn none(self, isa: I) -> I::W {
+        isa.w_splat(0)
+    }
+    #[inline(always)]
+    fn load(self, isa: I, from: &[i32]) -> I::W {
+        isa.w_load(from)
+    }
+    #[inline(always)]
+    fn begin(self, isa: I, _so_far: I::F) -> I::W {
+        isa.w_splat(0)
+    }
+    #[inline(always)]
+    fn add<const V: usize>(self, isa: I, sum: &mut [I::W; V], lanes: &[I::W; V], factor: &i32) {
+        isa.w_dot2_pair(sum, lanes, factor);
+    }
+    #[inline(always)]
+    fn end(self, isa: I, sum: I::W, so_far: I::F, row: usize, key: usize) -> I::F {
+        let sum = isa.f_from_w(sum);
+        let sum = match self.keys {
+            Some(keys) => isa.f_mul(sum, isa.f_load(&keys[key..])),
+            None => sum,
+        };
+        isa.f_fma(sum, isa.f_splat(self.rows[row]), so_far)
+    }
+}
+
+/// Keys or values of a block: as they are stored, or widened to f32.
+pub(super) struct Elements<'a, T> {
+    pub all: &'a [T],
+    /// What is needed after them, as many bytes: asked for meanwhile.
+    pub next: Option<*const u8>,
+}
+
+impl<T> Elements<'_, T> {
+    /// Asks for what is needed after `all[i]` if a cache line begins there.
+    #[inline(always)]
+    fn ask_ahead<I: Isa>(&self, isa: I, i: usize) {
+        if let Some(next) = self.next
+            && (i * size_of::<T>()).is_multiple_of(64)
+        {
+            isa.prefetch_far(next.wrapping_add(i * size_of::<T>()));
+        }
+    }
+}
+
+/// Scores of the `Q` queries from `row` on, `steps` factors each, with all keys of a block, `V` vectors of keys at a time.
+#[inline(always)]
+pub(super) fn scores_of<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
+    isa: I,
+    products: P,
+    queries: &[P::Factor],
+    keys: &Elements<P::Stored>,
+    steps: usize,
+    row: usize,
+    scores: &mut [f32],
+) {
+    const { assert!(BLOCK.is_multiple_of(V * MAX_LANES)) };
+    let mut query = [&queries[..0]; Q];
+    for q in 0..Q {
+        query[q] = &queries[(row + q) * steps..][..steps];
+    }
+    let scores = &mut scores[row * BLOCK..(row + Q) * BLOCK];
+    let mut key = 0;
+    while key < BLOCK {
+        // Vector `v` covers keys `key + v · LANES ..`: a half or the whole of a group.
+        let mut from = [&keys.all[..0]; V];
+        for v in 0..V {
+            let k = key + v * I::LANES;
+            from[v] = &keys.all[k / KEYS * steps * KEYS + k % KEYS..][..(steps - 1) * KEYS + I::LANES];
+        }
+        let zero = isa.f_splat(0.0);
+        let mut sum = [[products.begin(isa, zero); V]; Q];
+        for step in 0..steps {
+            let mut k = [products.none(isa); V];
+            for v in 0..V {
+                keys.ask_ahead(isa, (key + v * I::LANES) / KEYS * steps * KEYS + step * KEYS);
+                k[v] = products.load(isa, &from[v][step * KEYS..]);
+            }
+            for q in 0..Q {
+                products.add(isa, &mut sum[q], &k, &query[q][step]);
+            }
+        }
+        for q in 0..Q {
+            for v in 0..V {
+                let key = key + v * I::LANES;
+                let score = products.end(isa, sum[q][v], zero, row + q, key);
+                isa.f_store(score, &mut scores[q * BLOCK + key..]);
+            }
+        }
+        key += V * I::LANES;
+    }
+}
+
+/// `out[q] += Σ_k weights[q][k] · values[k]` for the `Q` queries from `row` on, steps of keys in order.
+#[inline(always)]
+pub(super) fn weighted_sums<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
+    isa: I,
+    products: P,
+    weights: &[P::Factor],
+    values: &Elements<P::Stored>,
+    padded: usize,
+    row: usize,
+    out: &mut [f32],
+) {
+    const { assert!(padded_head(1).is_multiple_of(2 * MAX_LANES)) };
+    let vectors = padded / I::LANES;
+    let mut v = 0;
+    while v < vectors {
+        let d = v * I::LANES;
+        // One query alone would wait on its own sums: as much of the head as there is goes side by side.
+        match (Q, vectors - v) {
+            (1, 8..) => {
+                columns_of_sums::<I, P, 8, Q>(isa, products, weights, values, padded, row, d, out);
+                v += 8;
+            }
+            (1, 6..) => {
+                columns_of_sums::<I, P, 6, Q>(isa, products, weights, values, padded, row, d, out);
+                v += 6;
+            }
+            _ => {
+                columns_of_sums::<I, P, V, Q>(isa, products, weights, values, padded, row, d, out);
+                v += V;
+            }
+        }
+    }
+}
+
+/// As [`weighted_sums`], for the `V` vectors from element `d` of the head on.
+#[inline(always)]
+fn columns_of_sums<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
+    isa: I,
+    products: P,
+    weights: &[P::Factor],
+    values: &Elements<P::Stored>,
+    padded: usize,
+    row: usize,
+    d: usize,
+    out: &mut [f32],
+) {
+    let steps = const { BLOCK / P::STEP };
+    let weights = &weights[row * steps..(row + Q) * steps];
+    let out = &mut out[row * padded..(row + Q) * padded];
+    let mut sum = [[products.begin(isa, isa.f_splat(0.0)); V]; Q];
+    for q in 0..Q {
+        for v in 0..V {
+            sum[q][v] = products.begin(isa, isa.f_load(&out[q * padded + d + v * I::LANES..]));
+        }
+    }
+    for k in 0..values.all.len() / padded {
+        let value = &values.all[k * padded + d..][..V * I::LANES];
+        let mut lanes = [products.none(isa); V];
+        for v in 0..V {
+            values.ask_ahead(isa, k * padded + d + v * I::LANES);
+            lanes[v] = products.load(isa, &value[v * I::LANES..]);
+        }
+        for q in 0..Q {
+            products.add(isa, &mut sum[q], &lanes, &weights[q * steps + k]);
+        }
+    }
+    for q in 0..Q {
+        for v in 0..V {
+            let out = &mut out[q * padded + d + v * I::LANES..];
+            let sum = products.end(isa, sum[q][v], isa.f_load(out), row + q, 0);
+            isa.f_store(sum, out);
+        }
+    }
+}
+
