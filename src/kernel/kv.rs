@@ -292,7 +292,7 @@ pub fn key_unit<I: Isa>(isa: I, key: &[f32]) -> f32 {
     for v in 1..MAX_LANES / I::LANES {
         sums[0] = isa.f_add(sums[0], sums[v]);
     }
-    isa.f_sum(sums[0]).sqrt() / 32767.0
+    (isa.f_sum(sums[0]).sqrt() / 32767.0).max(f32::MIN_POSITIVE)
 }
 
 /// What a value is divided by to be integers of at most [`LARGEST_VALUE`].
@@ -304,14 +304,13 @@ fn value_unit<I: Isa>(isa: I, value: &[f32]) -> f32 {
         largest = isa.f_max(isa.f_abs(isa.f_load(&value[i..])), largest);
         i += I::LANES;
     }
-    isa.f_largest(largest) / LARGEST_VALUE as f32
+    (isa.f_largest(largest) / LARGEST_VALUE as f32).max(f32::MIN_POSITIVE)
 }
 
-/// A vector of `from` as multiples of `unit`; of none if `unit` is nearly 0, as what it was made from then is.
+/// A vector of `from` as multiples of `unit`.
 #[inline(always)]
 pub fn in_units<I: Isa>(isa: I, from: &[f32], unit: f32) -> I::W {
-    let inverse = if unit >= f32::MIN_POSITIVE { 1.0 / unit } else { 0.0 };
-    isa.f_to_w(isa.f_mul(isa.f_load(from), isa.f_splat(inverse)))
+    isa.f_to_w(isa.f_mul(isa.f_load(from), isa.f_splat(1.0 / unit)))
 }
 
 fn pairs(elements: usize) -> Lines<i32> {

@@ -107,6 +107,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
         self.tile(kernel);
     }
 
+    /// As [`Isa::tile`], with more tokens where all registers but a few can hold sums.
+    #[inline(always)]
+    fn tall_tile<K: TileKernel>(self, kernel: K) {
+        self.tile(kernel);
+    }
+
     /// Asks for the cache line at `at` to be fetched; any address will do.
     fn prefetch(self, at: *const u8);
 
@@ -437,7 +443,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn f_round(self, a: Self::F) -> Self::F;
     /// To the nearest i32, ties to even; the value must fit.
     fn f_to_w(self, a: Self::F) -> Self::W;
-    /// `a * 2^n` for integral `n` in -126..=127 held as floats.
+    /// `a * 2^n` for integral `n` in -126..=127 held as floats; 0 for -127.
     fn f_scale2(self, a: Self::F, n: Self::F) -> Self::F;
     /// The sum of all lanes, as lane pairs 8 (where there are 16), 4, 2, 1 apart are added.
     #[inline(always)]
@@ -467,6 +473,26 @@ pub trait Isa: Copy + Send + Sync + 'static {
             half /= 2;
         }
         lanes[0]
+    }
+
+    /// Lane `i` is [`Isa::f_sum`] of `v[i]`, for the first `count` vectors.
+    #[inline(always)]
+    fn f_sum_of_each(self, v: &[Self::F; MAX_LANES], count: usize) -> Self::F {
+        let mut sums = [0.0; MAX_LANES];
+        for i in 0..count {
+            sums[i] = self.f_sum(v[i]);
+        }
+        self.f_load(&sums)
+    }
+
+    /// Lane `i` is [`Isa::f_largest`] of `v[i]`, for the first `count` vectors.
+    #[inline(always)]
+    fn f_largest_of_each(self, v: &[Self::F; MAX_LANES], count: usize) -> Self::F {
+        let mut largest = [0.0; MAX_LANES];
+        for i in 0..count {
+            largest[i] = self.f_largest(v[i]);
+        }
+        self.f_load(&largest)
     }
 }
 
@@ -646,13 +672,13 @@ pub trait IsaExt: Isa {
         self.f_scale2(p, n)
     }
 
-    /// `2^x` for `x` of at most 127, within 3 units in the last place, 1 for 0. Below -126 it is 2^-126.
+    /// `2^x` for `x` of at most 127, within 3 units in the last place, 1 for 0; 0 where it would be below a normal number's half, and for NaN.
     ///
     /// x = n + r with |r| ≤ 1/2, then the polynomial of degree 5 and value 1 at 0 whose relative error is smallest there (2^-23.4),
     /// scaled by 2^n.
     #[inline(always)]
     fn f_exp2(self, x: Self::F) -> Self::F {
-        let clamped = self.f_max(x, self.f_splat(-126.0));
+        let clamped = self.f_max(x, self.f_splat(-127.0));
         let n = self.f_round(clamped);
         let r = self.f_sub(clamped, n);
         let mut p = self.f_splat(0.001_326_472_7);

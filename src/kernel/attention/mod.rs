@@ -98,13 +98,13 @@ pub struct Scratch {
     loaded: Lines<f32>,
     /// `[rows, BLOCK]`: scores, then weights.
     scores: Lines<f32>,
-    /// Each query's largest score so far, and the sum of its weights relative to that.
-    largest: Vec<f32>,
-    sum: Vec<f32>,
-    /// What each query's sums so far are multiplied by, as its largest score has grown; a whole number of vectors.
+    /// Each query's largest score so far, the sum of its weights relative to that, and what its sums are multiplied by when the largest
+    /// score has grown; whole vectors of queries.
+    largest: Lines<f32>,
+    sum: Lines<f32>,
     shrink: Lines<f32>,
-    /// The keys of a block that each query sees, from the first to before the last.
-    seen: Vec<(usize, usize)>,
+    /// How many units of weight 1 is, if weights become integers; whole vectors of queries.
+    inverse: Lines<f32>,
     /// Queries as bf16 has them, if keys are.
     rounded: Lines<f32>,
     queries: Pairs,
@@ -116,8 +116,8 @@ pub struct Scratch {
 struct Pairs {
     /// `[rows, padded_head / 2]` of queries, `[rows, BLOCK / 2]` of weights.
     words: Lines<i32>,
-    /// What a unit of each row is worth where they are integers.
-    units: Vec<f32>,
+    /// What a unit of each row is worth where they are integers; whole vectors of rows.
+    units: Lines<f32>,
 }
 
 impl Attention<'_> {
@@ -130,7 +130,10 @@ impl Attention<'_> {
     /// The keys of block `start / BLOCK` that query number `row`, at `position`, sees, counted within the block.
     #[inline(always)]
     fn visible(&self, row: usize, position: usize, start: usize) -> (usize, usize) {
-        if self.mask.is_some_and(|mask| !mask.sees(row, position, start)) {
+        // (A closure would be a function of its own, for which a kernel has to put all its vectors aside.)
+        if let Some(mask) = &self.mask
+            && !mask.sees(row, position, start)
+        {
             return (0, 0);
         }
         let low = (position + 1).saturating_sub(self.window).saturating_sub(start).min(BLOCK);
@@ -188,28 +191,19 @@ impl Kernel for Attention<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        isa.tile(self);
-    }
-}
-
-impl TileKernel for Attention<'_> {
-    #[inline(always)]
-    fn run<I: Isa, const V: usize, const Q: usize>(mut self, isa: I) {
+    fn run<I: Isa>(mut self, isa: I) {
         let (rows, padded) = (self.positions.len(), self.padded_head);
         assert!(self.queries.len() == rows * padded && self.out.len() == rows * padded);
         let mut scratch = std::mem::take(self.scratch);
         scratch.loaded.resize(BLOCK * padded);
         scratch.scores.resize(rows * BLOCK);
-        scratch.largest.clear();
-        scratch.largest.resize(rows, f32::NEG_INFINITY);
-        scratch.sum.clear();
-        scratch.sum.resize(rows, 0.0);
-        scratch.shrink.resize(rows.next_multiple_of(MAX_LANES));
-        scratch.seen.resize(rows, (0, 0));
-        scratch.queries.units.resize(rows, 0.0);
-        scratch.weights.units.resize(rows, 0.0);
-        scratch.weights.words.resize(rows * BLOCK / 2);
+        let Scratch { largest, sum, shrink, inverse, queries, weights, .. } = &mut scratch;
+        for lines in [&mut *largest, sum, shrink, inverse, &mut queries.units, &mut weights.units] {
+            lines.resize(rows.next_multiple_of(MAX_LANES));
+        }
+        largest.fill(f32::NEG_INFINITY);
+        sum.fill(0.0);
+        weights.words.resize(rows * BLOCK / 2);
         self.prepare_queries(isa, &mut scratch);
         self.out.fill(0.0);
 
@@ -220,9 +214,10 @@ impl TileKernel for Attention<'_> {
             if self.mask.is_some() && !self.any_sees(start) {
                 continue;
             }
-            self.block_scores::<I, V, Q>(isa, start, &mut scratch);
+            isa.tall_tile(BlockScores { of: &self, start, scratch: &mut scratch });
             self.softmax_step(isa, start, &mut scratch);
-            self.block_sums::<I, V, Q>(isa, start, (last + 1 - start).min(BLOCK), &mut scratch);
+            let keys = (last + 1 - start).min(BLOCK);
+            isa.tile(BlockSums { of: &mut self, start, keys, scratch: &mut scratch });
         }
         for row in 0..rows {
             let inverse = isa.f_splat(1.0 / scratch.sum[row]);
@@ -234,6 +229,35 @@ impl TileKernel for Attention<'_> {
             }
         }
         *self.scratch = scratch;
+    }
+}
+
+/// Scores of all queries with the keys of block `start / BLOCK`.
+struct BlockScores<'a, 'b> {
+    of: &'a Attention<'b>,
+    start: usize,
+    scratch: &'a mut Scratch,
+}
+
+impl TileKernel for BlockScores<'_, '_> {
+    #[inline(always)]
+    fn run<I: Isa, const V: usize, const Q: usize>(self, isa: I) {
+        self.of.block_scores::<I, V, Q>(isa, self.start, self.scratch);
+    }
+}
+
+/// Adds the weighted values of the first `keys` positions of block `start / BLOCK` to all queries' sums.
+struct BlockSums<'a, 'b> {
+    of: &'a mut Attention<'b>,
+    start: usize,
+    keys: usize,
+    scratch: &'a mut Scratch,
+}
+
+impl TileKernel for BlockSums<'_, '_> {
+    #[inline(always)]
+    fn run<I: Isa, const V: usize, const Q: usize>(self, isa: I) {
+        self.of.block_sums::<I, V, Q>(isa, self.start, self.keys, self.scratch);
     }
 }
 

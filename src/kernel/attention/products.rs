@@ -18,8 +18,8 @@ pub(super) trait Products<I: Isa>: Copy {
     type Factor;
     fn none(self, isa: I) -> Self::Lanes;
     fn load(self, isa: I, from: &[Self::Stored]) -> Self::Lanes;
-    /// What a sum begins with if it goes on from `so_far`.
-    fn begin(self, isa: I, so_far: I::F) -> Self::Sum;
+    /// What a sum begins with.
+    fn begin(self, isa: I) -> Self::Sum;
     /// Adds the products of `lanes` with `factor`.
     fn add<const V: usize>(
         self,
@@ -28,7 +28,7 @@ pub(super) trait Products<I: Isa>: Copy {
         lanes: &[Self::Lanes; V],
         factor: &Self::Factor,
     );
-    /// The whole sum that went on from `so_far`: of query number `row`, and if it is a score, of the keys from number `key` on.
+    /// `so_far` and the sum: of query number `row`, and if it is a score, of the keys from number `key` on.
     fn end(self, isa: I, sum: Self::Sum, so_far: I::F, row: usize, key: usize) -> I::F;
 }
 
@@ -51,8 +51,8 @@ impl<I: Isa> Products<I> for Single {
         isa.f_load(from)
     }
     #[inline(always)]
-    fn begin(self, _isa: I, so_far: I::F) -> I::F {
-        so_far
+    fn begin(self, isa: I) -> I::F {
+        isa.f_splat(0.0)
     }
     #[inline(always)]
     fn add<const V: usize>(self, isa: I, sum: &mut [I::F; V], lanes: &[I::F; V], factor: &f32) {
@@ -62,8 +62,8 @@ impl<I: Isa> Products<I> for Single {
         }
     }
     #[inline(always)]
-    fn end(self, _isa: I, sum: I::F, _so_far: I::F, _row: usize, _key: usize) -> I::F {
-        sum
+    fn end(self, isa: I, sum: I::F, so_far: I::F, _row: usize, _key: usize) -> I::F {
+        isa.f_add(so_far, sum)
     }
 }
 
@@ -86,8 +86,8 @@ impl<I: Isa> Products<I> for PairByFma {
         isa.w_load(from)
     }
     #[inline(always)]
-    fn begin(self, _isa: I, so_far: I::F) -> I::F {
-        so_far
+    fn begin(self, isa: I) -> I::F {
+        isa.f_splat(0.0)
     }
     #[inline(always)]
     fn add<const V: usize>(self, isa: I, sum: &mut [I::F; V], lanes: &[I::W; V], factor: &[f32; 2]) {
@@ -98,8 +98,8 @@ impl<I: Isa> Products<I> for PairByFma {
         }
     }
     #[inline(always)]
-    fn end(self, _isa: I, sum: I::F, _so_far: I::F, _row: usize, _key: usize) -> I::F {
-        sum
+    fn end(self, isa: I, sum: I::F, so_far: I::F, _row: usize, _key: usize) -> I::F {
+        isa.f_add(so_far, sum)
     }
 }
 
@@ -122,16 +122,16 @@ impl<I: Isa, D: DotBf16<I>> Products<I> for Pair<D> {
         isa.w_load(from)
     }
     #[inline(always)]
-    fn begin(self, _isa: I, so_far: I::F) -> I::F {
-        so_far
+    fn begin(self, isa: I) -> I::F {
+        isa.f_splat(0.0)
     }
     #[inline(always)]
     fn add<const V: usize>(self, _isa: I, sum: &mut [I::F; V], lanes: &[I::W; V], factor: &i32) {
         self.0.add(sum, lanes, factor);
     }
     #[inline(always)]
-    fn end(self, _isa: I, sum: I::F, _so_far: I::F, _row: usize, _key: usize) -> I::F {
-        sum
+    fn end(self, isa: I, sum: I::F, so_far: I::F, _row: usize, _key: usize) -> I::F {
+        isa.f_add(so_far, sum)
     }
 }
 
@@ -159,7 +159,7 @@ impl<I: Isa> Products<I> for Integers<'_> {
         isa.w_load(from)
     }
     #[inline(always)]
-    fn begin(self, isa: I, _so_far: I::F) -> I::W {
+    fn begin(self, isa: I) -> I::W {
         isa.w_splat(0)
     }
     #[inline(always)]
@@ -221,8 +221,7 @@ pub(super) fn scores_of<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
             let k = key + v * I::LANES;
             from[v] = &keys.all[k / KEYS * steps * KEYS + k % KEYS..][..(steps - 1) * KEYS + I::LANES];
         }
-        let zero = isa.f_splat(0.0);
-        let mut sum = [[products.begin(isa, zero); V]; Q];
+        let mut sum = [[products.begin(isa); V]; Q];
         for step in 0..steps {
             let mut k = [products.none(isa); V];
             for v in 0..V {
@@ -236,7 +235,7 @@ pub(super) fn scores_of<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
         for q in 0..Q {
             for v in 0..V {
                 let key = key + v * I::LANES;
-                let score = products.end(isa, sum[q][v], zero, row + q, key);
+                let score = products.end(isa, sum[q][v], isa.f_splat(0.0), row + q, key);
                 isa.f_store(score, &mut scores[q * BLOCK + key..]);
             }
         }
@@ -291,15 +290,10 @@ fn columns_of_sums<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
     out: &mut [f32],
 ) {
     let steps = const { BLOCK / P::STEP };
-    let weights = &weights[row * steps..(row + Q) * steps];
+    let weights = &weights[row * steps..][..const { Q * (BLOCK / P::STEP) }];
     let out = &mut out[row * padded..(row + Q) * padded];
-    let mut sum = [[products.begin(isa, isa.f_splat(0.0)); V]; Q];
-    for q in 0..Q {
-        for v in 0..V {
-            sum[q][v] = products.begin(isa, isa.f_load(&out[q * padded + d + v * I::LANES..]));
-        }
-    }
-    for k in 0..values.all.len() / padded {
+    let mut sum = [[products.begin(isa); V]; Q];
+    for k in 0..(values.all.len() / padded).min(steps) {
         let value = &values.all[k * padded + d..][..V * I::LANES];
         let mut lanes = [products.none(isa); V];
         for v in 0..V {

@@ -1,96 +1,80 @@
 //! The online softmax of a block: scores become weights relative to the largest score so far.
+//!
+//! Each pass over the queries does one thing to all of them, in groups of as many as a vector has lanes: what is one number for a query
+//! is one lane for its group.
 
-use super::{Attention, BLOCK, Pairs, Scratch};
-use crate::kernel::kv::{KvData, PAGE};
+use super::{Attention, BLOCK, Scratch};
+use crate::kernel::kv::{KvData, LARGEST_VALUE, PAGE};
 use crate::simd::{Isa, IsaExt, MAX_LANES};
 
-/// The largest weight as an integer, and the largest sum of a block's: times [`kv::LARGEST_VALUE`](crate::kernel::kv::LARGEST_VALUE), and
-/// with each of the weights rounded up, it is below 2^31.
-const LARGEST_WEIGHT: f32 = 32767.0;
-const LARGEST_SUM: f32 = 260_000.0;
+/// The largest weight as an integer, and the largest sum of a block's.
+const LARGEST_WEIGHT: i32 = 32767;
+const LARGEST_SUM: i32 = 260_000;
+
+// A block's sums of products fit 32 bits, with every weight rounded up.
+const _: () = assert!((LARGEST_SUM as i64 + BLOCK as i64) * (LARGEST_VALUE as i64) < 1 << 31);
+
+/// What becomes of weights before they are multiplied with values.
+#[derive(Clone, Copy)]
+enum Form<'a> {
+    Floats,
+    /// Rounded to bf16, two in a word.
+    Rounded,
+    /// Times their values' scales, as integers, two in a word.
+    Integers(&'a [f32]),
+}
 
 impl Attention<'_> {
     /// Turns the scores of block `start / BLOCK` into weights, and rescales what was summed so far.
-    ///
-    /// Each pass over the queries does one thing to all of them: the next one's begins while this one's, which waits for itself, goes on.
     #[inline(always)]
     pub(super) fn softmax_step<I: Isa>(&mut self, isa: I, start: usize, scratch: &mut Scratch) {
+        let form = match &self.pages[start / PAGE].values {
+            KvData::F32(_) | KvData::Q8_0(..) | KvData::Q4_0(..) => Form::Floats,
+            KvData::Bf16(_) => Form::Rounded,
+            KvData::Sixteen(values) => Form::Integers(&values.scales[start % PAGE..][..BLOCK]),
+        };
         self.find_largest(isa, start, scratch);
-        let values = &self.pages[start / PAGE].values;
-        self.weigh(isa, matches!(values, KvData::Bf16(_)), scratch);
-        let Scratch { scores, weights, .. } = scratch;
-        match values {
-            KvData::Sixteen(values) => {
-                let scales = &values.scales[start % PAGE..][..BLOCK];
-                for row in 0..self.positions.len() {
-                    weights_as_integers(isa, &scores[row * BLOCK..][..BLOCK], scales, row, weights);
-                }
-            }
-            KvData::Bf16(_) => {
+        weigh(isa, self.positions.len(), form, scratch);
+        match form {
+            Form::Floats => {}
+            Form::Rounded => {
+                let Scratch { scores, weights, .. } = scratch;
                 let mut i = 0;
                 while i < self.positions.len() * BLOCK {
                     isa.f_store_bf16(isa.f_load(&scores[i..]), &mut weights.words[i / 2..]);
                     i += I::LANES;
                 }
             }
-            KvData::F32(_) | KvData::Q8_0(..) | KvData::Q4_0(..) => {}
+            Form::Integers(_) => weights_as_integers(isa, self.positions.len(), scratch),
         }
         self.shrink(isa, scratch);
     }
 
-    /// Finds the keys that each query sees, its largest score, and how much the weights before shrink by that.
+    /// Finds each query's largest score, and how much the weights before shrink by that. The scores of keys that it does not see become -∞.
     #[inline(always)]
     fn find_largest<I: Isa>(&self, isa: I, start: usize, scratch: &mut Scratch) {
-        for (row, &position) in self.positions.iter().enumerate() {
-            let (low, high) = self.visible(row, position, start);
-            scratch.seen[row] = (low, high);
-            scratch.shrink[row] = 0.0;
-            if low == high {
-                continue;
-            }
-            let scores = &mut scratch.scores[row * BLOCK..][..BLOCK];
-            scores[..low].fill(f32::NEG_INFINITY);
-            scores[high..].fill(f32::NEG_INFINITY);
-            let mut largest = isa.f_splat(f32::NEG_INFINITY);
-            for s in scores.chunks_exact(I::LANES) {
-                largest = isa.f_max(isa.f_load(s), largest);
-            }
-            let before = scratch.largest[row];
-            let largest = isa.f_largest(largest).max(before);
-            scratch.largest[row] = largest;
-            scratch.shrink[row] = before - largest;
-        }
-        for shrink in scratch.shrink.chunks_exact_mut(I::LANES) {
-            isa.f_store(isa.f_exp2(isa.f_load(shrink)), shrink);
-        }
-    }
-
-    /// Makes weights of the scores, `round`ed to bf16 if so, and adds them up.
-    #[inline(always)]
-    fn weigh<I: Isa>(&self, isa: I, round: bool, scratch: &mut Scratch) {
-        for row in 0..self.positions.len() {
-            let scores = &mut scratch.scores[row * BLOCK..][..BLOCK];
-            let (low, high) = scratch.seen[row];
-            if low == high {
-                scores.fill(0.0);
-                continue;
-            }
-            let largest = isa.f_splat(scratch.largest[row]);
-            for s in scores.chunks_exact_mut(I::LANES) {
-                let weight = isa.f_exp2(isa.f_sub(isa.f_load(s), largest));
-                isa.f_store(if round { isa.f_round_bf16(weight) } else { weight }, s);
-            }
-            // 2^x is tiny but not 0 for masked keys; they must weigh nothing at all.
-            scores[..low].fill(0.0);
-            scores[high..].fill(0.0);
-            // As many sums, lane by lane, on every ISA.
-            let mut sums = [isa.f_splat(0.0); MAX_LANES];
-            for i in (0..BLOCK).step_by(MAX_LANES) {
-                for v in 0..MAX_LANES / I::LANES {
-                    sums[v] = isa.f_add(sums[v], isa.f_load(&scores[i + v * I::LANES..]));
+        let rows = self.positions.len();
+        let mut first = 0;
+        while first < rows {
+            let count = (rows - first).min(I::LANES);
+            let mut largest = [isa.f_splat(f32::NEG_INFINITY); MAX_LANES];
+            for r in 0..count {
+                let (low, high) = self.visible(first + r, self.positions[first + r], start);
+                let scores = &mut scratch.scores[(first + r) * BLOCK..][..BLOCK];
+                // Nearly all blocks are seen whole.
+                if high - low < BLOCK {
+                    scores[..low].fill(f32::NEG_INFINITY);
+                    scores[high..].fill(f32::NEG_INFINITY);
+                }
+                for s in scores.chunks_exact(I::LANES) {
+                    largest[r] = isa.f_max(isa.f_load(s), largest[r]);
                 }
             }
-            scratch.sum[row] = scratch.sum[row] * scratch.shrink[row] + sum_of_lanes(isa, sums);
+            let before = isa.f_load(&scratch.largest[first..]);
+            let now = isa.f_max(isa.f_largest_of_each(&largest, count), before);
+            isa.f_store(now, &mut scratch.largest[first..]);
+            isa.f_store(isa.f_exp2(isa.f_sub(before, now)), &mut scratch.shrink[first..]);
+            first += I::LANES;
         }
     }
 
@@ -109,37 +93,73 @@ impl Attention<'_> {
     }
 }
 
-/// Query number `row`'s weights, times their values' `scales`, as integers.
+/// Makes weights of the scores of `rows` queries and adds them up; of those that become [`Form::Integers`], finds the unit.
 #[inline(always)]
-fn weights_as_integers<I: Isa>(isa: I, weights: &[f32], scales: &[f32], row: usize, to: &mut Pairs) {
-    let mut sums = [isa.f_splat(0.0); MAX_LANES];
-    let mut largest = isa.f_splat(0.0);
-    for i in (0..BLOCK).step_by(MAX_LANES) {
-        for v in 0..MAX_LANES / I::LANES {
-            let at = i + v * I::LANES;
-            let weight = isa.f_mul(isa.f_load(&weights[at..]), isa.f_load(&scales[at..]));
-            sums[v] = isa.f_add(sums[v], weight);
-            largest = isa.f_max(weight, largest);
+fn weigh<I: Isa>(isa: I, rows: usize, form: Form, scratch: &mut Scratch) {
+    let zero = isa.f_splat(0.0);
+    let mut first = 0;
+    while first < rows {
+        let count = (rows - first).min(I::LANES);
+        let mut sums = [zero; MAX_LANES];
+        let (mut scaled_sums, mut largest) = ([zero; MAX_LANES], [zero; MAX_LANES]);
+        for r in 0..count {
+            let scores = &mut scratch.scores[(first + r) * BLOCK..][..BLOCK];
+            let reference = isa.f_splat(scratch.largest[first + r]);
+            // As many sums, lane by lane, on every ISA.
+            let (mut sum, mut scaled_sum) = ([zero; MAX_LANES], [zero; MAX_LANES]);
+            for i in (0..BLOCK).step_by(MAX_LANES) {
+                for v in 0..MAX_LANES / I::LANES {
+                    let at = i + v * I::LANES;
+                    let mut weight = isa.f_exp2(isa.f_sub(isa.f_load(&scores[at..]), reference));
+                    if let Form::Rounded = form {
+                        weight = isa.f_round_bf16(weight);
+                    }
+                    sum[v] = isa.f_add(sum[v], weight);
+                    if let Form::Integers(scales) = form {
+                        weight = isa.f_mul(weight, isa.f_load(&scales[at..]));
+                        scaled_sum[v] = isa.f_add(scaled_sum[v], weight);
+                        largest[r] = isa.f_max(weight, largest[r]);
+                    }
+                    isa.f_store(weight, &mut scores[at..]);
+                }
+            }
+            for v in 1..MAX_LANES / I::LANES {
+                sum[0] = isa.f_add(sum[0], sum[v]);
+                scaled_sum[0] = isa.f_add(scaled_sum[0], scaled_sum[v]);
+            }
+            (sums[r], scaled_sums[r]) = (sum[0], scaled_sum[0]);
         }
-    }
-    let unit = isa.f_largest(largest) * (1.0 / LARGEST_WEIGHT);
-    let unit = unit.max(sum_of_lanes(isa, sums) * (1.0 / LARGEST_SUM));
-    to.units[row] = unit;
-    let inverse = isa.f_splat(if unit >= f32::MIN_POSITIVE { 1.0 / unit } else { 0.0 });
-    let words = &mut to.words[row * BLOCK / 2..][..BLOCK / 2];
-    let mut i = 0;
-    while i < BLOCK {
-        let weight = isa.f_mul(isa.f_load(&weights[i..]), isa.f_load(&scales[i..]));
-        isa.w_store_i16(isa.f_to_w(isa.f_mul(weight, inverse)), &mut words[i / 2..]);
-        i += I::LANES;
+        let before = isa.f_load(&scratch.sum[first..]);
+        let shrink = isa.f_load(&scratch.shrink[first..]);
+        let sum = isa.f_fma(before, shrink, isa.f_sum_of_each(&sums, count));
+        isa.f_store(sum, &mut scratch.sum[first..]);
+        if let Form::Integers(_) = form {
+            let largest = isa.f_largest_of_each(&largest, count);
+            let sum = isa.f_sum_of_each(&scaled_sums, count);
+            let unit = isa.f_max(
+                isa.f_mul(largest, isa.f_splat(1.0 / LARGEST_WEIGHT as f32)),
+                isa.f_mul(sum, isa.f_splat(1.0 / LARGEST_SUM as f32)),
+            );
+            let unit = isa.f_max(unit, isa.f_splat(f32::MIN_POSITIVE));
+            isa.f_store(unit, &mut scratch.weights.units[first..]);
+            isa.f_store(isa.f_div(isa.f_splat(1.0), unit), &mut scratch.inverse[first..]);
+        }
+        first += I::LANES;
     }
 }
 
-/// The sum of what is summed in [`MAX_LANES`] lanes, in as many vectors as these are: to the same bits on every ISA.
+/// Makes integers of the weights of `rows` queries, as [`weigh`] found their units.
 #[inline(always)]
-fn sum_of_lanes<I: Isa>(isa: I, mut sums: [I::F; MAX_LANES]) -> f32 {
-    for v in 1..MAX_LANES / I::LANES {
-        sums[0] = isa.f_add(sums[0], sums[v]);
+fn weights_as_integers<I: Isa>(isa: I, rows: usize, scratch: &mut Scratch) {
+    for row in 0..rows {
+        let inverse = isa.f_splat(scratch.inverse[row]);
+        let weights = &scratch.scores[row * BLOCK..][..BLOCK];
+        let words = &mut scratch.weights.words[row * BLOCK / 2..][..BLOCK / 2];
+        let mut i = 0;
+        while i < BLOCK {
+            let weight = isa.f_to_w(isa.f_mul(isa.f_load(&weights[i..]), inverse));
+            isa.w_store_i16(weight, &mut words[i / 2..]);
+            i += I::LANES;
+        }
     }
-    isa.f_sum(sums[0])
 }

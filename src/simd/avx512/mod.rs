@@ -3,6 +3,7 @@
 //! Safety, for every `unsafe` in this file: an [`Avx512With`] exists only if `new()` found the features that
 //! the intrinsics need, and loads and stores go through references or bounds-checked slices.
 
+mod across;
 mod codebook;
 mod transpose;
 
@@ -83,6 +84,11 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         } else {
             self.tile(kernel);
         }
+    }
+
+    #[inline(always)]
+    fn tall_tile<K: TileKernel>(self, kernel: K) {
+        kernel.run::<Self, 2, 12>(self);
     }
 
     #[inline(always)]
@@ -651,6 +657,14 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     #[inline(always)]
     fn f_from_w(self, v: Self::W) -> Self::F {
         unsafe { _mm512_cvtepi32_ps(v) }
+    }
+    #[inline(always)]
+    fn f_sum_of_each(self, v: &[Self::F; MAX_LANES], _count: usize) -> Self::F {
+        unsafe { across::each::<false>(v) }
+    }
+    #[inline(always)]
+    fn f_largest_of_each(self, v: &[Self::F; MAX_LANES], _count: usize) -> Self::F {
+        unsafe { across::each::<true>(v) }
     }
     #[inline(always)]
     fn f_add(self, a: Self::F, b: Self::F) -> Self::F {
