@@ -475,24 +475,16 @@ pub trait Isa: Copy + Send + Sync + 'static {
         lanes[0]
     }
 
-    /// Lane `i` is [`Isa::f_sum`] of `v[i]`, for the first `count` vectors.
+    /// Lane `i` is [`Isa::f_sum`] of the vector `v[i * LANES..]`, for the first `count`. There are `LANES` vectors.
     #[inline(always)]
-    fn f_sum_of_each(self, v: &[Self::F; MAX_LANES], count: usize) -> Self::F {
-        let mut sums = [0.0; MAX_LANES];
-        for i in 0..count {
-            sums[i] = self.f_sum(v[i]);
-        }
-        self.f_load(&sums)
+    fn f_sum_of_each(self, v: &[f32], count: usize) -> Self::F {
+        sum_of_each(self, v, count)
     }
 
-    /// Lane `i` is [`Isa::f_largest`] of `v[i]`, for the first `count` vectors.
+    /// Lane `i` is [`Isa::f_largest`] of the vector `v[i * LANES..]`, for the first `count`. There are `LANES` vectors.
     #[inline(always)]
-    fn f_largest_of_each(self, v: &[Self::F; MAX_LANES], count: usize) -> Self::F {
-        let mut largest = [0.0; MAX_LANES];
-        for i in 0..count {
-            largest[i] = self.f_largest(v[i]);
-        }
-        self.f_load(&largest)
+    fn f_largest_of_each(self, v: &[f32], count: usize) -> Self::F {
+        largest_of_each(self, v, count)
     }
 }
 
@@ -509,6 +501,26 @@ pub struct SpanTile<'a> {
     /// All groups, or half of them.
     pub exact: usize,
     pub largest: u8,
+}
+
+/// [`Isa::f_sum_of_each`] one by one.
+#[inline(always)]
+fn sum_of_each<I: Isa>(isa: I, v: &[f32], count: usize) -> I::F {
+    let mut sums = [0.0; MAX_LANES];
+    for i in 0..count {
+        sums[i] = isa.f_sum(isa.f_load(&v[i * I::LANES..]));
+    }
+    isa.f_load(&sums)
+}
+
+/// [`Isa::f_largest_of_each`] one by one.
+#[inline(always)]
+fn largest_of_each<I: Isa>(isa: I, v: &[f32], count: usize) -> I::F {
+    let mut largest = [0.0; MAX_LANES];
+    for i in 0..count {
+        largest[i] = isa.f_largest(isa.f_load(&v[i * I::LANES..]));
+    }
+    isa.f_load(&largest)
 }
 
 /// [`Isa::n_two_dots_scaled`] by [`Isa::n_dot4_scaled`].

@@ -103,6 +103,7 @@ pub struct Scratch {
     largest: Lines<f32>,
     sum: Lines<f32>,
     shrink: Lines<f32>,
+    lanes: softmax::Lanes,
     /// How many units of weight 1 is, if weights become integers; whole vectors of queries.
     inverse: Lines<f32>,
     /// Queries as bf16 has them, if keys are.

@@ -14,6 +14,23 @@ const LARGEST_SUM: i32 = 260_000;
 // A block's sums of products fit 32 bits, with every weight rounded up.
 const _: () = assert!((LARGEST_SUM as i64 + BLOCK as i64) * (LARGEST_VALUE as i64) < 1 << 31);
 
+/// A vector for each query of a group, before it becomes one number: `[LANES, LANES]`.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Lanes {
+    largest: [f32; MAX_LANES * MAX_LANES],
+    sums: [f32; MAX_LANES * MAX_LANES],
+    /// Of weights times their values' scales.
+    scaled_sums: [f32; MAX_LANES * MAX_LANES],
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        let zeros = [0.0; MAX_LANES * MAX_LANES];
+        Self { largest: zeros, sums: zeros, scaled_sums: zeros }
+    }
+}
+
 /// What becomes of weights before they are multiplied with values.
 #[derive(Clone, Copy)]
 enum Form<'a> {
@@ -57,7 +74,6 @@ impl Attention<'_> {
         let mut first = 0;
         while first < rows {
             let count = (rows - first).min(I::LANES);
-            let mut largest = [isa.f_splat(f32::NEG_INFINITY); MAX_LANES];
             for r in 0..count {
                 let (low, high) = self.visible(first + r, self.positions[first + r], start);
                 let scores = &mut scratch.scores[(first + r) * BLOCK..][..BLOCK];
@@ -66,12 +82,14 @@ impl Attention<'_> {
                     scores[..low].fill(f32::NEG_INFINITY);
                     scores[high..].fill(f32::NEG_INFINITY);
                 }
+                let mut largest = isa.f_splat(f32::NEG_INFINITY);
                 for s in scores.chunks_exact(I::LANES) {
-                    largest[r] = isa.f_max(isa.f_load(s), largest[r]);
+                    largest = isa.f_max(isa.f_load(s), largest);
                 }
+                isa.f_store(largest, &mut scratch.lanes.largest[r * I::LANES..]);
             }
             let before = isa.f_load(&scratch.largest[first..]);
-            let now = isa.f_max(isa.f_largest_of_each(&largest, count), before);
+            let now = isa.f_max(isa.f_largest_of_each(&scratch.lanes.largest, count), before);
             isa.f_store(now, &mut scratch.largest[first..]);
             isa.f_store(isa.f_exp2(isa.f_sub(before, now)), &mut scratch.shrink[first..]);
             first += I::LANES;
@@ -100,13 +118,13 @@ fn weigh<I: Isa>(isa: I, rows: usize, form: Form, scratch: &mut Scratch) {
     let mut first = 0;
     while first < rows {
         let count = (rows - first).min(I::LANES);
-        let mut sums = [zero; MAX_LANES];
-        let (mut scaled_sums, mut largest) = ([zero; MAX_LANES], [zero; MAX_LANES]);
+        let lanes = &mut scratch.lanes;
         for r in 0..count {
             let scores = &mut scratch.scores[(first + r) * BLOCK..][..BLOCK];
             let reference = isa.f_splat(scratch.largest[first + r]);
             // As many sums, lane by lane, on every ISA.
             let (mut sum, mut scaled_sum) = ([zero; MAX_LANES], [zero; MAX_LANES]);
+            let mut largest = zero;
             for i in (0..BLOCK).step_by(MAX_LANES) {
                 for v in 0..MAX_LANES / I::LANES {
                     let at = i + v * I::LANES;
@@ -118,7 +136,7 @@ fn weigh<I: Isa>(isa: I, rows: usize, form: Form, scratch: &mut Scratch) {
                     if let Form::Integers(scales) = form {
                         weight = isa.f_mul(weight, isa.f_load(&scales[at..]));
                         scaled_sum[v] = isa.f_add(scaled_sum[v], weight);
-                        largest[r] = isa.f_max(weight, largest[r]);
+                        largest = isa.f_max(weight, largest);
                     }
                     isa.f_store(weight, &mut scores[at..]);
                 }
@@ -127,15 +145,19 @@ fn weigh<I: Isa>(isa: I, rows: usize, form: Form, scratch: &mut Scratch) {
                 sum[0] = isa.f_add(sum[0], sum[v]);
                 scaled_sum[0] = isa.f_add(scaled_sum[0], scaled_sum[v]);
             }
-            (sums[r], scaled_sums[r]) = (sum[0], scaled_sum[0]);
+            isa.f_store(sum[0], &mut lanes.sums[r * I::LANES..]);
+            if let Form::Integers(_) = form {
+                isa.f_store(scaled_sum[0], &mut lanes.scaled_sums[r * I::LANES..]);
+                isa.f_store(largest, &mut lanes.largest[r * I::LANES..]);
+            }
         }
         let before = isa.f_load(&scratch.sum[first..]);
         let shrink = isa.f_load(&scratch.shrink[first..]);
-        let sum = isa.f_fma(before, shrink, isa.f_sum_of_each(&sums, count));
+        let sum = isa.f_fma(before, shrink, isa.f_sum_of_each(&lanes.sums, count));
         isa.f_store(sum, &mut scratch.sum[first..]);
         if let Form::Integers(_) = form {
-            let largest = isa.f_largest_of_each(&largest, count);
-            let sum = isa.f_sum_of_each(&scaled_sums, count);
+            let largest = isa.f_largest_of_each(&lanes.largest, count);
+            let sum = isa.f_sum_of_each(&lanes.scaled_sums, count);
             let unit = isa.f_max(
                 isa.f_mul(largest, isa.f_splat(1.0 / LARGEST_WEIGHT as f32)),
                 isa.f_mul(sum, isa.f_splat(1.0 / LARGEST_SUM as f32)),

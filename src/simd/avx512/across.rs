@@ -2,15 +2,18 @@
 
 use std::arch::x86_64::*;
 
-/// Lane `i` is the sum of the lanes of `v[i]`, added in [`Isa::f_sum`](crate::simd::Isa::f_sum)'s order, or the `LARGEST` of them.
+use super::checked;
+
+/// Lane `i` is the sum of the lanes of the vector `v[16 * i..]`, of sixteen, added in [`Isa::f_sum`](crate::simd::Isa::f_sum)'s order, or the
+/// `LARGEST` of them.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn each<const LARGEST: bool>(v: &[__m512; 16]) -> __m512 {
+pub(super) fn each<const LARGEST: bool>(v: &[f32]) -> __m512 {
     // Lanes 8 apart: halves of vectors j, 4 + j, then 8 + j, 12 + j.
     let mut halves = [_mm512_setzero_ps(); 8];
     for j in 0..4 {
         for k in 0..2 {
-            let (a, b) = (v[8 * k + j], v[8 * k + 4 + j]);
+            let (a, b) = (load(v, 8 * k + j), load(v, 8 * k + 4 + j));
             let (low, high) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
             halves[2 * j + k] = both::<LARGEST>(low, high);
         }
@@ -33,6 +36,13 @@ pub(super) fn each<const LARGEST: bool>(v: &[__m512; 16]) -> __m512 {
     }
     let (a, b) = (pairs[0], pairs[1]);
     both::<LARGEST>(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(v: &[f32], i: usize) -> __m512 {
+    // Sound: the slice is checked to have the vector.
+    unsafe { _mm512_loadu_ps(checked::<16, _>(&v[16 * i..])) }
 }
 
 #[inline]

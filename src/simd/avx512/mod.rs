@@ -14,7 +14,7 @@ use super::bf16::Avx512Bf16;
 use super::pairs::{Pairs, group_of_pairs};
 use super::{
     Codebook, Isa, Kernel, MAX_LANES, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut,
-    group_of_words, one_by_one_scaled, span_of_dots, span_of_words,
+    group_of_words, largest_of_each, one_by_one_scaled, span_of_dots, span_of_words, sum_of_each,
 };
 
 /// Proof that the machine has AVX-512 F, BW, VL and DQ, and VNNI if `VNNI`.
@@ -659,12 +659,12 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         unsafe { _mm512_cvtepi32_ps(v) }
     }
     #[inline(always)]
-    fn f_sum_of_each(self, v: &[Self::F; MAX_LANES], _count: usize) -> Self::F {
-        unsafe { across::each::<false>(v) }
+    fn f_sum_of_each(self, v: &[f32], count: usize) -> Self::F {
+        if count < FEW { sum_of_each(self, v, count) } else { unsafe { across::each::<false>(v) } }
     }
     #[inline(always)]
-    fn f_largest_of_each(self, v: &[Self::F; MAX_LANES], _count: usize) -> Self::F {
-        unsafe { across::each::<true>(v) }
+    fn f_largest_of_each(self, v: &[f32], count: usize) -> Self::F {
+        if count < FEW { largest_of_each(self, v, count) } else { unsafe { across::each::<true>(v) } }
     }
     #[inline(always)]
     fn f_add(self, a: Self::F, b: Self::F) -> Self::F {
@@ -809,6 +809,9 @@ fn add_pairs(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
     }
     sum
 }
+
+/// Up to so many vectors, less one, are summed up one by one.
+const FEW: usize = 4;
 
 /// Four columns of two row vectors with one token: `sum[r] += rows[r] · token`. Left to itself the compiler fetches the tokens of a
 /// tile ahead and runs out of registers.
