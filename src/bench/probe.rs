@@ -51,11 +51,12 @@ impl Limits {
         }
     }
 
-    /// The time that `cost` takes when reading and multiplying overlap and each meets its limit.
+    /// The time that `cost` takes when reading and multiplying overlap and each meets its limit. Of 16-bit integers half as many products
+    /// are made at once as of bytes.
     pub fn least_time(&self, cost: &Cost) -> Duration {
         let reading = cost.bytes as f64 / self.read;
-        let multiplying =
-            cost.integer_products as f64 / self.integer + cost.float_products as f64 / self.float;
+        let integers = cost.integer_products as f64 + 2.0 * cost.pair_products as f64;
+        let multiplying = integers / self.integer + cost.float_products as f64 / self.float;
         Duration::from_secs_f64(reading.max(multiplying))
     }
 }
@@ -233,7 +234,7 @@ mod tests {
     #[test]
     fn the_slower_of_reading_and_multiplying_counts() {
         let limits = Limits { read: 100.0, integer: 1000.0, float: 10.0 };
-        let cost = Cost { bytes: 200, integer_products: 500, float_products: 1 };
+        let cost = Cost { bytes: 200, integer_products: 300, pair_products: 100, float_products: 1 };
         assert_eq!(limits.least_time(&cost), Duration::from_secs(2));
         let cost = Cost { bytes: 20, ..cost };
         assert_eq!(limits.least_time(&cost), Duration::from_millis(600));

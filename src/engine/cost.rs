@@ -2,7 +2,7 @@
 
 use std::ops::{Add, AddAssign};
 
-use super::{Engine, Sequence};
+use super::{Engine, KvType, Sequence};
 use crate::backend::Matrix;
 
 /// Work of one or several forward passes.
@@ -12,14 +12,16 @@ pub struct Cost {
     pub bytes: u64,
     /// Multiplications (each with its addition) by weights of a block type, which are done in integers.
     pub integer_products: u64,
-    /// Those by float weights, and those of attention.
+    /// Those of attention that are done in 16-bit integers.
+    pub pair_products: u64,
+    /// Those by float weights, and the others of attention.
     pub float_products: u64,
 }
 
 impl Cost {
     /// All multiplications.
     pub fn products(&self) -> u64 {
-        self.integer_products + self.float_products
+        self.integer_products + self.pair_products + self.float_products
     }
 }
 
@@ -30,6 +32,7 @@ impl Add for Cost {
         Self {
             bytes: self.bytes + other.bytes,
             integer_products: self.integer_products + other.integer_products,
+            pair_products: self.pair_products + other.pair_products,
             float_products: self.float_products + other.float_products,
         }
     }
@@ -61,8 +64,12 @@ impl Engine {
         for &(position, tokens) in parts {
             let seen = |position: usize| (position + 1).min(hyper.window) as u64;
             let pairs: u64 = (position..position + tokens).map(seen).sum();
-            let width = 2 * hyper.heads * hyper.head * hyper.layers;
-            cost.float_products += width as u64 * pairs;
+            let width = hyper.heads * hyper.head * hyper.layers;
+            for kind in [self.options.cache_type_k, self.options.cache_type_v] {
+                let pairwise = kind == KvType::F16;
+                let sum = if pairwise { &mut cost.pair_products } else { &mut cost.float_products };
+                *sum += width as u64 * pairs;
+            }
             let read = (position + tokens).min(hyper.window.saturating_add(tokens));
             cost.bytes += self.cache_shape().bytes_read(read);
         }

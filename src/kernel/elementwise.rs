@@ -170,6 +170,34 @@ mod tests {
     }
 
     #[test]
+    fn powers_of_two_are_accurate_and_end_in_zero() {
+        struct Exp2<'a>(&'a [f32], &'a mut [f32]);
+        impl Kernel for Exp2<'_> {
+            type Output = ();
+            #[inline(always)]
+            fn run<I: Isa>(self, isa: I) {
+                for (x, y) in self.0.chunks_exact(I::LANES).zip(self.1.chunks_exact_mut(I::LANES)) {
+                    isa.f_store(isa.f_exp2(isa.f_load(x)), y);
+                }
+            }
+        }
+        let x: Vec<f32> = (0..4096).map(|i| -126.0 + i as f32 * (253.0 / 4096.0)).collect();
+        let ends = [0.0, -0.0, -1.0, 1.0, -127.0, -1e30, f32::NEG_INFINITY, f32::NAN];
+        let ends = [ends, ends].concat();
+        for level in crate::simd::Level::available() {
+            let mut y = vec![f32::NAN; x.len()];
+            crate::simd::dispatch_at(level, Exp2(&x, &mut y));
+            for (x, y) in x.iter().zip(&y) {
+                let want = f64::from(*x).exp2();
+                assert!((f64::from(*y) / want - 1.0).abs() < 3e-7, "2^{x} is {want}, not {y}, on {level:?}");
+            }
+            let mut y = [f32::NAN; 16];
+            crate::simd::dispatch_at(level, Exp2(&ends, &mut y));
+            assert_eq!(y[..8], [1.0, 1.0, 0.5, 2.0, 0.0, 0.0, 0.0, 0.0], "{level:?}");
+        }
+    }
+
+    #[test]
     fn rotation_keeps_the_length_of_each_pair_and_the_tail() {
         let mut head = wave(24, 0.5);
         let before = head.clone();

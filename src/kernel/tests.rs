@@ -373,7 +373,7 @@ fn attention_follows_the_reference_and_ignores_the_tile() {
     ] {
         for (kind, tolerance) in [
             (KvType::F32, 2e-5),
-            (KvType::F16, 2e-2),
+            (KvType::F16, 1e-3),
             (KvType::Bf16, 6e-2),
             (KvType::Q8_0, 6e-2),
             (KvType::Q4_0, 2.0),
@@ -382,4 +382,45 @@ fn attention_follows_the_reference_and_ignores_the_tile() {
         }
     }
     assert_eq!(PAGE % BLOCK, 0);
+}
+
+/// Attention over keys that are all the query times `k / |query|²`, and values that are all `value`: that is what comes out.
+fn attention_of_equals(query: &[f32], k: f32, value: f32, length: usize) {
+    let (padded, norm) = (query.len(), query.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>());
+    let key: Vec<f32> = query.iter().map(|x| (f64::from(*x) * f64::from(k) / norm.max(1e-300)) as f32).collect();
+    for level in Level::available() {
+        let page = HeadPage { keys: KvData::new(KvType::F16, padded), values: KvData::new(KvType::F16, padded) };
+        let mut pages = vec![page; length.div_ceil(PAGE)];
+        for p in 0..length {
+            pages[p / PAGE].store(level, p % PAGE, &key, &vec![value; padded]);
+        }
+        let pages: Vec<&HeadPage> = pages.iter().collect();
+        let mut out = vec![f32::NAN; padded];
+        Attention {
+            pages: &pages,
+            queries: query,
+            positions: &[length - 1],
+            padded_head: padded,
+            window: usize::MAX,
+            mask: None,
+            scratch: &mut attention::Scratch::default(),
+            out: &mut out,
+        }
+        .compute(level);
+        for x in out {
+            assert!((x - value).abs() <= 1e-3 * value.abs(), "{x} instead of {value}, {length} keys, {level:?}");
+        }
+    }
+}
+
+#[test]
+fn sixteen_bit_attention_has_room_for_the_largest_sums() {
+    // The largest score that norms allow, in one element or spread over all, with the largest weights and values.
+    for query in [[vec![3.0; 96]].concat(), [vec![1e4], vec![0.0; 95]].concat(), vec![-1e-3; 512], vec![0.0; 64]] {
+        for (k, value) in [(0.0, 1.0), (50.0, -1.0), (-50.0, 1e30), (3.0, 1e-30), (1e4, 0.0)] {
+            for length in [1, 63, 64, 300] {
+                attention_of_equals(&query, k, value, length);
+            }
+        }
+    }
 }

@@ -131,6 +131,71 @@ fn halves_round_to_even_at_every_level() {
     }
 }
 
+/// Pairs of 16-bit integers times the same pair, from a start on; the low halves of those sums; the sum and the largest lane of each of
+/// [`MAX_LANES`] vectors made of `2 * MAX_LANES` floats, where `count` of them count.
+struct Pairs<'a> {
+    words: &'a [i32; MAX_LANES],
+    pair: i32,
+    floats: &'a [f32; 2 * MAX_LANES],
+    count: usize,
+}
+
+impl Kernel for Pairs<'_> {
+    type Output = ([i32; MAX_LANES], [i32; MAX_LANES / 2], Vec<f32>, Vec<f32>, usize);
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let (mut sums, mut halves) = ([0; MAX_LANES], [0; MAX_LANES / 2]);
+        for i in (0..MAX_LANES).step_by(I::LANES) {
+            let mut sum = [isa.w_splat(7)];
+            isa.w_dot2_pair(&mut sum, &[isa.w_load(&self.words[i..])], &self.pair);
+            isa.w_store(sum[0], &mut sums[i..]);
+            isa.w_store_i16(sum[0], &mut halves[i / 2..]);
+        }
+        let mut vectors = [0.0; MAX_LANES * MAX_LANES];
+        for i in 0..I::LANES {
+            for lane in 0..I::LANES {
+                vectors[i * I::LANES + lane] = self.floats[i + lane];
+            }
+        }
+        let (mut sum, mut largest) = (vec![0.0; MAX_LANES], vec![0.0; MAX_LANES]);
+        isa.f_store(isa.f_sum_of_each(&vectors, self.count.min(I::LANES)), &mut sum);
+        isa.f_store(isa.f_largest_of_each(&vectors, self.count.min(I::LANES)), &mut largest);
+        (sums, halves, sum, largest, I::LANES)
+    }
+}
+
+#[test]
+fn pairs_are_multiplied_and_lanes_summed_alike_at_every_level() {
+    let number = |i: usize| (i as i32 * 2_654_435).wrapping_mul(40_503);
+    let words = std::array::from_fn(|i| number(i + 1));
+    let floats = std::array::from_fn(|i| number(i) as f32 / 1e6);
+    for level in Level::available() {
+        for (i, count) in (1..=MAX_LANES).enumerate() {
+            let pair = number(i + 100);
+            let pairs = Pairs { words: &words, pair, floats: &floats, count };
+            let (sums, halves, sum, largest, lanes) = dispatch_at(level, pairs);
+            for (got, word) in sums.iter().zip(words) {
+                let low = i32::from(word as i16) * i32::from(pair as i16);
+                let want = 7i32.wrapping_add(low).wrapping_add((word >> 16) * (pair >> 16));
+                assert_eq!(*got, want, "{word:#x} and {pair:#x} at {level:?}");
+            }
+            for (half, two) in halves.iter().zip(sums.as_chunks::<2>().0) {
+                assert_eq!(*half, two[0] & 0xffff | two[1] << 16, "{level:?}");
+            }
+            for i in 0..count.min(lanes) {
+                let mut all = floats[i..i + lanes].to_vec();
+                assert_eq!(largest[i], all.iter().copied().fold(f32::NEG_INFINITY, f32::max), "{level:?}");
+                while all.len() > 1 {
+                    let (low, high) = all.split_at(all.len() / 2);
+                    all = low.iter().zip(high).map(|(a, b)| a + b).collect();
+                }
+                assert_eq!(sum[i], all[0], "vector {i} of {count} at {level:?}");
+            }
+        }
+    }
+}
+
 /// Every byte below 8 times scales, row after row.
 struct Scaled<'a> {
     quants: &'a [i16; 8],

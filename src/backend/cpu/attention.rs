@@ -13,6 +13,9 @@ use crate::simd::Level;
 /// Queries of a tile: enough to share the conversion of keys, few enough to stay in the caches.
 const TILE: usize = 64;
 
+/// With so many tasks for each thread or more, the last ones hardly matter.
+const TASKS_BY_HEAD: usize = 16;
+
 /// Reused between the tasks of a thread.
 #[derive(Default)]
 struct TileScratch {
@@ -63,9 +66,14 @@ impl Cpu {
         let pages = &*pages;
         let tokens = (TILE * job.heads.kv_count / job.heads.count).max(1);
         let tiles = job.rows.len().div_ceil(tokens);
-        // Later tiles see more keys: hand them out first, so that no thread is left with a long one.
-        self.pool.run(tiles * job.heads.kv_count, |task| {
-            let (tile, head) = (tiles - 1 - task / job.heads.kv_count, task % job.heads.kv_count);
+        let heads = job.heads.kv_count;
+        // Head after head, so that a head's keys and values stay in the caches for all its tiles; but where a thread has few tasks, no thread
+        // should be left with a long one. Later tiles see more keys and come first.
+        let by_head = tiles * heads >= TASKS_BY_HEAD * self.pool.threads();
+        self.pool.run(tiles * heads, |task| {
+            let (head, tile) =
+                if by_head { (task / tiles, task % tiles) } else { (task % heads, task / heads) };
+            let tile = tiles - 1 - tile;
             let start = job.rows.start + tile * tokens;
             SCRATCH.with_borrow_mut(|scratch| {
                 job.attend_tile(self.level, pages, head, start..(start + tokens).min(job.rows.end), scratch);

@@ -218,6 +218,7 @@ impl Kernel for Attention<'_> {
             isa.tall_tile(BlockScores { of: &self, start, scratch: &mut scratch });
             self.softmax_step(isa, start, &mut scratch);
             let keys = (last + 1 - start).min(BLOCK);
+            // (In a taller tile the compiler keeps sums of values in memory.)
             isa.tile(BlockSums { of: &mut self, start, keys, scratch: &mut scratch });
         }
         for row in 0..rows {

@@ -305,8 +305,9 @@ fn columns_of_sums<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
         }
     }
     for q in 0..Q {
+        let out = &mut out[q * padded + d..][..V * I::LANES];
         for v in 0..V {
-            let out = &mut out[q * padded + d + v * I::LANES..];
+            let out = &mut out[v * I::LANES..];
             let sum = products.end(isa, sum[q][v], isa.f_load(out), row + q, 0);
             isa.f_store(sum, out);
         }

@@ -4,11 +4,13 @@
 //! the intrinsics need, and loads and stores go through references or bounds-checked slices.
 
 mod across;
+mod blocks;
 mod codebook;
 mod transpose;
 
 use std::arch::x86_64::*;
 
+use self::blocks::{add_pairs, dot_token, opaque};
 use super::avx2::{largest8, sum8};
 use super::bf16::Avx512Bf16;
 use super::pairs::{Pairs, group_of_pairs};
@@ -37,6 +39,9 @@ impl<const VNNI: bool> Avx512With<VNNI> {
         .then_some(Self(()))
     }
 }
+
+/// Up to so many vectors, less one, are summed up one by one.
+const FEW: usize = 4;
 
 impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     const NAME: &'static str = if VNNI { "avx512" } else { "avx512-plain" };
@@ -783,53 +788,5 @@ impl<const VNNI: bool> Avx512With<VNNI> {
             let first = _mm_loadu_si128(from[0].as_ptr().cast());
             _mm256_set_m128i(_mm_loadu_si128(from[1].as_ptr().cast()), first)
         }
-    }
-}
-
-/// As in `avx2`: keeps the compiler from fetching the widened bytes one by one.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn opaque(mut v: __m512i) -> __m512i {
-    // Sound: no instruction at all.
-    unsafe { std::arch::asm!("/* {0} */", inout(zmm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
-    v
-}
-
-/// `vpdpwssd`. Of several sums in a row the compiler would take one apart, into a multiplication and an addition.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vnni")]
-fn add_pairs(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
-    // Sound: works on registers only.
-    unsafe {
-        std::arch::asm!(
-            "vpdpwssd {sum}, {a}, {b}",
-            sum = inout(zmm_reg) sum, a = in(zmm_reg) a, b = in(zmm_reg) b,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    sum
-}
-
-/// Up to so many vectors, less one, are summed up one by one.
-const FEW: usize = 4;
-
-/// Four columns of two row vectors with one token: `sum[r] += rows[r] · token`. Left to itself the compiler fetches the tokens of a
-/// tile ahead and runs out of registers.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vnni")]
-fn dot_token<const R: usize>(sum: &mut [__m512i; R], rows: [__m512i; 2], token: &i32) {
-    const { assert!(R == 2) };
-    let _token: __m512i;
-    // Sound: reads `token`, and writes registers only.
-    unsafe {
-        std::arch::asm!(
-            "vpbroadcastd {a}, [{token}]",
-            "vpdpbusd {x}, {r0}, {a}",
-            "vpdpbusd {y}, {r1}, {a}",
-            x = inout(zmm_reg) sum[0], y = inout(zmm_reg) sum[1],
-            r0 = in(zmm_reg) rows[0], r1 = in(zmm_reg) rows[1],
-            a = out(zmm_reg) _token, token = in(reg) token,
-            options(readonly, pure, nostack, preserves_flags),
-        );
     }
 }
