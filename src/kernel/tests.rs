@@ -387,9 +387,11 @@ fn attention_follows_the_reference_and_ignores_the_tile() {
 /// Attention over keys that are all the query times `k / |query|²`, and values that are all `value`: that is what comes out.
 fn attention_of_equals(query: &[f32], k: f32, value: f32, length: usize) {
     let (padded, norm) = (query.len(), query.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>());
-    let key: Vec<f32> = query.iter().map(|x| (f64::from(*x) * f64::from(k) / norm.max(1e-300)) as f32).collect();
+    let key: Vec<f32> =
+        query.iter().map(|x| (f64::from(*x) * f64::from(k) / norm.max(1e-300)) as f32).collect();
     for level in Level::available() {
-        let page = HeadPage { keys: KvData::new(KvType::F16, padded), values: KvData::new(KvType::F16, padded) };
+        let page =
+            HeadPage { keys: KvData::new(KvType::F16, padded), values: KvData::new(KvType::F16, padded) };
         let mut pages = vec![page; length.div_ceil(PAGE)];
         for p in 0..length {
             pages[p / PAGE].store(level, p % PAGE, &key, &vec![value; padded]);
@@ -408,7 +410,10 @@ fn attention_of_equals(query: &[f32], k: f32, value: f32, length: usize) {
         }
         .compute(level);
         for x in out {
-            assert!((x - value).abs() <= 1e-3 * value.abs(), "{x} instead of {value}, {length} keys, {level:?}");
+            assert!(
+                (x - value).abs() <= 1e-3 * value.abs(),
+                "{x} instead of {value}, {length} keys, {level:?}"
+            );
         }
     }
 }
@@ -416,7 +421,9 @@ fn attention_of_equals(query: &[f32], k: f32, value: f32, length: usize) {
 #[test]
 fn sixteen_bit_attention_has_room_for_the_largest_sums() {
     // The largest score that norms allow, in one element or spread over all, with the largest weights and values.
-    for query in [[vec![3.0; 96]].concat(), [vec![1e4], vec![0.0; 95]].concat(), vec![-1e-3; 512], vec![0.0; 64]] {
+    for query in
+        [[vec![3.0; 96]].concat(), [vec![1e4], vec![0.0; 95]].concat(), vec![-1e-3; 512], vec![0.0; 64]]
+    {
         for (k, value) in [(0.0, 1.0), (50.0, -1.0), (-50.0, 1e30), (3.0, 1e-30), (1e4, 0.0)] {
             for length in [1, 63, 64, 300] {
                 attention_of_equals(&query, k, value, length);

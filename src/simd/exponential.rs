@@ -30,6 +30,10 @@ pub trait IsaExt: Isa {
     /// x = n + r with |r| ≤ 1/2, then the polynomial of degree 5 and value 1 at 0 whose relative error is smallest there (2^-23.4),
     /// scaled by 2^n.
     #[inline(always)]
+    #[expect(
+        clippy::approx_constant,
+        reason = "the best polynomial's coefficient is near ln 2 but another number"
+    )]
     fn f_exp2(self, x: Self::F) -> Self::F {
         let clamped = self.f_max(x, self.f_splat(-127.0));
         let n = self.f_round(clamped);

@@ -335,11 +335,7 @@ mod tests {
             },
             measurement: &Measurement {
                 times: vec![Duration::from_secs(10), Duration::from_secs(5)],
-                cost: Cost {
-                    bytes: 150_000_000_000,
-                    integer_products: 75_000_000_000,
-                    ..Cost::default()
-                },
+                cost: Cost { bytes: 150_000_000_000, integer_products: 75_000_000_000, ..Cost::default() },
                 least: Duration::from_secs(3),
             },
             limits: &Limits { read: 40e9, integer: 1e12, float: 1e11 },

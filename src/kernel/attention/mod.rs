@@ -283,8 +283,7 @@ impl Attention<'_> {
                 return self.scores::<I, _, 2, 4>(isa, Single, self.queries, &keys, scores);
             }
             KvData::Sixteen(keys) => {
-                let integers =
-                    Integers { rows: &queries.units, keys: Some(&keys.scales[at..at + BLOCK]) };
+                let integers = Integers { rows: &queries.units, keys: Some(&keys.scales[at..at + BLOCK]) };
                 let keys = Elements { all: &keys.pairs[block.start / 2..block.end / 2], next };
                 return self.scores::<I, _, V, Q>(isa, integers, &queries.words, &keys, scores);
             }

@@ -262,22 +262,22 @@ pub(super) fn weighted_sums<I: Isa, P: Products<I>, const V: usize, const Q: usi
         // One query alone would wait on its own sums: as much of the head as there is goes side by side.
         match (Q, vectors - v) {
             (1, 8..) => {
-                columns_of_sums::<I, P, 8, Q>(isa, products, weights, values, padded, row, d, out);
+                columns_of_sums::<I, P, 8, Q>(isa, products, weights, values, padded, (row, d), out);
                 v += 8;
             }
             (1, 6..) => {
-                columns_of_sums::<I, P, 6, Q>(isa, products, weights, values, padded, row, d, out);
+                columns_of_sums::<I, P, 6, Q>(isa, products, weights, values, padded, (row, d), out);
                 v += 6;
             }
             _ => {
-                columns_of_sums::<I, P, V, Q>(isa, products, weights, values, padded, row, d, out);
+                columns_of_sums::<I, P, V, Q>(isa, products, weights, values, padded, (row, d), out);
                 v += V;
             }
         }
     }
 }
 
-/// As [`weighted_sums`], for the `V` vectors from element `d` of the head on.
+/// As [`weighted_sums`], for the `V` vectors from element `d` of the head on, of the queries from `row` on.
 #[inline(always)]
 fn columns_of_sums<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
     isa: I,
@@ -285,8 +285,7 @@ fn columns_of_sums<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
     weights: &[P::Factor],
     values: &Elements<P::Stored>,
     padded: usize,
-    row: usize,
-    d: usize,
+    (row, d): (usize, usize),
     out: &mut [f32],
 ) {
     let steps = const { BLOCK / P::STEP };
@@ -313,4 +312,3 @@ fn columns_of_sums<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
         }
     }
 }
-

@@ -22,8 +22,7 @@ pub(super) fn each<const LARGEST: bool>(v: &[f32]) -> __m512 {
     let mut quarters = [_mm512_setzero_ps(); 4];
     for j in 0..4 {
         let (a, b) = (halves[2 * j], halves[2 * j + 1]);
-        quarters[j] =
-            both::<LARGEST>(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+        quarters[j] = both::<LARGEST>(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
     }
     // Lanes 2 apart, then neighbours.
     let mut pairs = [_mm512_setzero_ps(); 2];
