@@ -116,7 +116,7 @@ impl KvData {
                 let mut i = 0;
                 while i < padded {
                     let mut some = [0; MAX_LANES / 2];
-                    isa.w_store_i16(in_units(isa, &key[i..], unit), &mut some);
+                    store_integers(isa, &key[i..i + I::LANES], 1.0 / unit, &mut some);
                     spread(&some[..I::LANES / 2], &mut to.pairs[(group + i) / 2 * KEYS..], lane);
                     i += I::LANES;
                 }
@@ -157,7 +157,8 @@ impl KvData {
                 let mut i = 0;
                 while i < padded {
                     let mut some = [0; MAX_LANES];
-                    isa.w_store(in_units(isa, &value[i..], unit), &mut some);
+                    let inverse = isa.f_splat(1.0 / unit);
+                    isa.w_store(isa.f_to_w(isa.f_mul(isa.f_load(&value[i..]), inverse)), &mut some);
                     for lane in 0..I::LANES {
                         let new = some[lane] & 0xffff;
                         to[i + lane] =
@@ -307,10 +308,15 @@ fn value_unit<I: Isa>(isa: I, value: &[f32]) -> f32 {
     (isa.f_largest(largest) / LARGEST_VALUE as f32).max(f32::MIN_POSITIVE)
 }
 
-/// A vector of `from` as multiples of `unit`.
+/// Whole vectors of `from` times `inverse`, what 1 is in units, as integers, two in a word.
 #[inline(always)]
-pub fn in_units<I: Isa>(isa: I, from: &[f32], unit: f32) -> I::W {
-    isa.f_to_w(isa.f_mul(isa.f_load(from), isa.f_splat(1.0 / unit)))
+pub fn store_integers<I: Isa>(isa: I, from: &[f32], inverse: f32, to: &mut [i32]) {
+    let inverse = isa.f_splat(inverse);
+    let mut i = 0;
+    while i < from.len() {
+        isa.w_store_i16(isa.f_to_w(isa.f_mul(isa.f_load(&from[i..]), inverse)), &mut to[i / 2..]);
+        i += I::LANES;
+    }
 }
 
 fn pairs(elements: usize) -> Lines<i32> {

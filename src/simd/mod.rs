@@ -477,16 +477,11 @@ pub trait Isa: Copy + Send + Sync + 'static {
         lanes[0]
     }
 
-    /// Lane `i` is [`Isa::f_sum`] of the vector `v[i * LANES..]`, for the first `count`. There are `LANES` vectors.
+    /// Lane `i` is [`Isa::f_sum`] of the vector `v[i * LANES..]`, or [`Isa::f_largest`] if `LARGEST`, for the first `count`. There are `LANES`
+    /// vectors.
     #[inline(always)]
-    fn f_sum_of_each(self, v: &[f32], count: usize) -> Self::F {
-        sum_of_each(self, v, count)
-    }
-
-    /// Lane `i` is [`Isa::f_largest`] of the vector `v[i * LANES..]`, for the first `count`. There are `LANES` vectors.
-    #[inline(always)]
-    fn f_largest_of_each(self, v: &[f32], count: usize) -> Self::F {
-        largest_of_each(self, v, count)
+    fn f_across<const LARGEST: bool>(self, v: &[f32], count: usize) -> Self::F {
+        across_one_by_one::<Self, LARGEST>(self, v, count)
     }
 }
 
@@ -505,24 +500,15 @@ pub struct SpanTile<'a> {
     pub largest: u8,
 }
 
-/// [`Isa::f_sum_of_each`] one by one.
+/// [`Isa::f_across`], vector after vector.
 #[inline(always)]
-fn sum_of_each<I: Isa>(isa: I, v: &[f32], count: usize) -> I::F {
-    let mut sums = [0.0; MAX_LANES];
+fn across_one_by_one<I: Isa, const LARGEST: bool>(isa: I, v: &[f32], count: usize) -> I::F {
+    let mut lanes = [0.0; MAX_LANES];
     for i in 0..count {
-        sums[i] = isa.f_sum(isa.f_load(&v[i * I::LANES..]));
+        let vector = isa.f_load(&v[i * I::LANES..]);
+        lanes[i] = if LARGEST { isa.f_largest(vector) } else { isa.f_sum(vector) };
     }
-    isa.f_load(&sums)
-}
-
-/// [`Isa::f_largest_of_each`] one by one.
-#[inline(always)]
-fn largest_of_each<I: Isa>(isa: I, v: &[f32], count: usize) -> I::F {
-    let mut largest = [0.0; MAX_LANES];
-    for i in 0..count {
-        largest[i] = isa.f_largest(isa.f_load(&v[i * I::LANES..]));
-    }
-    isa.f_load(&largest)
+    isa.f_load(&lanes)
 }
 
 /// [`Isa::n_two_dots_scaled`] by [`Isa::n_dot4_scaled`].

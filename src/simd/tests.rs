@@ -159,8 +159,8 @@ impl Kernel for Pairs<'_> {
             }
         }
         let (mut sum, mut largest) = (vec![0.0; MAX_LANES], vec![0.0; MAX_LANES]);
-        isa.f_store(isa.f_sum_of_each(&vectors, self.count.min(I::LANES)), &mut sum);
-        isa.f_store(isa.f_largest_of_each(&vectors, self.count.min(I::LANES)), &mut largest);
+        isa.f_store(isa.f_across::<false>(&vectors, self.count.min(I::LANES)), &mut sum);
+        isa.f_store(isa.f_across::<true>(&vectors, self.count.min(I::LANES)), &mut largest);
         (sums, halves, sum, largest, I::LANES)
     }
 }

@@ -57,35 +57,21 @@ impl Cache {
     }
 }
 
-/// The part of an array of a page that belongs to its first `saved` positions.
-fn part<T>(array: &[T], saved: usize) -> &[T] {
-    &array[..array.len() / PAGE * saved]
-}
-
 fn save(data: &KvData, saved: usize, out: &mut Vec<u8>) {
-    let halves = |array: &[u16], out: &mut Vec<u8>| {
-        part(array, saved).iter().for_each(|element| out.extend_from_slice(&element.to_le_bytes()));
-    };
-    let floats = |array: &[f32], out: &mut Vec<u8>| {
-        part(array, saved).iter().for_each(|element| out.extend_from_slice(&element.to_le_bytes()));
-    };
-    let pairs = |array: &[i32], out: &mut Vec<u8>| {
-        part(array, saved).iter().for_each(|pair| out.extend_from_slice(&pair.to_le_bytes()));
-    };
     match data {
-        KvData::F32(array) => floats(array, out),
+        KvData::F32(array) => append(array, saved, out, f32::to_le_bytes),
         KvData::Sixteen(array) => {
-            pairs(&array.pairs, out);
-            floats(&array.scales, out);
+            append(&array.pairs, saved, out, i32::to_le_bytes);
+            append(&array.scales, saved, out, f32::to_le_bytes);
         }
-        KvData::Bf16(array) => pairs(array, out),
+        KvData::Bf16(array) => append(array, saved, out, i32::to_le_bytes),
         KvData::Q8_0(quants, scales) => {
-            out.extend(part(quants, saved).iter().map(|&quant| quant as u8));
-            halves(scales, out);
+            append(quants, saved, out, i8::to_le_bytes);
+            append(scales, saved, out, u16::to_le_bytes);
         }
         KvData::Q4_0(nibbles, scales) => {
-            out.extend_from_slice(part(nibbles, saved));
-            halves(scales, out);
+            append(nibbles, saved, out, u8::to_le_bytes);
+            append(scales, saved, out, u16::to_le_bytes);
         }
     }
 }
@@ -107,6 +93,16 @@ fn restore(data: &mut KvData, saved: usize, bytes: &mut &[u8]) {
             fill(scales, saved, bytes, u16::from_le_bytes);
         }
     }
+}
+
+/// Adds the elements of the first `saved` positions to `out`.
+fn append<T: Copy, const BYTES: usize>(
+    array: &[T],
+    saved: usize,
+    out: &mut Vec<u8>,
+    to: impl Fn(T) -> [u8; BYTES],
+) {
+    array[..array.len() / PAGE * saved].iter().for_each(|&element| out.extend_from_slice(&to(element)));
 }
 
 /// Takes the elements of the first `saved` positions from the start of `bytes`.

@@ -165,11 +165,7 @@ impl Attention<'_> {
                     let unit = kv::key_unit(isa, query);
                     queries.units[row] = unit;
                     let words = &mut queries.words[row * self.padded_head / 2..][..self.padded_head / 2];
-                    let mut i = 0;
-                    while i < query.len() {
-                        isa.w_store_i16(kv::in_units(isa, &query[i..], unit), &mut words[i / 2..]);
-                        i += I::LANES;
-                    }
+                    kv::store_integers(isa, query, 1.0 / unit, words);
                 }
             }
             KvData::Bf16(_) => {

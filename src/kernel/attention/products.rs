@@ -4,32 +4,60 @@ use super::BLOCK;
 use crate::kernel::kv::{KEYS, padded_head};
 use crate::simd::{DotBf16, Isa, MAX_LANES};
 
+/// What vectors are of: a float, or a word.
+pub(super) trait Element<I: Isa>: Copy {
+    type Lanes: Copy;
+    fn zero(isa: I) -> Self::Lanes;
+    fn load(isa: I, from: &[Self]) -> Self::Lanes;
+}
+
+impl<I: Isa> Element<I> for f32 {
+    type Lanes = I::F;
+    #[inline(always)]
+    fn zero(isa: I) -> I::F {
+        isa.f_splat(0.0)
+    }
+    #[inline(always)]
+    fn load(isa: I, from: &[f32]) -> I::F {
+        isa.f_load(from)
+    }
+}
+
+impl<I: Isa> Element<I> for i32 {
+    type Lanes = I::W;
+    #[inline(always)]
+    fn zero(isa: I) -> I::W {
+        isa.w_splat(0)
+    }
+    #[inline(always)]
+    fn load(isa: I, from: &[i32]) -> I::W {
+        isa.w_load(from)
+    }
+}
+
+/// A vector of `T`.
+type LanesOf<I, T> = <T as Element<I>>::Lanes;
+
 /// What a step of a sum multiplies: an element, or a pair of them.
 pub(super) trait Products<I: Isa>: Copy {
     /// Elements of a step.
     const STEP: usize;
-    /// A vector of sums on the way.
-    type Sum: Copy;
+    /// What is added up.
+    type Sum: Element<I>;
     /// A step's elements of one key or value, as they are stored.
-    type Stored: Copy;
-    /// The same for a vector of keys or values.
-    type Lanes: Copy;
+    type Stored: Element<I>;
     /// A step's elements of a query, or weights.
     type Factor;
-    fn none(self, isa: I) -> Self::Lanes;
-    fn load(self, isa: I, from: &[Self::Stored]) -> Self::Lanes;
-    /// What a sum begins with.
-    fn begin(self, isa: I) -> Self::Sum;
     /// Adds the products of `lanes` with `factor`.
     fn add<const V: usize>(
         self,
         isa: I,
-        sum: &mut [Self::Sum; V],
-        lanes: &[Self::Lanes; V],
+        sum: &mut [LanesOf<I, Self::Sum>; V],
+        lanes: &[LanesOf<I, Self::Stored>; V],
         factor: &Self::Factor,
     );
     /// `so_far` and the sum: of query number `row`, and if it is a score, of the keys from number `key` on.
-    fn end(self, isa: I, sum: Self::Sum, so_far: I::F, row: usize, key: usize) -> I::F;
+    fn end(self, isa: I, sum: LanesOf<I, Self::Sum>, so_far: I::F, row: usize, key: usize) -> I::F;
 }
 
 /// One element at a time.
@@ -38,22 +66,9 @@ pub(super) struct Single;
 
 impl<I: Isa> Products<I> for Single {
     const STEP: usize = 1;
-    type Sum = I::F;
+    type Sum = f32;
     type Stored = f32;
-    type Lanes = I::F;
     type Factor = f32;
-    #[inline(always)]
-    fn none(self, isa: I) -> I::F {
-        isa.f_splat(0.0)
-    }
-    #[inline(always)]
-    fn load(self, isa: I, from: &[f32]) -> I::F {
-        isa.f_load(from)
-    }
-    #[inline(always)]
-    fn begin(self, isa: I) -> I::F {
-        isa.f_splat(0.0)
-    }
     #[inline(always)]
     fn add<const V: usize>(self, isa: I, sum: &mut [I::F; V], lanes: &[I::F; V], factor: &f32) {
         let factor = isa.f_splat(*factor);
@@ -73,22 +88,9 @@ pub(super) struct PairByFma;
 
 impl<I: Isa> Products<I> for PairByFma {
     const STEP: usize = 2;
-    type Sum = I::F;
+    type Sum = f32;
     type Stored = i32;
-    type Lanes = I::W;
     type Factor = [f32; 2];
-    #[inline(always)]
-    fn none(self, isa: I) -> I::W {
-        isa.w_splat(0)
-    }
-    #[inline(always)]
-    fn load(self, isa: I, from: &[i32]) -> I::W {
-        isa.w_load(from)
-    }
-    #[inline(always)]
-    fn begin(self, isa: I) -> I::F {
-        isa.f_splat(0.0)
-    }
     #[inline(always)]
     fn add<const V: usize>(self, isa: I, sum: &mut [I::F; V], lanes: &[I::W; V], factor: &[f32; 2]) {
         let (low, high) = (isa.f_splat(factor[0]), isa.f_splat(factor[1]));
@@ -109,22 +111,9 @@ pub(super) struct Pair<D>(pub D);
 
 impl<I: Isa, D: DotBf16<I>> Products<I> for Pair<D> {
     const STEP: usize = 2;
-    type Sum = I::F;
+    type Sum = f32;
     type Stored = i32;
-    type Lanes = I::W;
     type Factor = i32;
-    #[inline(always)]
-    fn none(self, isa: I) -> I::W {
-        isa.w_splat(0)
-    }
-    #[inline(always)]
-    fn load(self, isa: I, from: &[i32]) -> I::W {
-        isa.w_load(from)
-    }
-    #[inline(always)]
-    fn begin(self, isa: I) -> I::F {
-        isa.f_splat(0.0)
-    }
     #[inline(always)]
     fn add<const V: usize>(self, _isa: I, sum: &mut [I::F; V], lanes: &[I::W; V], factor: &i32) {
         self.0.add(sum, lanes, factor);
@@ -146,22 +135,9 @@ pub(super) struct Integers<'a> {
 
 impl<I: Isa> Products<I> for Integers<'_> {
     const STEP: usize = 2;
-    type Sum = I::W;
+    type Sum = i32;
     type Stored = i32;
-    type Lanes = I::W;
     type Factor = i32;
-    #[inline(always)]
-    fn none(self, isa: I) -> I::W {
-        isa.w_splat(0)
-    }
-    #[inline(always)]
-    fn load(self, isa: I, from: &[i32]) -> I::W {
-        isa.w_load(from)
-    }
-    #[inline(always)]
-    fn begin(self, isa: I) -> I::W {
-        isa.w_splat(0)
-    }
     #[inline(always)]
     fn add<const V: usize>(self, isa: I, sum: &mut [I::W; V], lanes: &[I::W; V], factor: &i32) {
         isa.w_dot2_pair(sum, lanes, factor);
@@ -221,12 +197,12 @@ pub(super) fn scores_of<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
             let k = key + v * I::LANES;
             from[v] = &keys.all[k / KEYS * steps * KEYS + k % KEYS..][..(steps - 1) * KEYS + I::LANES];
         }
-        let mut sum = [[products.begin(isa); V]; Q];
+        let mut sum = [[P::Sum::zero(isa); V]; Q];
         for step in 0..steps {
-            let mut k = [products.none(isa); V];
+            let mut k = [P::Stored::zero(isa); V];
             for v in 0..V {
                 keys.ask_ahead(isa, (key + v * I::LANES) / KEYS * steps * KEYS + step * KEYS);
-                k[v] = products.load(isa, &from[v][step * KEYS..]);
+                k[v] = P::Stored::load(isa, &from[v][step * KEYS..]);
             }
             for q in 0..Q {
                 products.add(isa, &mut sum[q], &k, &query[q][step]);
@@ -291,13 +267,13 @@ fn columns_of_sums<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
     let steps = const { BLOCK / P::STEP };
     let weights = &weights[row * steps..][..const { Q * (BLOCK / P::STEP) }];
     let out = &mut out[row * padded..(row + Q) * padded];
-    let mut sum = [[products.begin(isa); V]; Q];
+    let mut sum = [[P::Sum::zero(isa); V]; Q];
     for k in 0..(values.all.len() / padded).min(steps) {
         let value = &values.all[k * padded + d..][..V * I::LANES];
-        let mut lanes = [products.none(isa); V];
+        let mut lanes = [P::Stored::zero(isa); V];
         for v in 0..V {
             values.ask_ahead(isa, k * padded + d + v * I::LANES);
-            lanes[v] = products.load(isa, &value[v * I::LANES..]);
+            lanes[v] = P::Stored::load(isa, &value[v * I::LANES..]);
         }
         for q in 0..Q {
             products.add(isa, &mut sum[q], &lanes, &weights[q * steps + k]);

@@ -4,7 +4,7 @@
 //! is one lane for its group.
 
 use super::{Attention, BLOCK, Scratch};
-use crate::kernel::kv::{KvData, LARGEST_VALUE, PAGE};
+use crate::kernel::kv::{KvData, LARGEST_VALUE, PAGE, store_integers};
 use crate::simd::{Isa, IsaExt, MAX_LANES};
 
 /// The largest weight as an integer, and the largest sum of a block's.
@@ -89,7 +89,7 @@ impl Attention<'_> {
                 isa.f_store(largest, &mut scratch.lanes.largest[r * I::LANES..]);
             }
             let before = isa.f_load(&scratch.largest[first..]);
-            let now = isa.f_max(isa.f_largest_of_each(&scratch.lanes.largest, count), before);
+            let now = isa.f_max(isa.f_across::<true>(&scratch.lanes.largest, count), before);
             isa.f_store(now, &mut scratch.largest[first..]);
             isa.f_store(isa.f_exp2(isa.f_sub(before, now)), &mut scratch.shrink[first..]);
             first += I::LANES;
@@ -153,11 +153,11 @@ fn weigh<I: Isa>(isa: I, rows: usize, form: Form, scratch: &mut Scratch) {
         }
         let before = isa.f_load(&scratch.sum[first..]);
         let shrink = isa.f_load(&scratch.shrink[first..]);
-        let sum = isa.f_fma(before, shrink, isa.f_sum_of_each(&lanes.sums, count));
+        let sum = isa.f_fma(before, shrink, isa.f_across::<false>(&lanes.sums, count));
         isa.f_store(sum, &mut scratch.sum[first..]);
         if let Form::Integers(_) = form {
-            let largest = isa.f_largest_of_each(&lanes.largest, count);
-            let sum = isa.f_sum_of_each(&lanes.scaled_sums, count);
+            let largest = isa.f_across::<true>(&lanes.largest, count);
+            let sum = isa.f_across::<false>(&lanes.scaled_sums, count);
             let unit = isa.f_max(
                 isa.f_mul(largest, isa.f_splat(1.0 / LARGEST_WEIGHT as f32)),
                 isa.f_mul(sum, isa.f_splat(1.0 / LARGEST_SUM as f32)),
@@ -174,14 +174,8 @@ fn weigh<I: Isa>(isa: I, rows: usize, form: Form, scratch: &mut Scratch) {
 #[inline(always)]
 fn weights_as_integers<I: Isa>(isa: I, rows: usize, scratch: &mut Scratch) {
     for row in 0..rows {
-        let inverse = isa.f_splat(scratch.inverse[row]);
         let weights = &scratch.scores[row * BLOCK..][..BLOCK];
         let words = &mut scratch.weights.words[row * BLOCK / 2..][..BLOCK / 2];
-        let mut i = 0;
-        while i < BLOCK {
-            let weight = isa.f_to_w(isa.f_mul(isa.f_load(&weights[i..]), inverse));
-            isa.w_store_i16(weight, &mut words[i / 2..]);
-            i += I::LANES;
-        }
+        store_integers(isa, weights, scratch.inverse[row], words);
     }
 }

@@ -15,8 +15,8 @@ use super::avx2::{largest8, sum8};
 use super::bf16::Avx512Bf16;
 use super::pairs::{Pairs, group_of_pairs};
 use super::{
-    Codebook, Isa, Kernel, MAX_LANES, MAX_ROWS, OfRows, SpanTile, TileKernel, checked, checked_mut,
-    group_of_words, largest_of_each, one_by_one_scaled, span_of_dots, span_of_words, sum_of_each,
+    Codebook, Isa, Kernel, MAX_LANES, MAX_ROWS, OfRows, SpanTile, TileKernel, across_one_by_one, checked,
+    checked_mut, group_of_words, one_by_one_scaled, span_of_dots, span_of_words,
 };
 
 /// Proof that the machine has AVX-512 F, BW, VL and DQ, and VNNI if `VNNI`.
@@ -664,12 +664,13 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         unsafe { _mm512_cvtepi32_ps(v) }
     }
     #[inline(always)]
-    fn f_sum_of_each(self, v: &[f32], count: usize) -> Self::F {
-        if count < FEW { sum_of_each(self, v, count) } else { unsafe { across::each::<false>(v) } }
-    }
-    #[inline(always)]
-    fn f_largest_of_each(self, v: &[f32], count: usize) -> Self::F {
-        if count < FEW { largest_of_each(self, v, count) } else { unsafe { across::each::<true>(v) } }
+    fn f_across<const LARGEST: bool>(self, v: &[f32], count: usize) -> Self::F {
+        if count < FEW {
+            across_one_by_one::<Self, LARGEST>(self, v, count)
+        } else {
+            // Sound: the token proves AVX-512.
+            unsafe { across::each::<LARGEST>(v) }
+        }
     }
     #[inline(always)]
     fn f_add(self, a: Self::F, b: Self::F) -> Self::F {
