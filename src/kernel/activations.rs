@@ -129,16 +129,31 @@ impl Kernel for QuantizeRow<'_> {
             tail[..rest.len()].copy_from_slice(rest);
             self.scales[s] = quantize_span(isa, &tail[..self.span], &mut self.quants[at..at + self.span]);
         }
-        // Sixteen times one is exact however it is added up.
-        let ones = isa.b_splat(1);
         let vectors = self.quants.as_chunks::<32>().0;
         for i in 0..vectors.len() {
-            let mut quads = [0i32; 8 * MAX_ROWS];
-            isa.n_store(isa.n_dot4::<false>(isa.n_zero(), ones, isa.b_all_i8(&vectors[i])), &mut quads);
-            self.sums[2 * i] = (quads[0] + quads[1] + quads[2] + quads[3]) as i16;
-            self.sums[2 * i + 1] = (quads[4] + quads[5] + quads[6] + quads[7]) as i16;
+            let both = sums_of_sixteen(isa, isa.b_splat(1), isa.b_all_i8(&vectors[i]));
+            self.sums[2 * i..2 * i + 2].copy_from_slice(&both);
         }
     }
+}
+
+/// The sums of the first 16 and the last 16 products of a row's bytes, `u` unsigned, which must fit.
+#[inline(always)]
+fn sums_of_sixteen<I: Isa>(isa: I, u: I::B, a: I::B) -> [i16; 2] {
+    let mut quads = [0i32; 8 * MAX_ROWS];
+    isa.n_store(isa.n_dot4::<false>(isa.n_zero(), u, a), &mut quads);
+    let [a, b, c, d, e, f, g, h] = *quads.first_chunk().expect("eight or more");
+    [(a + b + c + d) as i16, (e + f + g + h) as i16]
+}
+
+/// The sums of the sizes of the first 16 and the last 16 of `quants`, none of which is -128.
+#[inline(always)]
+pub(super) fn sizes_of_sixteen<I: Isa>(isa: I, quants: &[i8; 32]) -> [i16; 2] {
+    let (quants, one) = (isa.b_all_i8(quants), isa.b_splat(1));
+    // -x is the complement of x plus one.
+    let negative = isa.b_at_least(quants, 128);
+    let sizes = isa.b_add(isa.b_xor(quants, negative), isa.b_and(negative, one));
+    sums_of_sixteen(isa, sizes, one)
 }
 
 #[inline(always)]

@@ -4,14 +4,14 @@
 //! every row side by side as the dot-product instruction wants them, and then swept by all tokens in
 //! register tiles. No repacked copy of the weights outlives its panel.
 
-use super::activations::Activations;
+use super::activations::{Activations, sizes_of_sixteen};
 use super::panel::{
-    Ahead, Lanes, Operands, Seen, blockwise_tokens, exact, float_scales, min_columns, packed_span,
-    resize_to_block, row_vectors, unpack, unpack_block,
+    Ahead, Lanes, Operands, Scaling, Seen, blockwise_tokens, exact, fits, min_columns, packed_span,
+    resize_to_block, row_vectors, scaling, unpack, unpack_block,
 };
 use super::{Lines, Pool, SharedMut, partial_sums, prefetch_part};
 use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, Kernel, Level, MAX_LANES, SpanTile, TileKernel, dispatch_at};
+use crate::simd::{Isa, Kernel, Level, MAX_LANES, Scales, SpanTile, TileKernel, dispatch_at};
 
 /// Activations laid out for tiles of tokens: for each tile all columns, for each four columns the tile's tokens.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +30,8 @@ pub struct PackedTokens {
     starts: Vec<i32>,
     /// `[tiles, padded / 2 / min group, tile]`: the sums of two groups as two i16. Empty without mins.
     sums: Vec<i32>,
+    /// `[tiles, padded / span]`: whether no group's sum exceeds 16 bits, whatever the rows. Set where scales are in pairs.
+    fit: Vec<bool>,
 }
 
 impl PackedTokens {
@@ -47,11 +49,14 @@ impl PackedTokens {
         self.scales.resize(tiles * scales, 0.0);
         self.starts.resize(tiles * starts, 0);
         self.sums.resize(tiles * sums, 0);
+        let spans = padded / F::SPAN;
+        self.fit.resize(tiles * spans, false);
         let all = (
             SharedMut::new(&mut self.quads),
             SharedMut::new(&mut self.scales),
             SharedMut::new(&mut self.starts),
             SharedMut::new(&mut self.sums),
+            SharedMut::new(&mut self.fit),
         );
         pool.run(tiles, |i| {
             // Sound: each task writes its own tile.
@@ -64,6 +69,7 @@ impl PackedTokens {
                     scales: all.1.slice(i * scales, scales),
                     starts: all.2.slice(i * starts, starts),
                     sums: all.3.slice(i * sums, sums),
+                    fit: all.4.slice(i * spans, spans),
                     _format,
                 };
                 dispatch_at(level, pack);
@@ -86,6 +92,7 @@ struct PackTile<'a, F> {
     scales: &'a mut [f32],
     starts: &'a mut [i32],
     sums: &'a mut [i32],
+    fit: &'a mut [bool],
     _format: F,
 }
 
@@ -93,10 +100,11 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa>(self, _isa: I) {
+    fn run<I: Isa>(self, isa: I) {
         let (from, tile, words) = (self.from, self.tile, I::WORDS);
         let padded = from.padded();
         let (spans, sixteens) = (padded / F::SPAN, padded / 16);
+        self.fit.fill(true);
         for t in 0..tile {
             let row = self.first + t;
             if row >= from.rows {
@@ -117,6 +125,18 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
                 self.scales[s * tile + t] = scales[s];
             }
             let sums = &from.sums[row * sixteens..][..sixteens];
+            if const { matches!(scaling::<F, I>(), Scaling::Pairs) } {
+                let vectors = from.quants[row * padded..][..padded].as_chunks::<32>().0;
+                for i in 0..vectors.len() {
+                    let (sums, sizes) = ([sums[2 * i], sums[2 * i + 1]], sizes_of_sixteen(isa, &vectors[i]));
+                    self.fit[32 * i / F::SPAN] &= if F::GROUP == 32 {
+                        fits::<F>(sum(&sums), sum(&sizes))
+                    } else {
+                        fits::<F>(sums[0].into(), sizes[0].into())
+                            & fits::<F>(sums[1].into(), sizes[1].into())
+                    };
+                }
+            }
             let seen = const { Seen::of::<F, I>() };
             if seen.offset != 0 {
                 let each = seen.group / 16;
@@ -396,10 +416,20 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(isa: I, of: Span) -> 
     let quads = F::SPAN / 4;
     let seen = const { Seen::of::<F, I>() };
     let groups = F::SPAN / seen.group;
-    let scales = at * groups * wide..(at + 1) * groups * wide;
     let rows = &panel.lanes[at * quads * wide..][..quads * wide];
+    let scales = match const { scaling::<F, I>() } {
+        Scaling::None => Scales::None,
+        Scaling::Words => Scales::Words(&panel.scales[at * groups * wide..(at + 1) * groups * wide]),
+        Scaling::Floats => {
+            let scales = &panel.float_scales[at * groups * wide..(at + 1) * groups * wide];
+            Scales::Floats { scales, exact: const { exact::<F>() } }
+        }
+        Scaling::Pairs => {
+            let scales = &panel.scales[at * groups / 2 * wide..(at + 1) * groups / 2 * wide];
+            Scales::Pairs { scales, fit: fits_span::<F>(of) }
+        }
+    };
     let at = (tile * tokens.padded / seen.group + s * groups) * T;
-    let floats = const { float_scales::<F, I>() };
     let span = SpanTile {
         groups,
         rows,
@@ -409,9 +439,7 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(isa: I, of: Span) -> 
         } else {
             Some(&tokens.starts[at..at + groups * T])
         },
-        scales: if seen.scaled && !floats { Some(&panel.scales[scales.clone()]) } else { None },
-        float_scales: if floats { Some(&panel.float_scales[scales]) } else { None },
-        exact: const { exact::<F>() },
+        scales,
         largest: seen.largest,
     };
     let mut sum = [[isa.f_splat(0.0); R]; T];
@@ -429,6 +457,12 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(isa: I, of: Span) -> 
     sum
 }
 
+/// Whether no group's sum of the span exceeds 16 bits.
+#[inline(always)]
+fn fits_span<F: Unpack>(of: Span) -> bool {
+    of.tokens.fit[of.tile * of.tokens.padded / F::SPAN + of.number]
+}
+
 /// As [`span`], of a panel that stays packed.
 #[inline(always)]
 fn span_of_packed<F: Unpack, I: Isa, const R: usize, const T: usize>(
@@ -436,6 +470,7 @@ fn span_of_packed<F: Unpack, I: Isa, const R: usize, const T: usize>(
     of: Span,
     ahead: Ahead,
 ) -> [[I::F; R]; T] {
+    let fit = fits_span::<F>(of);
     let Span { panel, at: half, tokens, tile, number: s } = of;
     let (quads, groups) = (F::SPAN / 4, F::SPAN / F::GROUP);
     let mut starts = &[][..];
@@ -445,7 +480,7 @@ fn span_of_packed<F: Unpack, I: Isa, const R: usize, const T: usize>(
     }
     let at = tile * tokens.padded / 4 + s * quads;
     let tokens = &tokens.quads.as_chunks::<T>().0[at..at + quads];
-    packed_span::<F, I, R, T>(isa, Operands { panel, span: half, tokens, starts, ahead })
+    packed_span::<F, I, R, T>(isa, Operands { panel, span: half, tokens, starts, fit, ahead })
 }
 
 /// Adds a span to `total` (0 if it is the `FIRST`): its integer `sum`s, and mins times the sums of their groups' activations, times the

@@ -6,9 +6,9 @@
 use std::arch::x86_64::*;
 
 use super::pairs::{Pairs, group_of_pairs};
+use super::span::{group_of_words, span_of_dots, span_of_words};
 use super::{
     Isa, Kernel, MAX_LANES, MAX_ROWS, NoDotBf16, OfRows, SpanTile, TileKernel, checked, checked_mut,
-    group_of_words, span_of_dots, span_of_words,
 };
 
 /// Proof that the machine has AVX2, FMA and F16C, and AVX-VNNI if `VNNI`.

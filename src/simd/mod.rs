@@ -22,6 +22,7 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
 mod scalar;
+pub(crate) mod span;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::{Avx2, AvxVnni};
@@ -33,8 +34,11 @@ pub use exponential::IsaExt;
 #[cfg(target_arch = "aarch64")]
 pub use neon::{Neon, NeonDot, NeonI8mm};
 pub use scalar::Scalar;
+pub use span::{Scales, SpanTile};
 
 use std::sync::OnceLock;
+
+use self::span::{group_of_words, span_of_words};
 
 /// The most lanes a wide vector has on any ISA; sizes buffers that are shared by all of them.
 pub const MAX_LANES: usize = 16;
@@ -78,6 +82,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const STAYS_PACKED: bool = false;
     /// Whether [`Isa::f_span_tile`] wants the scales as floats where these are exact.
     const FLOAT_SCALES: bool = false;
+    /// Whether it rather wants them in pairs where groups' sums are likely to fit 16 bits.
+    const PAIRED_SCALES: bool = false;
     /// The largest byte of `rows` up to which a matmul tile's dot products over a whole span cost no more than those over groups of
     /// columns with small bytes; 0 where products are not added up in 32 bits at once.
     const LARGEST_FOLDED: u8 = 0;
@@ -285,6 +291,11 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn w_store_i8(self, v: Self::W, to: &mut [i8]);
     fn w_add(self, a: Self::W, b: Self::W) -> Self::W;
     fn w_mul(self, a: Self::W, b: Self::W) -> Self::W;
+    /// The low halves as high ones, above zeros.
+    #[inline(always)]
+    fn w_raised(self, v: Self::W) -> Self::W {
+        self.w_mul(v, self.w_splat(1 << 16))
+    }
     /// As [`Isa::n_dot4`], `u` and `a` seen as bytes.
     fn w_dot4<const WIDE: bool>(self, acc: Self::W, u: Self::W, a: Self::W) -> Self::W;
     /// Adds a group of columns to a register tile: `sum[t][r] += scales[r] · (starts[t] + Σ_q w_dot4(rows[q][r], tokens[q][t]))`
@@ -303,24 +314,16 @@ pub trait Isa: Copy + Send + Sync + 'static {
         group_of_words(self, sum, rows, tokens, starts, scales, largest);
     }
 
-    /// The dot products of [`Isa::w_group_tile`], from `starts` on.
+    /// Adds the dot products of [`Isa::w_group_tile`] to `dot`.
     #[inline(always)]
     fn w_dots<const R: usize, const T: usize>(
         self,
         dot: &mut [[Self::W; R]; T],
         rows: &[i32],
         tokens: &[i32],
-        starts: Option<&[i32]>,
         largest: u8,
     ) {
         const { assert!(Self::WORDS == 1) };
-        for t in 0..T {
-            let start = match starts {
-                Some(starts) => starts[t],
-                None => 0,
-            };
-            dot[t] = [self.w_splat(start); R];
-        }
         for q in 0..tokens.len() / T {
             for r in 0..R {
                 let row = self.w_load(&rows[(q * R + r) * Self::LANES..]);
@@ -485,21 +488,6 @@ pub trait Isa: Copy + Send + Sync + 'static {
     }
 }
 
-/// The operands of [`Isa::f_span_tile`], laid out as [`Isa::w_group_tile`] wants each group's.
-pub struct SpanTile<'a> {
-    /// Groups of columns.
-    pub groups: usize,
-    pub rows: &'a [i32],
-    pub tokens: &'a [i32],
-    pub starts: Option<&'a [i32]>,
-    pub scales: Option<&'a [i32]>,
-    /// Instead of `scales`, where [`Isa::FLOAT_SCALES`] and sums over `exact` groups fit a float.
-    pub float_scales: Option<&'a [f32]>,
-    /// All groups, or half of them.
-    pub exact: usize,
-    pub largest: u8,
-}
-
 /// [`Isa::f_across`], vector after vector.
 #[inline(always)]
 fn across_one_by_one<I: Isa, const LARGEST: bool>(isa: I, v: &[f32], count: usize) -> I::F {
@@ -523,116 +511,6 @@ fn one_by_one_scaled<I: Isa>(
 ) -> I::N {
     let acc = isa.n_dot4_scaled(acc, u[0], a[0], scales, 2 * two);
     isa.n_dot4_scaled(acc, u[1], a[1], scales, 2 * two + 1)
-}
-
-/// [`Isa::w_group_tile`] by [`Isa::w_dot4`].
-#[inline(always)]
-fn group_of_words<I: Isa, const R: usize, const T: usize>(
-    isa: I,
-    sum: &mut [[I::W; R]; T],
-    rows: &[i32],
-    tokens: &[i32],
-    starts: Option<&[i32]>,
-    scales: Option<&[i32]>,
-    largest: u8,
-) {
-    let mut dot = [[isa.w_splat(0); R]; T];
-    isa.w_dots(&mut dot, rows, tokens, starts, largest);
-    for r in 0..R {
-        for t in 0..T {
-            let scaled = match scales {
-                Some(scales) => isa.w_mul(isa.w_load(&scales[r * I::LANES..]), dot[t][r]),
-                None => dot[t][r],
-            };
-            sum[t][r] = isa.w_add(sum[t][r], scaled);
-        }
-    }
-}
-
-/// [`Isa::f_span_tile`] where there are dot products: for them scales are best floats, or none at all.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn span_of_dots<I: Isa, const R: usize, const T: usize>(isa: I, sum: &mut [[I::F; R]; T], span: &SpanTile) {
-    if let Some(scales) = span.float_scales {
-        return span_of_floats(isa, sum, span, scales);
-    }
-    if span.groups > 1 || span.scales.is_some() {
-        return span_of_words(isa, sum, span);
-    }
-    let mut dot = [[isa.w_splat(0); R]; T];
-    isa.w_dots(&mut dot, span.rows, span.tokens, span.starts, span.largest);
-    for t in 0..T {
-        for r in 0..R {
-            sum[t][r] = isa.f_from_w(dot[t][r]);
-        }
-    }
-}
-
-/// [`Isa::f_span_tile`] with scales as floats: a multiplication of words takes two turns of the pipes, a conversion and an FMA
-/// one each.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn span_of_floats<I: Isa, const R: usize, const T: usize>(
-    isa: I,
-    sum: &mut [[I::F; R]; T],
-    span: &SpanTile,
-    scales: &[f32],
-) {
-    let wide = R * I::LANES;
-    let (rows, tokens) = (span.rows.len() / span.groups, span.tokens.len() / span.groups);
-    for part in 0..span.groups / span.exact {
-        let mut exact = [[isa.f_splat(0.0); R]; T];
-        for g in part * span.exact..(part + 1) * span.exact {
-            let mut dot = [[isa.w_splat(0); R]; T];
-            let starts = section(span.starts, g, T);
-            let rows = &span.rows[g * rows..(g + 1) * rows];
-            let tokens = &span.tokens[g * tokens..(g + 1) * tokens];
-            isa.w_dots(&mut dot, rows, tokens, starts, span.largest);
-            for r in 0..R {
-                let scale = isa.f_load(&scales[g * wide + r * I::LANES..]);
-                for t in 0..T {
-                    exact[t][r] = isa.f_fma(scale, isa.f_from_w(dot[t][r]), exact[t][r]);
-                }
-            }
-        }
-        for t in 0..T {
-            for r in 0..R {
-                sum[t][r] = if part == 0 { exact[t][r] } else { isa.f_add(sum[t][r], exact[t][r]) };
-            }
-        }
-    }
-}
-
-/// Section `g` of `all`, if there is any, in sections of `length`. (A closure of `Option::map` would be a function of its own, for which
-/// a kernel has to put all its vectors aside.)
-#[inline(always)]
-fn section<T>(all: Option<&[T]>, g: usize, length: usize) -> Option<&[T]> {
-    match all {
-        Some(all) => Some(&all[g * length..(g + 1) * length]),
-        None => None,
-    }
-}
-
-/// [`Isa::f_span_tile`] by integers.
-#[inline(always)]
-fn span_of_words<I: Isa, const R: usize, const T: usize>(isa: I, sum: &mut [[I::F; R]; T], span: &SpanTile) {
-    let mut words = [[isa.w_splat(0); R]; T];
-    let (rows, tokens) = (span.rows.len() / span.groups, span.tokens.len() / span.groups);
-    for g in 0..span.groups {
-        isa.w_group_tile::<R, T>(
-            &mut words,
-            &span.rows[g * rows..(g + 1) * rows],
-            &span.tokens[g * tokens..(g + 1) * tokens],
-            section(span.starts, g, T),
-            section(span.scales, g, R * I::LANES),
-            span.largest,
-        );
-    }
-    for t in 0..T {
-        for r in 0..R {
-            sum[t][r] = isa.f_from_w(words[t][r]);
-        }
-    }
 }
 
 /// A pointer to `N` values of `from`, checked to be there.

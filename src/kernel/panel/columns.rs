@@ -1,7 +1,7 @@
 //! Blocks of many rows turned into columns while they are packed: half the work, or less, of unpacking each row and turning what
 //! comes out, and scales and mins of all rows are then had at once.
 
-use super::{Lanes, store_scale};
+use super::{Lanes, store_scales};
 use crate::kernel::prefetch_ahead;
 use crate::quant::unpack::{Chunks, Scale, Unpack};
 use crate::simd::{Isa, MAX_LANES};
@@ -143,15 +143,15 @@ fn groups<F: Unpack, I: Isa>(isa: I, words: &[i32], block: usize, first: usize, 
     let (wide, count) = (I::LANES * I::TILE.0, F::BLOCK / F::GROUP);
     let groups = F::groups_of(isa, Columns { words, part: 0 });
     let zero = isa.w_splat(0);
-    for g in 0..count {
+    for g in (0..count).step_by(2) {
         // A dot product with one byte set is the other operand's byte there.
-        let byte = isa.w_splat(1 << (8 * (g % 4)));
+        let (byte, next) = (isa.w_splat(1 << (8 * (g % 4))), isa.w_splat(1 << (8 * (g % 4 + 1))));
         if F::SCALED {
-            let scale = isa.w_dot4::<false>(zero, byte, isa.w_from_b(groups.scales[g / 4]));
-            store_scale::<F, I>(isa, scale, (block * count + g) * wide + first, panel);
+            let scales = isa.w_from_b(groups.scales[g / 4]);
+            let both = [isa.w_dot4::<false>(zero, byte, scales), isa.w_dot4::<false>(zero, next, scales)];
+            store_scales::<F, I>(isa, both, (block * count + g) / 2, first, panel);
         }
-        if F::MINS && g % 2 == 0 {
-            let next = isa.w_splat(1 << (8 * (g % 4 + 1)));
+        if F::MINS {
             let mins = isa.w_from_b(groups.mins[g / 4]);
             let (even, odd) = (isa.w_dot4::<false>(zero, byte, mins), isa.w_dot4::<false>(zero, next, mins));
             // Mins are not negative, so that the two halves can be added up.

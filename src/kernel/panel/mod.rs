@@ -62,9 +62,9 @@ pub(super) struct Lanes {
     pub lanes: Lines<i32>,
     /// Instead of them, where they are made as they are multiplied: `[row vectors, block_words]` of one block.
     pub packed: Lines<i32>,
-    /// `[columns / group, panel rows]`.
+    /// `[columns / group, panel rows]`; where they are [`Scaling::Pairs`] half as many, two i16 a word.
     pub scales: Lines<i32>,
-    /// The same, where [`float_scales`].
+    /// Instead of them, where they are [`Scaling::Floats`].
     pub float_scales: Lines<f32>,
     /// `[columns / 2 / min columns, panel rows]`: two i16 a word.
     pub mins: Lines<i32>,
@@ -177,10 +177,11 @@ pub(super) fn unpack_block<F: Unpack, I: Isa>(isa: I, rows: &RowVectors, block: 
 fn resize<F: Unpack, I: Isa>(columns: usize, panel: &mut Lanes) {
     let wide = I::LANES * I::TILE.0;
     panel.d.resize(columns / F::BLOCK * wide);
-    if const { float_scales::<F, I>() } {
-        panel.float_scales.resize(columns / F::GROUP * wide);
-    } else if const { Seen::of::<F, I>() }.scaled {
-        panel.scales.resize(columns / F::GROUP * wide);
+    match const { scaling::<F, I>() } {
+        Scaling::None => {}
+        Scaling::Words => panel.scales.resize(columns / F::GROUP * wide),
+        Scaling::Floats => panel.float_scales.resize(columns / F::GROUP * wide),
+        Scaling::Pairs => panel.scales.resize(columns / 2 / F::GROUP * wide),
     }
     if F::MINS {
         panel.dmin.resize(columns / F::BLOCK * wide);
@@ -188,20 +189,34 @@ fn resize<F: Unpack, I: Isa>(columns: usize, panel: &mut Lanes) {
     }
 }
 
+/// Stores the scales of two groups as those of pair number `pair` of the panel; `at` is the place
+/// of the rows.
 #[inline(always)]
-fn store_scale<F: Unpack, I: Isa>(isa: I, scale: I::W, at: usize, panel: &mut Lanes) {
-    if const { float_scales::<F, I>() } {
-        isa.f_store(isa.f_from_w(scale), &mut panel.float_scales[at..]);
-    } else {
-        isa.w_store(scale, &mut panel.scales[at..]);
+fn store_scales<F: Unpack, I: Isa>(isa: I, scales: [I::W; 2], pair: usize, at: usize, panel: &mut Lanes) {
+    let wide = I::LANES * I::TILE.0;
+    let (first, second) = (2 * pair * wide + at, (2 * pair + 1) * wide + at);
+    match const { scaling::<F, I>() } {
+        Scaling::None => {}
+        Scaling::Words => {
+            isa.w_store(scales[0], &mut panel.scales[first..]);
+            isa.w_store(scales[1], &mut panel.scales[second..]);
+        }
+        Scaling::Floats => {
+            isa.f_store(isa.f_from_w(scales[0]), &mut panel.float_scales[first..]);
+            isa.f_store(isa.f_from_w(scales[1]), &mut panel.float_scales[second..]);
+        }
+        Scaling::Pairs => {
+            let low = isa.b_and(isa.b_from_w(scales[0]), isa.b_from_w(isa.w_splat(0xffff)));
+            let both = isa.b_or(low, isa.b_from_w(isa.w_raised(scales[1])));
+            isa.w_store(isa.w_from_b(both), &mut panel.scales[pair * wide + at..]);
+        }
     }
 }
 
 /// Groups of columns whose scaled sum fits a float whatever the operands.
 const fn exact_groups<F: Unpack>() -> usize {
     let above = F::LARGEST as i32 - F::OFFSET;
-    let largest = if above > F::OFFSET { above } else { F::OFFSET };
-    let group = F::GROUP as i32 * largest * 127 * F::LARGEST_SCALE;
+    let group = F::GROUP as i32 * larger(above, F::OFFSET) * 127 * F::LARGEST_SCALE;
     (1 << f32::MANTISSA_DIGITS) / group as usize
 }
 
@@ -211,8 +226,48 @@ pub(super) const fn exact<F: Unpack>() -> usize {
     if exact_groups::<F>() >= groups { groups } else { groups / 2 }
 }
 
-/// Whether a panel of `F` for `I` has its scales as floats: that is exact over a span's groups, or halves of them.
+/// How a panel has its scales.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scaling {
+    None,
+    Words,
+    /// Exact over a span's groups, or halves of them.
+    Floats,
+    /// Two groups' in a word, for groups' sums that are likely to fit 16 bits.
+    Pairs,
+}
+
+/// What activations are on average, at most, where sums are likely to fit: they are up to 127, and of a normal distribution's 128 the
+/// largest is three times their mean.
+const LIKELY: i32 = 60;
+
+/// How a panel of `F` for `I` has its scales.
 #[inline(always)]
-pub(super) const fn float_scales<F: Unpack, I: Isa>() -> bool {
-    I::FLOAT_SCALES && Seen::of::<F, I>().scaled && 2 * exact_groups::<F>() >= F::SPAN / F::GROUP
+pub(super) const fn scaling<F: Unpack, I: Isa>() -> Scaling {
+    let above = F::LARGEST as i32 - F::OFFSET;
+    // Without an offset, only activations of one sign add up.
+    let size = if F::OFFSET == 0 { above / 2 } else { larger(above, F::OFFSET) };
+    if !Seen::of::<F, I>().scaled {
+        Scaling::None
+    } else if I::PAIRED_SCALES && size * F::GROUP as i32 * LIKELY <= i16::MAX as i32 {
+        Scaling::Pairs
+    } else if I::FLOAT_SCALES && 2 * exact_groups::<F>() >= F::SPAN / F::GROUP {
+        Scaling::Floats
+    } else {
+        Scaling::Words
+    }
+}
+
+/// `i32::max` in constants.
+const fn larger(a: i32, b: i32) -> i32 {
+    if a > b { a } else { b }
+}
+
+/// Whether no group's sum exceeds 16 bits, whatever the rows, for activations that add up to `sum` and in size to `size`.
+#[inline(always)]
+pub(super) fn fits<F: Unpack>(sum: i32, size: i32) -> bool {
+    let above = const { F::LARGEST as i32 - F::OFFSET };
+    let (positive, negative) = ((size + sum) / 2, (size - sum) / 2);
+    (above * positive + F::OFFSET * negative).max(above * negative + F::OFFSET * positive)
+        <= i32::from(i16::MAX)
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Lanes, Seen, UNIT, min_columns, store_scale};
+use super::{Lanes, Seen, UNIT, min_columns, store_scales};
 use crate::kernel::prefetch_ahead;
 use crate::quant::unpack::{Scale, Unpack};
 use crate::simd::{Isa, MAX_LANES, MAX_ROWS};
@@ -138,13 +138,13 @@ fn store_groups<F: Unpack, I: Isa>(
     for j in 0..F::BLOCK.div_ceil(32) {
         let scales = isa.w_load(&turned[j * I::LANES..]);
         let mins = isa.w_load(&turned[(8 + j) * I::LANES..]);
-        if scaled && F::GROUP == 32 {
-            let at = (b * F::BLOCK / 32 + j) * wide + first;
-            store_scale::<F, I>(isa, isa.w_dot2_i16(zero, scales, low), at, panel);
-        } else if scaled {
-            let at = (b * F::BLOCK / 16 + 2 * j) * wide + first;
-            store_scale::<F, I>(isa, isa.w_dot2_i16(zero, scales, low), at, panel);
-            store_scale::<F, I>(isa, isa.w_dot2_i16(zero, scales, high), at + wide, panel);
+        if scaled && F::GROUP == 16 {
+            let both = [isa.w_dot2_i16(zero, scales, low), isa.w_dot2_i16(zero, scales, high)];
+            store_scales::<F, I>(isa, both, b * F::BLOCK / 32 + j, first, panel);
+        } else if scaled && j % 2 == 0 {
+            let next = isa.w_load(&turned[(j + 1) * I::LANES..]);
+            let both = [isa.w_dot2_i16(zero, scales, low), isa.w_dot2_i16(zero, next, low)];
+            store_scales::<F, I>(isa, both, (b * F::BLOCK / 32 + j) / 2, first, panel);
         }
         if F::MINS && min_columns::<F>() == 16 {
             isa.w_store(mins, &mut panel.mins[(b * F::BLOCK / 32 + j) * wide + first..]);

@@ -14,9 +14,10 @@ use self::blocks::{add_pairs, dot_token, opaque};
 use super::avx2::{largest8, sum8};
 use super::bf16::Avx512Bf16;
 use super::pairs::{Pairs, group_of_pairs};
+use super::span::{group_of_words, span_of_dots, span_of_words};
 use super::{
     Codebook, Isa, Kernel, MAX_LANES, MAX_ROWS, OfRows, SpanTile, TileKernel, across_one_by_one, checked,
-    checked_mut, group_of_words, one_by_one_scaled, span_of_dots, span_of_words,
+    checked_mut, one_by_one_scaled,
 };
 
 /// Proof that the machine has AVX-512 F, BW, VL and DQ, and VNNI if `VNNI`.
@@ -53,6 +54,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     const SWEPT: usize = if VNNI { 4 } else { 2 };
     const STAYS_PACKED: bool = VNNI;
     const FLOAT_SCALES: bool = VNNI;
+    const PAIRED_SCALES: bool = VNNI;
     const LARGEST_FOLDED: u8 = if VNNI { 255 } else { 0 };
     type B = __m512i;
     type N = __m512i;
@@ -477,6 +479,10 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         unsafe { _mm512_mullo_epi32(a, b) }
     }
     #[inline(always)]
+    fn w_raised(self, v: Self::W) -> Self::W {
+        unsafe { _mm512_slli_epi32::<16>(v) }
+    }
+    #[inline(always)]
     fn w_dot4<const WIDE: bool>(self, acc: Self::W, u: Self::W, a: Self::W) -> Self::W {
         unsafe {
             if VNNI {
@@ -516,18 +522,10 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         dot: &mut [[Self::W; R]; T],
         rows: &[i32],
         tokens: &[i32],
-        starts: Option<&[i32]>,
         _largest: u8,
     ) {
         const { assert!(R == 2) };
         assert!(VNNI);
-        *dot = [[self.w_splat(0); R]; T];
-        if let Some(starts) = starts {
-            let starts = &starts.as_chunks::<T>().0[0];
-            for t in 0..T {
-                dot[t] = [self.w_splat(starts[t]); R];
-            }
-        }
         let (rows, tokens) = (rows.as_chunks::<32>().0, tokens.as_chunks::<T>().0);
         for q in 0..rows.len().min(tokens.len()) {
             let row = [self.w_load(&rows[q][..16]), self.w_load(&rows[q][16..])];

@@ -1,0 +1,263 @@
+//! Sums over a span of columns for a register tile: dot products of groups of columns times the scales of their rows.
+//!
+//! The dot products take the pipes that multiply, all the time; what counts is how few other instructions take them, too.
+
+use super::Isa;
+
+/// The operands of [`Isa::f_span_tile`], laid out as [`Isa::w_group_tile`] wants each group's.
+#[derive(Clone, Copy)]
+pub struct SpanTile<'a> {
+    /// Groups of columns.
+    pub groups: usize,
+    pub rows: &'a [i32],
+    pub tokens: &'a [i32],
+    pub starts: Option<&'a [i32]>,
+    pub scales: Scales<'a>,
+    pub largest: u8,
+}
+
+/// Scales of the rows for the groups of a span.
+#[derive(Clone, Copy)]
+pub enum Scales<'a> {
+    /// All are 1.
+    None,
+    /// `[groups, R, LANES]`.
+    Words(&'a [i32]),
+    /// The same, where [`Isa::FLOAT_SCALES`] and sums over `exact` groups, which are all or half of them, fit a float.
+    Floats { scales: &'a [f32], exact: usize },
+    /// `[groups / 2, R, LANES]`, where [`Isa::PAIRED_SCALES`]: two groups' as two i16, the first in the low half. `fit`: no group's sum exceeds
+    /// 16 bits, whatever the rows.
+    Pairs { scales: &'a [i32], fit: bool },
+}
+
+/// What the low of two sums in a word is raised by while it is added up, so that it is never negative and the high one stays whole.
+const RAISE: i32 = 1 << 15;
+
+/// [`Isa::w_group_tile`] by [`Isa::w_dot4`].
+#[inline(always)]
+pub(super) fn group_of_words<I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    sum: &mut [[I::W; R]; T],
+    rows: &[i32],
+    tokens: &[i32],
+    starts: Option<&[i32]>,
+    scales: Option<&[i32]>,
+    largest: u8,
+) {
+    let mut dot = started::<I, R, T>(isa, starts);
+    isa.w_dots(&mut dot, rows, tokens, largest);
+    for r in 0..R {
+        for t in 0..T {
+            let scaled = match scales {
+                Some(scales) => isa.w_mul(isa.w_load(&scales[r * I::LANES..]), dot[t][r]),
+                None => dot[t][r],
+            };
+            sum[t][r] = isa.w_add(sum[t][r], scaled);
+        }
+    }
+}
+
+/// What dot products are added to.
+#[inline(always)]
+fn started<I: Isa, const R: usize, const T: usize>(isa: I, starts: Option<&[i32]>) -> [[I::W; R]; T] {
+    let mut dot = [[isa.w_splat(0); R]; T];
+    if let Some(starts) = starts {
+        for t in 0..T {
+            dot[t] = [isa.w_splat(starts[t]); R];
+        }
+    }
+    dot
+}
+
+/// [`Isa::f_span_tile`] where there are dot products: for them scales are best in pairs, or floats, or none at all.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) fn span_of_dots<I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    sum: &mut [[I::F; R]; T],
+    span: &SpanTile,
+) {
+    match span.scales {
+        Scales::Floats { scales, exact } => return span_of_floats(isa, sum, span, scales, exact),
+        Scales::Pairs { scales, fit: true } => return span_of_pairs(isa, sum, span, scales),
+        Scales::None if span.groups == 1 => {}
+        _ => return span_of_words(isa, sum, span),
+    }
+    let mut dot = started::<I, R, T>(isa, span.starts);
+    isa.w_dots(&mut dot, span.rows, span.tokens, span.largest);
+    for t in 0..T {
+        for r in 0..R {
+            sum[t][r] = isa.f_from_w(dot[t][r]);
+        }
+    }
+}
+
+/// [`Isa::f_span_tile`] with scales as floats: a multiplication of words takes two turns of the pipes, a conversion and an FMA
+/// one each.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn span_of_floats<I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    sum: &mut [[I::F; R]; T],
+    span: &SpanTile,
+    scales: &[f32],
+    in_a_float: usize,
+) {
+    let wide = R * I::LANES;
+    for part in 0..span.groups / in_a_float {
+        let mut exact = [[isa.f_splat(0.0); R]; T];
+        for g in part * in_a_float..(part + 1) * in_a_float {
+            let mut dot = started::<I, R, T>(isa, section(span.starts, g, T));
+            dots_of_group(isa, &mut dot, span, g);
+            for r in 0..R {
+                let scale = isa.f_load(&scales[g * wide + r * I::LANES..]);
+                for t in 0..T {
+                    exact[t][r] = isa.f_fma(scale, isa.f_from_w(dot[t][r]), exact[t][r]);
+                }
+            }
+        }
+        for t in 0..T {
+            for r in 0..R {
+                sum[t][r] = if part == 0 { exact[t][r] } else { isa.f_add(sum[t][r], exact[t][r]) };
+            }
+        }
+    }
+}
+
+/// [`Isa::f_span_tile`] with scales in pairs, where sums fit: the second group's sum is raised to the high half of its word while the first
+/// group's is added up in the low one, and one product of pairs scales both.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn span_of_pairs<I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    sum: &mut [[I::F; R]; T],
+    span: &SpanTile,
+    scales: &[i32],
+) {
+    let wide = R * I::LANES;
+    let mut words = [[isa.w_splat(0); R]; T];
+    for p in 0..span.groups / 2 {
+        let mut dot = started::<I, R, T>(isa, section(span.starts, 2 * p + 1, T));
+        dots_of_group(isa, &mut dot, span, 2 * p + 1);
+        raise(isa, &mut dot, section(span.starts, 2 * p, T));
+        dots_of_group(isa, &mut dot, span, 2 * p);
+        add_pairs(isa, &mut words, &dot, &scales[p * wide..(p + 1) * wide]);
+    }
+    for t in 0..T {
+        for r in 0..R {
+            sum[t][r] = isa.f_from_w(words[t][r]);
+        }
+    }
+}
+
+/// Raises sums to the high halves; another group's, from `starts` on, go to the low ones.
+#[inline(always)]
+pub(crate) fn raise<I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    dot: &mut [[I::W; R]; T],
+    starts: Option<&[i32]>,
+) {
+    for t in 0..T {
+        let start = match starts {
+            Some(starts) => isa.w_splat(starts[t].wrapping_add(RAISE)),
+            None => isa.w_splat(RAISE),
+        };
+        for r in 0..R {
+            dot[t][r] = isa.w_add(isa.w_raised(dot[t][r]), start);
+        }
+    }
+}
+
+/// Adds two groups' sums times their `scales` (`[R, LANES]` pairs).
+#[inline(always)]
+pub(crate) fn add_pairs<I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    sum: &mut [[I::W; R]; T],
+    dot: &[[I::W; R]; T],
+    scales: &[i32],
+) {
+    let raise = isa.b_from_w(isa.w_splat(RAISE));
+    for r in 0..R {
+        let scale = isa.w_load(&scales[r * I::LANES..]);
+        for t in 0..T {
+            // Lowered by flipping the top bit: the low half is a signed number again.
+            let both = isa.w_from_b(isa.b_xor(isa.b_from_w(dot[t][r]), raise));
+            sum[t][r] = isa.w_dot2_i16(sum[t][r], both, scale);
+        }
+    }
+}
+
+/// Adds the dot products of group `g`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn dots_of_group<I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    dot: &mut [[I::W; R]; T],
+    span: &SpanTile,
+    g: usize,
+) {
+    let (rows, tokens) = (span.rows.len() / span.groups, span.tokens.len() / span.groups);
+    let (rows, tokens) = (&span.rows[g * rows..(g + 1) * rows], &span.tokens[g * tokens..(g + 1) * tokens]);
+    isa.w_dots(dot, rows, tokens, span.largest);
+}
+
+/// Section `g` of `all`, if there is any, in sections of `length`. (A closure of `Option::map` would be a function of its own, for which
+/// a kernel has to put all its vectors aside.)
+#[inline(always)]
+fn section<T>(all: Option<&[T]>, g: usize, length: usize) -> Option<&[T]> {
+    match all {
+        Some(all) => Some(&all[g * length..(g + 1) * length]),
+        None => None,
+    }
+}
+
+/// [`Isa::f_span_tile`] by integers.
+#[inline(always)]
+pub(super) fn span_of_words<I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    sum: &mut [[I::F; R]; T],
+    span: &SpanTile,
+) {
+    let mut words = [[isa.w_splat(0); R]; T];
+    let (rows, tokens) = (span.rows.len() / span.groups, span.tokens.len() / span.groups);
+    let wide = R * I::LANES;
+    let mut apart = [0; MAX_WIDE];
+    for g in 0..span.groups {
+        let scales = match span.scales {
+            Scales::Words(scales) => Some(&scales[g * wide..(g + 1) * wide]),
+            Scales::Pairs { scales, .. } => {
+                half_of_pairs(isa, &scales[g / 2 * wide..(g / 2 + 1) * wide], g % 2, &mut apart);
+                Some(&apart[..wide])
+            }
+            Scales::None => None,
+            Scales::Floats { .. } => unreachable!("only ISAs that want floats are given them"),
+        };
+        isa.w_group_tile::<R, T>(
+            &mut words,
+            &span.rows[g * rows..(g + 1) * rows],
+            &span.tokens[g * tokens..(g + 1) * tokens],
+            section(span.starts, g, T),
+            scales,
+            span.largest,
+        );
+    }
+    for t in 0..T {
+        for r in 0..R {
+            sum[t][r] = isa.f_from_w(words[t][r]);
+        }
+    }
+}
+
+/// Rows of a tile, at most.
+const MAX_WIDE: usize = 2 * super::MAX_LANES;
+
+/// Scales out of pairs: the low ones (0) or the high ones (1).
+#[inline(always)]
+pub(crate) fn half_of_pairs<I: Isa>(isa: I, pairs: &[i32], half: usize, scales: &mut [i32; MAX_WIDE]) {
+    // A product of pairs with (1, 0) is the low half, with (0, 1) the high one.
+    let one = isa.w_splat(1 << (16 * half));
+    for at in (0..pairs.len()).step_by(I::LANES) {
+        let scale = isa.w_dot2_i16(isa.w_splat(0), isa.w_load(&pairs[at..]), one);
+        isa.w_store(scale, &mut scales[at..]);
+    }
+}
