@@ -125,7 +125,7 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
                 self.scales[s * tile + t] = scales[s];
             }
             let sums = &from.sums[row * sixteens..][..sixteens];
-            if const { matches!(scaling::<F, I>(), Scaling::Pairs) } {
+            if const { matches!(scaling::<F, I>(false), Scaling::Pairs) } {
                 let vectors = from.quants[row * padded..][..padded].as_chunks::<32>().0;
                 for i in 0..vectors.len() {
                     let (sums, sizes) = ([sums[2 * i], sums[2 * i + 1]], sizes_of_sixteen(isa, &vectors[i]));
@@ -417,7 +417,7 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(isa: I, of: Span) -> 
     let seen = const { Seen::of::<F, I>() };
     let groups = F::SPAN / seen.group;
     let rows = &panel.lanes[at * quads * wide..][..quads * wide];
-    let scales = match const { scaling::<F, I>() } {
+    let scales = match const { scaling::<F, I>(false) } {
         Scaling::None => Scales::None,
         Scaling::Words => Scales::Words(&panel.scales[at * groups * wide..(at + 1) * groups * wide]),
         Scaling::Floats => {
@@ -426,7 +426,7 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(isa: I, of: Span) -> 
         }
         Scaling::Pairs => {
             let scales = &panel.scales[at * groups / 2 * wide..(at + 1) * groups / 2 * wide];
-            Scales::Pairs { scales, fit: fits_span::<F>(of) }
+            Scales::Pairs { scales, fit: tokens.fit[tile * tokens.padded / F::SPAN + s] }
         }
     };
     let at = (tile * tokens.padded / seen.group + s * groups) * T;
@@ -457,12 +457,6 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(isa: I, of: Span) -> 
     sum
 }
 
-/// Whether no group's sum of the span exceeds 16 bits.
-#[inline(always)]
-fn fits_span<F: Unpack>(of: Span) -> bool {
-    of.tokens.fit[of.tile * of.tokens.padded / F::SPAN + of.number]
-}
-
 /// As [`span`], of a panel that stays packed.
 #[inline(always)]
 fn span_of_packed<F: Unpack, I: Isa, const R: usize, const T: usize>(
@@ -470,7 +464,6 @@ fn span_of_packed<F: Unpack, I: Isa, const R: usize, const T: usize>(
     of: Span,
     ahead: Ahead,
 ) -> [[I::F; R]; T] {
-    let fit = fits_span::<F>(of);
     let Span { panel, at: half, tokens, tile, number: s } = of;
     let (quads, groups) = (F::SPAN / 4, F::SPAN / F::GROUP);
     let mut starts = &[][..];
@@ -480,7 +473,7 @@ fn span_of_packed<F: Unpack, I: Isa, const R: usize, const T: usize>(
     }
     let at = tile * tokens.padded / 4 + s * quads;
     let tokens = &tokens.quads.as_chunks::<T>().0[at..at + quads];
-    packed_span::<F, I, R, T>(isa, Operands { panel, span: half, tokens, starts, fit, ahead })
+    packed_span::<F, I, R, T>(isa, Operands { panel, span: half, tokens, starts, ahead })
 }
 
 /// Adds a span to `total` (0 if it is the `FIRST`): its integer `sum`s, and mins times the sums of their groups' activations, times the

@@ -22,7 +22,7 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
 mod scalar;
-pub(crate) mod span;
+mod span;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::{Avx2, AvxVnni};

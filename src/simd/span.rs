@@ -31,6 +31,7 @@ pub enum Scales<'a> {
 }
 
 /// What the low of two sums in a word is raised by while it is added up, so that it is never negative and the high one stays whole.
+#[cfg(target_arch = "x86_64")]
 const RAISE: i32 = 1 << 15;
 
 /// [`Isa::w_group_tile`] by [`Isa::w_dot4`].
@@ -151,12 +152,9 @@ fn span_of_pairs<I: Isa, const R: usize, const T: usize>(
 }
 
 /// Raises sums to the high halves; another group's, from `starts` on, go to the low ones.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(crate) fn raise<I: Isa, const R: usize, const T: usize>(
-    isa: I,
-    dot: &mut [[I::W; R]; T],
-    starts: Option<&[i32]>,
-) {
+fn raise<I: Isa, const R: usize, const T: usize>(isa: I, dot: &mut [[I::W; R]; T], starts: Option<&[i32]>) {
     for t in 0..T {
         let start = match starts {
             Some(starts) => isa.w_splat(starts[t].wrapping_add(RAISE)),
@@ -169,8 +167,9 @@ pub(crate) fn raise<I: Isa, const R: usize, const T: usize>(
 }
 
 /// Adds two groups' sums times their `scales` (`[R, LANES]` pairs).
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(crate) fn add_pairs<I: Isa, const R: usize, const T: usize>(
+fn add_pairs<I: Isa, const R: usize, const T: usize>(
     isa: I,
     sum: &mut [[I::W; R]; T],
     dot: &[[I::W; R]; T],
@@ -253,7 +252,7 @@ const MAX_WIDE: usize = 2 * super::MAX_LANES;
 
 /// Scales out of pairs: the low ones (0) or the high ones (1).
 #[inline(always)]
-pub(crate) fn half_of_pairs<I: Isa>(isa: I, pairs: &[i32], half: usize, scales: &mut [i32; MAX_WIDE]) {
+fn half_of_pairs<I: Isa>(isa: I, pairs: &[i32], half: usize, scales: &mut [i32; MAX_WIDE]) {
     // A product of pairs with (1, 0) is the low half, with (0, 1) the high one.
     let one = isa.w_splat(1 << (16 * half));
     for at in (0..pairs.len()).step_by(I::LANES) {

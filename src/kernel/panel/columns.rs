@@ -57,10 +57,10 @@ pub(super) fn prefetch<F: Unpack, I: Isa>(isa: I, rows: &[&[u8]; MAX_LANES], blo
     }
 }
 
-/// Turns block number `block` of `rows` into `words`, and these into block `to` of the panel, whose row `first` is the first of them; without
-/// `LANES`, all of it but the lanes.
+/// Turns block number `block` of `rows` into `words`, and these into block `to` of the panel, whose row `first` is the first of them; all of it but
+/// the lanes where these stay `PACKED`.
 #[inline(always)]
-pub(super) fn unpack<F: Unpack, I: Isa, const LANES: bool>(
+pub(super) fn unpack<F: Unpack, I: Isa, const PACKED: bool>(
     isa: I,
     rows: &[&[u8]; MAX_LANES],
     words: &mut [i32],
@@ -70,11 +70,11 @@ pub(super) fn unpack<F: Unpack, I: Isa, const LANES: bool>(
     panel: &mut Lanes,
 ) {
     turn::<F, I>(isa, rows, block, words);
-    if LANES {
+    if !PACKED {
         lanes::<F, I>(isa, words, to, first, panel);
     }
     floats::<F, I>(isa, rows, words, block, to, first, panel);
-    groups::<F, I>(isa, words, to, first, panel);
+    groups::<F, I, PACKED>(isa, words, to, first, panel);
 }
 
 /// Turns block number `block` of `rows` into `words`.
@@ -138,7 +138,13 @@ fn floats<F: Unpack, I: Isa>(
 
 /// Scales and mins of the rows.
 #[inline(always)]
-fn groups<F: Unpack, I: Isa>(isa: I, words: &[i32], block: usize, first: usize, panel: &mut Lanes) {
+fn groups<F: Unpack, I: Isa, const PACKED: bool>(
+    isa: I,
+    words: &[i32],
+    block: usize,
+    first: usize,
+    panel: &mut Lanes,
+) {
     const { assert!(!is_turned::<F, I>() || !F::MINS || F::GROUP == 32) };
     let (wide, count) = (I::LANES * I::TILE.0, F::BLOCK / F::GROUP);
     let groups = F::groups_of(isa, Columns { words, part: 0 });
@@ -149,7 +155,7 @@ fn groups<F: Unpack, I: Isa>(isa: I, words: &[i32], block: usize, first: usize, 
         if F::SCALED {
             let scales = isa.w_from_b(groups.scales[g / 4]);
             let both = [isa.w_dot4::<false>(zero, byte, scales), isa.w_dot4::<false>(zero, next, scales)];
-            store_scales::<F, I>(isa, both, (block * count + g) / 2, first, panel);
+            store_scales::<F, I, PACKED>(isa, both, (block * count + g) / 2, first, panel);
         }
         if F::MINS {
             let mins = isa.w_from_b(groups.mins[g / 4]);

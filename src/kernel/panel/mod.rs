@@ -90,7 +90,7 @@ pub(super) fn unpack<F: Unpack, I: Isa>(
     assert!(count > 0 && count <= wide);
     // Squares are written whole, beyond the end of a short last block.
     panel.lanes.resize((columns / 4 + MAX_LANES) * wide);
-    resize::<F, I>(columns, panel);
+    resize::<F, I, false>(columns, panel);
     // What the first units would otherwise have to wait for.
     let start = (2 * UNIT / F::BLOCK * F::BYTES).min(row_bytes);
     for row in 0..count {
@@ -103,7 +103,7 @@ pub(super) fn unpack<F: Unpack, I: Isa>(
         for block in 0..columns / F::BLOCK {
             for v in 0..I::TILE.0 {
                 self::columns::prefetch::<F, I>(isa, &vectors[v], block);
-                self::columns::unpack::<F, I, true>(
+                self::columns::unpack::<F, I, false>(
                     isa,
                     &vectors[v],
                     words,
@@ -150,10 +150,12 @@ pub(super) const fn blockwise_tokens<F: Unpack, I: Isa>() -> usize {
 #[inline(always)]
 pub(super) fn resize_to_block<F: Unpack, I: Isa>(panel: &mut Lanes) {
     panel.packed.resize(I::TILE.0 * const { block_words::<F, I>() });
-    if const { !I::STAYS_PACKED } {
+    if const { I::STAYS_PACKED } {
+        resize::<F, I, true>(F::BLOCK, panel);
+    } else {
         panel.lanes.resize(F::BLOCK / 4 * I::LANES * I::TILE.0);
+        resize::<F, I, false>(F::BLOCK, panel);
     }
-    resize::<F, I>(F::BLOCK, panel);
 }
 
 /// Fills `panel` with one block of `rows`, of a turned format, whose lanes stay packed where [`Isa::STAYS_PACKED`].
@@ -164,9 +166,9 @@ pub(super) fn unpack_block<F: Unpack, I: Isa>(isa: I, rows: &RowVectors, block: 
     for v in 0..I::TILE.0 {
         let words = &mut packed[v * each..(v + 1) * each];
         if const { I::STAYS_PACKED } {
-            self::columns::unpack::<F, I, false>(isa, &rows[v], words, block, 0, v * I::LANES, panel);
-        } else {
             self::columns::unpack::<F, I, true>(isa, &rows[v], words, block, 0, v * I::LANES, panel);
+        } else {
+            self::columns::unpack::<F, I, false>(isa, &rows[v], words, block, 0, v * I::LANES, panel);
         }
     }
     panel.packed = packed;
@@ -174,10 +176,10 @@ pub(super) fn unpack_block<F: Unpack, I: Isa>(isa: I, rows: &RowVectors, block: 
 
 /// Makes room for everything but lanes.
 #[inline(always)]
-fn resize<F: Unpack, I: Isa>(columns: usize, panel: &mut Lanes) {
+fn resize<F: Unpack, I: Isa, const PACKED: bool>(columns: usize, panel: &mut Lanes) {
     let wide = I::LANES * I::TILE.0;
     panel.d.resize(columns / F::BLOCK * wide);
-    match const { scaling::<F, I>() } {
+    match const { scaling::<F, I>(PACKED) } {
         Scaling::None => {}
         Scaling::Words => panel.scales.resize(columns / F::GROUP * wide),
         Scaling::Floats => panel.float_scales.resize(columns / F::GROUP * wide),
@@ -192,10 +194,16 @@ fn resize<F: Unpack, I: Isa>(columns: usize, panel: &mut Lanes) {
 /// Stores the scales of two groups as those of pair number `pair` of the panel; `at` is the place
 /// of the rows.
 #[inline(always)]
-fn store_scales<F: Unpack, I: Isa>(isa: I, scales: [I::W; 2], pair: usize, at: usize, panel: &mut Lanes) {
+fn store_scales<F: Unpack, I: Isa, const PACKED: bool>(
+    isa: I,
+    scales: [I::W; 2],
+    pair: usize,
+    at: usize,
+    panel: &mut Lanes,
+) {
     let wide = I::LANES * I::TILE.0;
     let (first, second) = (2 * pair * wide + at, (2 * pair + 1) * wide + at);
-    match const { scaling::<F, I>() } {
+    match const { scaling::<F, I>(PACKED) } {
         Scaling::None => {}
         Scaling::Words => {
             isa.w_store(scales[0], &mut panel.scales[first..]);
@@ -241,15 +249,15 @@ pub(super) enum Scaling {
 /// largest is three times their mean.
 const LIKELY: i32 = 60;
 
-/// How a panel of `F` for `I` has its scales.
+/// How a panel of `F` for `I` has its scales. Where it stays `packed`, the pipes that shift are busy with its lanes: pairs gain nothing there.
 #[inline(always)]
-pub(super) const fn scaling<F: Unpack, I: Isa>() -> Scaling {
+pub(super) const fn scaling<F: Unpack, I: Isa>(packed: bool) -> Scaling {
     let above = F::LARGEST as i32 - F::OFFSET;
     // Without an offset, only activations of one sign add up.
     let size = if F::OFFSET == 0 { above / 2 } else { larger(above, F::OFFSET) };
     if !Seen::of::<F, I>().scaled {
         Scaling::None
-    } else if I::PAIRED_SCALES && size * F::GROUP as i32 * LIKELY <= i16::MAX as i32 {
+    } else if I::PAIRED_SCALES && !packed && size * F::GROUP as i32 * LIKELY <= i16::MAX as i32 {
         Scaling::Pairs
     } else if I::FLOAT_SCALES && 2 * exact_groups::<F>() >= F::SPAN / F::GROUP {
         Scaling::Floats

@@ -3,8 +3,7 @@
 use super::columns::{Columns, block_words, is_turned};
 use super::{Lanes, Scaling, exact, scaling};
 use crate::quant::unpack::Unpack;
-use crate::simd::span::{add_pairs, half_of_pairs, raise};
-use crate::simd::{Isa, MAX_LANES};
+use crate::simd::Isa;
 
 /// Vectors of 32 columns in a span.
 const PARTS: usize = 4;
@@ -20,8 +19,6 @@ pub(in crate::kernel) struct Operands<'a, const T: usize> {
     pub tokens: &'a [[i32; T]],
     /// `[SPAN / GROUP, T]`; empty if the format has no offset.
     pub starts: &'a [[i32; T]],
-    /// Whether no group's sum exceeds 16 bits.
-    pub fit: bool,
     pub ahead: Ahead<'a>,
 }
 
@@ -70,6 +67,11 @@ struct Sum<I: Isa, const R: usize, const T: usize> {
     words: [[I::W; R]; T],
 }
 
+/// Whether scales are floats.
+const fn has_floats<F: Unpack, I: Isa>() -> bool {
+    matches!(scaling::<F, I>(true), Scaling::Floats)
+}
+
 /// The integer sums of a span, rounded to floats, as of [`Isa::f_span_tile`].
 #[inline(always)]
 pub(in crate::kernel) fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(
@@ -82,15 +84,7 @@ pub(in crate::kernel) fn span<F: Unpack, I: Isa, const R: usize, const T: usize>
     }
     let zero = [[isa.f_splat(0.0); R]; T];
     let mut sum: Sum<I, R, T> = Sum { exact: zero, sum: zero, words: [[isa.w_splat(0); R]; T] };
-    if const { matches!(scaling::<F, I>(), Scaling::Pairs) } && of.fit {
-        if of.span == 0 {
-            pair_of_parts::<F, I, R, T, 0, 1>(isa, of, &mut sum);
-            pair_of_parts::<F, I, R, T, 2, 3>(isa, of, &mut sum);
-        } else {
-            pair_of_parts::<F, I, R, T, 4, 5>(isa, of, &mut sum);
-            pair_of_parts::<F, I, R, T, 6, 7>(isa, of, &mut sum);
-        }
-    } else if of.span == 0 {
+    if of.span == 0 {
         part::<F, I, R, T, 0>(isa, of, &mut sum);
         part::<F, I, R, T, 1>(isa, of, &mut sum);
         part::<F, I, R, T, 2>(isa, of, &mut sum);
@@ -101,7 +95,7 @@ pub(in crate::kernel) fn span<F: Unpack, I: Isa, const R: usize, const T: usize>
         part::<F, I, R, T, 6>(isa, of, &mut sum);
         part::<F, I, R, T, 7>(isa, of, &mut sum);
     }
-    if const { !matches!(scaling::<F, I>(), Scaling::Floats) } {
+    if const { !has_floats::<F, I>() } {
         for t in 0..T {
             for r in 0..R {
                 sum.sum[t][r] = isa.f_from_w(sum.words[t][r]);
@@ -118,85 +112,30 @@ fn part<F: Unpack, I: Isa, const R: usize, const T: usize, const J: usize>(
     of: Operands<T>,
     sum: &mut Sum<I, R, T>,
 ) {
-    for g in 0..const { 32 / F::GROUP } {
+    let each = const { block_words::<F, I>() };
+    let block = &of.panel.packed[..R * each];
+    let tokens = &of.tokens[J % PARTS * 8..][..8];
+    let groups = const { 32 / F::GROUP };
+    for g in 0..groups {
+        let group = J % PARTS * groups + g;
         let mut dot = [[isa.w_splat(0); R]; T];
-        let group = group_of::<F, J>(g);
         if F::OFFSET != 0 {
             for t in 0..T {
                 dot[t] = [isa.w_splat(of.starts[group][t]); R];
             }
         }
-        dots::<F, I, R, T, J>(isa, of, g, &mut dot);
+        for part in g * 8 / groups..(g + 1) * 8 / groups {
+            of.ahead.ask(isa, J % PARTS * 8 + part);
+            let mut rows = [isa.w_splat(0); R];
+            for r in 0..R {
+                let words = &block[r * each..(r + 1) * each];
+                rows[r] = isa.w_from_b(F::lanes_of(isa, Columns { words, part }).as_ref()[J]);
+            }
+            for t in 0..T {
+                isa.w_dot_token(&mut dot[t], rows, &tokens[part][t]);
+            }
+        }
         scale::<F, I, R, T>(isa, of, group, &dot, sum);
-    }
-}
-
-/// As [`part`] of parts `J` and `K`, whose groups are scaled in pairs, as in [`Isa::f_span_tile`].
-#[inline(always)]
-fn pair_of_parts<F: Unpack, I: Isa, const R: usize, const T: usize, const J: usize, const K: usize>(
-    isa: I,
-    of: Operands<T>,
-    sum: &mut Sum<I, R, T>,
-) {
-    if F::GROUP == 32 {
-        pair::<F, I, R, T, J, K>(isa, of, [0, 0], sum);
-    } else {
-        pair::<F, I, R, T, J, J>(isa, of, [0, 1], sum);
-        pair::<F, I, R, T, K, K>(isa, of, [0, 1], sum);
-    }
-}
-
-/// Adds the products of group `groups[0]` of part `J` and of group `groups[1]` of part `K`, which is the next.
-#[inline(always)]
-fn pair<F: Unpack, I: Isa, const R: usize, const T: usize, const J: usize, const K: usize>(
-    isa: I,
-    of: Operands<T>,
-    groups: [usize; 2],
-    sum: &mut Sum<I, R, T>,
-) {
-    let (low, high) = (group_of::<F, J>(groups[0]), group_of::<F, K>(groups[1]));
-    let mut dot = [[isa.w_splat(0); R]; T];
-    let mut low_starts = None;
-    if F::OFFSET != 0 {
-        low_starts = Some(&of.starts[low][..]);
-        for t in 0..T {
-            dot[t] = [isa.w_splat(of.starts[high][t]); R];
-        }
-    }
-    dots::<F, I, R, T, K>(isa, of, groups[1], &mut dot);
-    raise(isa, &mut dot, low_starts);
-    dots::<F, I, R, T, J>(isa, of, groups[0], &mut dot);
-    let at = (of.span * F::SPAN / F::GROUP + low) / 2 * R * I::LANES;
-    add_pairs(isa, &mut sum.words, &dot, &of.panel.scales[at..at + R * I::LANES]);
-}
-
-/// The number of group `g` of part `J` in its span.
-const fn group_of<F: Unpack, const J: usize>(g: usize) -> usize {
-    J % PARTS * (32 / F::GROUP) + g
-}
-
-/// Adds the dot products of group `g` of part `J`.
-#[inline(always)]
-fn dots<F: Unpack, I: Isa, const R: usize, const T: usize, const J: usize>(
-    isa: I,
-    of: Operands<T>,
-    g: usize,
-    dot: &mut [[I::W; R]; T],
-) {
-    let each = const { block_words::<F, I>() };
-    let block = &of.panel.packed[..R * each];
-    let tokens = &of.tokens[J % PARTS * 8..][..8];
-    let groups = const { 32 / F::GROUP };
-    for part in g * 8 / groups..(g + 1) * 8 / groups {
-        of.ahead.ask(isa, J % PARTS * 8 + part);
-        let mut rows = [isa.w_splat(0); R];
-        for r in 0..R {
-            let words = &block[r * each..(r + 1) * each];
-            rows[r] = isa.w_from_b(F::lanes_of(isa, Columns { words, part }).as_ref()[J]);
-        }
-        for t in 0..T {
-            isa.w_dot_token(&mut dot[t], rows, &tokens[part][t]);
-        }
     }
 }
 
@@ -210,32 +149,23 @@ fn scale<F: Unpack, I: Isa, const R: usize, const T: usize>(
     sum: &mut Sum<I, R, T>,
 ) {
     let groups = const { F::SPAN / F::GROUP };
-    let (wide, number) = (R * I::LANES, of.span * groups + group);
-    let floats = const { matches!(scaling::<F, I>(), Scaling::Floats) };
-    let mut apart = [0; 2 * MAX_LANES];
-    let mut scales = &of.panel.scales[..];
-    if const { matches!(scaling::<F, I>(), Scaling::Pairs) } {
-        half_of_pairs(isa, &scales[number / 2 * wide..][..wide], number % 2, &mut apart);
-        scales = &apart[..];
-    } else if !floats {
-        scales = &scales[number * wide..];
-    }
+    let at = (of.span * groups + group) * R * I::LANES;
     for r in 0..R {
-        let at = r * I::LANES;
-        if floats {
-            let scale = isa.f_load(&of.panel.float_scales[number * wide + at..]);
+        let at = at + r * I::LANES;
+        if const { has_floats::<F, I>() } {
+            let scale = isa.f_load(&of.panel.float_scales[at..]);
             for t in 0..T {
                 sum.exact[t][r] = isa.f_fma(scale, isa.f_from_w(dot[t][r]), sum.exact[t][r]);
             }
         } else {
-            let scale = isa.w_load(&scales[at..]);
+            let scale = isa.w_load(&of.panel.scales[at..]);
             for t in 0..T {
                 sum.words[t][r] = isa.w_add(sum.words[t][r], isa.w_mul(scale, dot[t][r]));
             }
         }
     }
     let exact = const { exact::<F>() };
-    if floats && (group + 1).is_multiple_of(exact) {
+    if const { has_floats::<F, I>() } && (group + 1).is_multiple_of(exact) {
         for t in 0..T {
             for r in 0..R {
                 let more = sum.exact[t][r];

@@ -140,11 +140,11 @@ fn store_groups<F: Unpack, I: Isa>(
         let mins = isa.w_load(&turned[(8 + j) * I::LANES..]);
         if scaled && F::GROUP == 16 {
             let both = [isa.w_dot2_i16(zero, scales, low), isa.w_dot2_i16(zero, scales, high)];
-            store_scales::<F, I>(isa, both, b * F::BLOCK / 32 + j, first, panel);
+            store_scales::<F, I, false>(isa, both, b * F::BLOCK / 32 + j, first, panel);
         } else if scaled && j % 2 == 0 {
             let next = isa.w_load(&turned[(j + 1) * I::LANES..]);
             let both = [isa.w_dot2_i16(zero, scales, low), isa.w_dot2_i16(zero, next, low)];
-            store_scales::<F, I>(isa, both, (b * F::BLOCK / 32 + j) / 2, first, panel);
+            store_scales::<F, I, false>(isa, both, (b * F::BLOCK / 32 + j) / 2, first, panel);
         }
         if F::MINS && min_columns::<F>() == 16 {
             isa.w_store(mins, &mut panel.mins[(b * F::BLOCK / 32 + j) * wide + first..]);
