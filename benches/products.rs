@@ -44,7 +44,7 @@ impl Case {
         let rows = self.weights.len() / self.row_bytes;
         let mut out: Vec<&mut [f32]> = out.chunks_mut(rows).collect();
         let (rows, row_bytes) = (&self.weights[..], self.row_bytes);
-        RowProducts { format, rows, row_bytes, tokens: &self.tokens, out: &mut out }
+        RowProducts { format, rows, row_bytes, next: rows, tokens: &self.tokens, out: &mut out }
             .compute(Level::current());
     }
 

@@ -1,7 +1,7 @@
 //! Products of quantized rows with a few tokens, straight from the blocks: the memory-bound side.
 
 use super::activations::Activations;
-use super::{partial_sums, prefetch_ahead};
+use super::{partial_sums, prefetch_bytes};
 use crate::quant::unpack::{Scale, Unpack};
 use crate::simd::{Isa, Kernel, Level, MAX_ROWS, OfRows, dispatch_at};
 
@@ -21,6 +21,8 @@ pub struct RowProducts<'a, F> {
     /// Whole rows, `row_bytes` each.
     pub rows: &'a [u8],
     pub row_bytes: usize,
+    /// Rows that this thread is likely to multiply next: what they begin with is asked for at the end.
+    pub next: &'a [u8],
     /// Quantized with the format's span, and repeated for the level.
     pub tokens: &'a Activations,
     /// One slice a token.
@@ -66,18 +68,28 @@ impl<F: Unpack> RowProducts<'_, F> {
         let step = if F::BLOCK == 256 { GROUP * I::ROWS } else { I::ROWS };
         // The rows of a sweep lie far apart: memory delivers more to several streams than to one.
         let apart = rows.div_ceil(step);
+        let next_apart = (self.next.len() / self.row_bytes).div_ceil(step);
         for first in 0..apart {
             // Where there are too few rows, the last one is there more than once.
-            let (mut row, mut at) = ([0; MAX_GROUP_ROWS], [&self.rows[..0]; MAX_GROUP_ROWS]);
+            let mut row = [0; MAX_GROUP_ROWS];
+            let mut sweep = Sweep {
+                rows: [&self.rows[..0]; MAX_GROUP_ROWS],
+                after: [self.rows.as_ptr(); MAX_GROUP_ROWS],
+            };
             for r in 0..step {
                 row[r] = (first + r * apart).min(rows - 1);
-                at[r] = &self.rows[row[r] * self.row_bytes..][..self.row_bytes];
+                sweep.rows[r] = &self.rows[row[r] * self.row_bytes..][..self.row_bytes];
+                sweep.after[r] = if first + 1 < apart {
+                    sweep.rows[r].as_ptr().wrapping_add(self.row_bytes)
+                } else {
+                    self.next.as_ptr().wrapping_add(r * next_apart * self.row_bytes)
+                };
             }
             let mut products = [[0.0; MAX_GROUP_ROWS]; T];
             if F::BLOCK == 256 {
-                super_block_rows::<F, I, T>(isa, &at, &tokens, &mut products);
+                super_block_rows::<F, I, T>(isa, &sweep, &tokens, &mut products);
             } else {
-                small_block_rows::<F, I, T>(isa, [at[0], at[I::ROWS - 1]], &tokens, &mut products);
+                small_block_rows::<F, I, T>(isa, &sweep, &tokens, &mut products);
             }
             for t in 0..T {
                 for r in 0..step {
@@ -85,6 +97,27 @@ impl<F: Unpack> RowProducts<'_, F> {
                 }
             }
         }
+    }
+}
+
+/// Rows that are multiplied together.
+struct Sweep<'a> {
+    rows: [&'a [u8]; MAX_GROUP_ROWS],
+    /// What is read after each of them.
+    after: [*const u8; MAX_GROUP_ROWS],
+}
+
+impl Sweep<'_> {
+    /// Asks for `length` bytes of row `r` from byte `at` on, which may be beyond its end.
+    #[inline(always)]
+    fn ask<I: Isa>(&self, isa: I, r: usize, at: usize, length: usize) {
+        let end = self.rows[r].len();
+        let from = if at < end {
+            self.rows[r].as_ptr().wrapping_add(at)
+        } else {
+            self.after[r].wrapping_add(at - end)
+        };
+        prefetch_bytes(isa, from, length);
     }
 }
 
@@ -135,15 +168,21 @@ struct Step<I: Isa, const T: usize> {
 #[inline(always)]
 fn step<F: Unpack, I: Isa, const T: usize>(
     isa: I,
-    rows: OfRows<&[u8]>,
+    sweep: &Sweep,
+    v: usize,
     b: usize,
     tokens: &[Token; T],
 ) -> Step<I, T> {
-    let block = [&rows[0][b * F::BYTES..][..F::BYTES], &rows[1][b * F::BYTES..][..F::BYTES]];
+    let vector = [v, v + GROUP * (I::ROWS - 1)];
+    let mut block = [&[][..]; MAX_ROWS];
+    for r in 0..MAX_ROWS {
+        block[r] = &sweep.rows[vector[r]][b * F::BYTES..][..F::BYTES];
+    }
     let zero = [isa.n_zero(); T];
     let mut step = Step { low: zero, high: zero, offset: zero, min: zero };
     for r in 0..I::ROWS {
-        prefetch_ahead(isa, block[r], AHEAD);
+        // (All rows' at once would hold up the loads.)
+        sweep.ask(isa, vector[r], b * F::BYTES + AHEAD, F::BYTES);
     }
     let lanes = F::lanes(isa, block);
     let lanes = lanes.as_ref();
@@ -187,18 +226,18 @@ fn step<F: Unpack, I: Isa, const T: usize>(
 #[inline(always)]
 fn super_block_rows<F: Unpack, I: Isa, const T: usize>(
     isa: I,
-    rows: &[&[u8]; MAX_GROUP_ROWS],
+    sweep: &Sweep,
     tokens: &[Token; T],
     out: &mut [[f32; MAX_GROUP_ROWS]; T],
 ) {
     const { assert!(F::BLOCK != 256 || (partial_sums(F::SPAN) == 2 && !F::EXPONENT)) };
-    let second = GROUP * (I::ROWS - 1);
+    let rows = &sweep.rows;
     let mut total = [isa.g_zero(); T];
     for b in 0..rows[0].len() / F::BYTES {
-        let v0 = step::<F, I, T>(isa, [rows[0], rows[second]], b, tokens);
-        let v1 = step::<F, I, T>(isa, [rows[1], rows[1 + second]], b, tokens);
-        let v2 = step::<F, I, T>(isa, [rows[2], rows[2 + second]], b, tokens);
-        let v3 = step::<F, I, T>(isa, [rows[3], rows[3 + second]], b, tokens);
+        let v0 = step::<F, I, T>(isa, sweep, 0, b, tokens);
+        let v1 = step::<F, I, T>(isa, sweep, 1, b, tokens);
+        let v2 = step::<F, I, T>(isa, sweep, 2, b, tokens);
+        let v3 = step::<F, I, T>(isa, sweep, 3, b, tokens);
         let (d, dmin) = scales::<F, I>(isa, rows, b);
         for t in 0..T {
             let products =
@@ -249,17 +288,18 @@ const MAX_EIGHT_BLOCKS: usize = 8 * 40;
 #[inline(always)]
 fn small_block_rows<F: Unpack, I: Isa, const T: usize>(
     isa: I,
-    rows: OfRows<&[u8]>,
+    sweep: &Sweep,
     tokens: &[Token; T],
     out: &mut [[f32; MAX_GROUP_ROWS]; T],
 ) {
+    let rows: OfRows<&[u8]> = [sweep.rows[0], sweep.rows[I::ROWS - 1]];
     let mut total = [isa.g_zero(); T];
     let eight = 8 * F::BYTES;
     let whole = rows[0].len() / eight;
     for b in 0..whole {
         let blocks = [&rows[0][b * eight..][..eight], &rows[1][b * eight..][..eight]];
         for r in 0..I::ROWS {
-            prefetch_ahead(isa, blocks[r], FAR_AHEAD);
+            sweep.ask(isa, r, b * eight + FAR_AHEAD, eight);
         }
         eight_blocks::<F, I, T>(isa, blocks, b, tokens, &mut total);
     }

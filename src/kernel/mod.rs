@@ -33,9 +33,15 @@ const fn partial_sums(span: usize) -> usize {
 /// stream before it ends, and a missed line costs more than a block's arithmetic.
 #[inline(always)]
 fn prefetch_ahead<I: Isa>(isa: I, block: &[u8], distance: usize) {
+    prefetch_bytes(isa, block.as_ptr().wrapping_add(distance), block.len());
+}
+
+/// Asks for the lines that every 64 of `length` bytes from `at` on begin in.
+#[inline(always)]
+fn prefetch_bytes<I: Isa>(isa: I, at: *const u8, length: usize) {
     let mut line = 0;
-    while line < block.len() {
-        isa.prefetch(block.as_ptr().wrapping_add(distance + line));
+    while line < length {
+        isa.prefetch(at.wrapping_add(line));
         line += 64;
     }
 }

@@ -6,6 +6,7 @@ use super::float::{Bf16, F16, F32, Float, FloatProducts};
 use super::kv::{KvData, KvType, PAGE, padded_head};
 use super::matmul::{PackedTokens, Panel, PanelProducts, panel_rows};
 use super::matvec::RowProducts;
+use super::panel::fits;
 use super::{Pool, SharedMut, partial_sums};
 use crate::gguf::TensorType;
 use crate::quant;
@@ -173,13 +174,38 @@ fn check_against_decoded<F: Unpack>(
     }
 }
 
+/// A group's sum fits where the largest that any rows make of it does.
+fn check_fits<F: Unpack>() {
+    let mut random = Random(7);
+    for largest in [8, 40, 60, 80, 127] {
+        for _ in 0..200 {
+            let a: Vec<i32> =
+                (0..F::GROUP).map(|_| (random.float() * (largest as f32 + 0.5)) as i32).collect();
+            let (above, below) = (i32::from(F::LARGEST) - F::OFFSET, -F::OFFSET);
+            let most: i32 = a.iter().map(|&a| (a * above).max(a * below)).sum();
+            let least: i32 = a.iter().map(|&a| (a * above).min(a * below)).sum();
+            let (sum, size) = (a.iter().sum(), a.iter().map(|a| a.abs()).sum());
+            assert_eq!(fits::<F>(sum, size), most.max(-least) <= 32767, "{a:?}");
+        }
+    }
+}
+
+#[test]
+fn sums_fit_sixteen_bits_where_the_largest_possible_ones_do() {
+    check_fits::<Q4K>();
+    check_fits::<Q5K>();
+    check_fits::<Q6K>();
+    check_fits::<Iq3S>();
+}
+
 fn few<F: Unpack>(format: F, level: Level, weights: &[u8], row_bytes: usize, a: &Activations) -> Vec<f32> {
     let rows = weights.len() / row_bytes;
     let mut out = vec![f32::NAN; rows * a.rows];
     let mut slices: Vec<&mut [f32]> = out.chunks_mut(rows).collect();
     let mut tokens = a.clone();
     tokens.repeat(level);
-    RowProducts { format, rows: weights, row_bytes, tokens: &tokens, out: &mut slices }.compute(level);
+    RowProducts { format, rows: weights, row_bytes, next: weights, tokens: &tokens, out: &mut slices }
+        .compute(level);
     out
 }
 

@@ -21,8 +21,42 @@ const TASKS_EACH: usize = 4;
 /// Bytes of weights a task of the memory-bound product takes: large enough to stream, small enough to share.
 const TASK_BYTES: usize = 256 * 1024;
 
+/// Small tasks that a large one is divided into at the end of a matrix, and what their rows are a multiple of: rows that are swept together.
+const SMALL_PARTS: usize = 4;
+const SWEEP: usize = 8;
+
 /// Rows of a task of the float products.
 const FLOAT_ROWS: usize = 16;
+
+/// How the rows of a matrix are shared out for products by rows: in large parts, and at the end in small ones, so that no thread waits long.
+struct RowTasks {
+    rows: usize,
+    /// Rows of a large part, and how many of these there are.
+    large: usize,
+    whole: usize,
+    /// Rows of a small part.
+    small: usize,
+}
+
+impl RowTasks {
+    fn new(rows: usize, row_bytes: usize, threads: usize) -> Self {
+        let large = (TASK_BYTES / row_bytes.max(1)).next_multiple_of(SWEEP * SMALL_PARTS);
+        let whole = (rows / large).saturating_sub(threads);
+        Self { rows, large, whole, small: large / SMALL_PARTS }
+    }
+
+    fn count(&self) -> usize {
+        self.whole + (self.rows - self.whole * self.large).div_ceil(self.small)
+    }
+
+    /// The rows of task `i`; none beyond the last one.
+    fn range(&self, i: usize) -> std::ops::Range<usize> {
+        let (large, small) = (i.min(self.whole), i.saturating_sub(self.whole));
+        let start = (large * self.large + small * self.small).min(self.rows);
+        let size = if i < self.whole { self.large } else { self.small };
+        start..(start + size).min(self.rows)
+    }
+}
 
 thread_local! {
     static PANEL: RefCell<Panel> = RefCell::default();
@@ -112,9 +146,11 @@ impl Cpu {
     fn few_tokens<F: Unpack>(&self, format: F, w: &Matrix, scratch: &Scratch, out: &mut Buffer) {
         let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
         let tokens = scratch.activations.rows;
-        let rows = (TASK_BYTES / row_bytes.max(1)).next_multiple_of(16).min(w.rows.max(1));
+        let tasks = RowTasks::new(w.rows, row_bytes, self.threads());
         let to = SharedMut::new(out.data_mut());
-        self.pool.run_ranges(w.rows, rows, |range| {
+        self.pool.run(tasks.count(), |i| {
+            // Threads take turns, as long as none is held up.
+            let (range, next) = (tasks.range(i), tasks.range(i + self.threads()));
             // Sound: each task writes its own rows' columns of every token.
             let mut slices: [&mut [f32]; MAX_FEW_TOKENS] = std::array::from_fn(|_| &mut [][..]);
             for (t, slice) in slices.iter_mut().enumerate().take(tokens) {
@@ -124,6 +160,7 @@ impl Cpu {
                 format,
                 rows: &bytes[range.start * row_bytes..range.end * row_bytes],
                 row_bytes,
+                next: &bytes[next.start * row_bytes..next.end * row_bytes],
                 tokens: &scratch.activations,
                 out: &mut slices[..tokens],
             }
