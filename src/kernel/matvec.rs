@@ -180,10 +180,9 @@ fn step<F: Unpack, I: Isa, const T: usize>(
     }
     let zero = [isa.n_zero(); T];
     let mut step = Step { low: zero, high: zero, offset: zero, min: zero };
-    for r in 0..I::ROWS {
-        // (All rows' at once would hold up the loads.)
-        sweep.ask(isa, vector[r], b * F::BYTES + AHEAD, F::BYTES);
-    }
+    // One row's lines now, the other's in the middle of the products: many at once hold up the loads.
+    let ahead = b * F::BYTES + AHEAD;
+    sweep.ask(isa, vector[0], ahead, F::BYTES);
     let lanes = F::lanes(isa, block);
     let lanes = lanes.as_ref();
     let (scale, min) = F::groups(isa, block);
@@ -194,11 +193,17 @@ fn step<F: Unpack, I: Isa, const T: usize>(
                 let (x, y) = ([lanes[j], lanes[j + 1]], [lanes[4 + j], lanes[5 + j]]);
                 let (a, c) = ([quants[j], quants[j + 1]], [quants[4 + j], quants[5 + j]]);
                 step.low[t] = isa.n_two_dots_scaled(step.low[t], x, a, scale, j / 2);
+                if I::ROWS > 1 && t == 0 && j == 0 {
+                    sweep.ask(isa, vector[1], ahead, F::BYTES);
+                }
                 step.high[t] = isa.n_two_dots_scaled(step.high[t], y, c, scale, 2 + j / 2);
             }
         } else {
             for j in 0..4 {
                 let (x, y) = (quants[j], quants[4 + j]);
+                if I::ROWS > 1 && t == 0 && j == 1 {
+                    sweep.ask(isa, vector[1], ahead, F::BYTES);
+                }
                 if F::LARGEST > 127 {
                     let x = isa.n_dot4::<true>(zero[t], lanes[j], x);
                     let y = isa.n_dot4::<true>(zero[t], lanes[4 + j], y);
