@@ -245,3 +245,26 @@ impl Cpu {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_tasks_cover_every_row_once() {
+        for (rows, row_bytes, threads) in
+            [(1, 144, 1), (8, 144, 2), (3072, 1728, 2), (16384, 1728, 8), (32064, 2520, 3), (777, 4608, 64)]
+        {
+            let tasks = RowTasks::new(rows, row_bytes, threads);
+            let mut end = 0;
+            for i in 0..tasks.count() {
+                let range = tasks.range(i);
+                assert_eq!(range.start, end, "task {i} of {rows} rows");
+                assert!(!range.is_empty());
+                end = range.end;
+            }
+            assert_eq!(end, rows);
+            assert!(tasks.range(tasks.count()).is_empty() && tasks.range(tasks.count() + threads).is_empty());
+        }
+    }
+}
