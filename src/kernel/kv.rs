@@ -154,10 +154,10 @@ impl KvData {
                 let unit = value_unit(isa, value);
                 to.scales[at] = unit;
                 let to = &mut to.pairs[at / 2 * padded..][..padded];
+                let inverse = isa.f_splat(1.0 / unit);
                 let mut i = 0;
                 while i < padded {
                     let mut some = [0; MAX_LANES];
-                    let inverse = isa.f_splat(1.0 / unit);
                     isa.w_store(isa.f_to_w(isa.f_mul(isa.f_load(&value[i..]), inverse)), &mut some);
                     for lane in 0..I::LANES {
                         let new = some[lane] & 0xffff;

@@ -128,13 +128,12 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
             if const { matches!(scaling::<F, I>(false), Scaling::Pairs) } {
                 let vectors = from.quants[row * padded..][..padded].as_chunks::<32>().0;
                 for i in 0..vectors.len() {
-                    let (sums, sizes) = ([sums[2 * i], sums[2 * i + 1]], sizes_of_sixteen(isa, &vectors[i]));
-                    self.fit[32 * i / F::SPAN] &= if F::GROUP == 32 {
-                        fits::<F>(sum(&sums), sum(&sizes))
-                    } else {
-                        fits::<F>(sums[0].into(), sizes[0].into())
-                            & fits::<F>(sums[1].into(), sizes[1].into())
-                    };
+                    let sizes = sizes_of_sixteen(isa, &vectors[i]);
+                    for h in (0..2).step_by(F::GROUP / 16) {
+                        let group = h..h + F::GROUP / 16;
+                        let (sum, size) = (sum(&sums[2 * i..][group.clone()]), sum(&sizes[group]));
+                        self.fit[32 * i / F::SPAN] &= fits::<F>(sum, size);
+                    }
                 }
             }
             let seen = const { Seen::of::<F, I>() };

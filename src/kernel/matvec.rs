@@ -9,7 +9,7 @@ use crate::simd::{Isa, Kernel, Level, MAX_ROWS, OfRows, dispatch_at};
 const GROUP: usize = 4;
 
 /// Rows of such a sweep, at most.
-const MAX_GROUP_ROWS: usize = GROUP * MAX_ROWS;
+pub const MAX_GROUP_ROWS: usize = GROUP * MAX_ROWS;
 
 /// Bytes that are asked for ahead in each row of a sweep, and where a sweep has few rows.
 const AHEAD: usize = 512;

@@ -16,6 +16,15 @@ pub struct SpanTile<'a> {
     pub largest: u8,
 }
 
+impl SpanTile<'_> {
+    /// Rows and tokens of group `g`.
+    #[inline(always)]
+    fn group(&self, g: usize) -> (&[i32], &[i32]) {
+        let (rows, tokens) = (self.rows.len() / self.groups, self.tokens.len() / self.groups);
+        (&self.rows[g * rows..(g + 1) * rows], &self.tokens[g * tokens..(g + 1) * tokens])
+    }
+}
+
 /// Scales of the rows for the groups of a span.
 #[derive(Clone, Copy)]
 pub enum Scales<'a> {
@@ -70,6 +79,20 @@ fn started<I: Isa, const R: usize, const T: usize>(isa: I, starts: Option<&[i32]
     dot
 }
 
+/// Integer sums as floats, rounded once.
+#[inline(always)]
+fn to_floats<I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    sum: &mut [[I::F; R]; T],
+    words: &[[I::W; R]; T],
+) {
+    for t in 0..T {
+        for r in 0..R {
+            sum[t][r] = isa.f_from_w(words[t][r]);
+        }
+    }
+}
+
 /// [`Isa::f_span_tile`] where there are dot products: for them scales are best in pairs, or floats, or none at all.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
@@ -86,11 +109,7 @@ pub(super) fn span_of_dots<I: Isa, const R: usize, const T: usize>(
     }
     let mut dot = started::<I, R, T>(isa, span.starts);
     isa.w_dots(&mut dot, span.rows, span.tokens, span.largest);
-    for t in 0..T {
-        for r in 0..R {
-            sum[t][r] = isa.f_from_w(dot[t][r]);
-        }
-    }
+    to_floats(isa, sum, &dot);
 }
 
 /// [`Isa::f_span_tile`] with scales as floats: a multiplication of words takes two turns of the pipes, a conversion and an FMA
@@ -144,11 +163,7 @@ fn span_of_pairs<I: Isa, const R: usize, const T: usize>(
         dots_of_group(isa, &mut dot, span, 2 * p);
         add_pairs(isa, &mut words, &dot, &scales[p * wide..(p + 1) * wide]);
     }
-    for t in 0..T {
-        for r in 0..R {
-            sum[t][r] = isa.f_from_w(words[t][r]);
-        }
-    }
+    to_floats(isa, sum, &words);
 }
 
 /// Raises sums to the high halves; another group's, from `starts` on, go to the low ones.
@@ -195,8 +210,7 @@ fn dots_of_group<I: Isa, const R: usize, const T: usize>(
     span: &SpanTile,
     g: usize,
 ) {
-    let (rows, tokens) = (span.rows.len() / span.groups, span.tokens.len() / span.groups);
-    let (rows, tokens) = (&span.rows[g * rows..(g + 1) * rows], &span.tokens[g * tokens..(g + 1) * tokens]);
+    let (rows, tokens) = span.group(g);
     isa.w_dots(dot, rows, tokens, span.largest);
 }
 
@@ -218,7 +232,6 @@ pub(super) fn span_of_words<I: Isa, const R: usize, const T: usize>(
     span: &SpanTile,
 ) {
     let mut words = [[isa.w_splat(0); R]; T];
-    let (rows, tokens) = (span.rows.len() / span.groups, span.tokens.len() / span.groups);
     let wide = R * I::LANES;
     let mut apart = [0; MAX_WIDE];
     for g in 0..span.groups {
@@ -231,20 +244,11 @@ pub(super) fn span_of_words<I: Isa, const R: usize, const T: usize>(
             Scales::None => None,
             Scales::Floats { .. } => unreachable!("only ISAs that want floats are given them"),
         };
-        isa.w_group_tile::<R, T>(
-            &mut words,
-            &span.rows[g * rows..(g + 1) * rows],
-            &span.tokens[g * tokens..(g + 1) * tokens],
-            section(span.starts, g, T),
-            scales,
-            span.largest,
-        );
+        let (rows, tokens) = span.group(g);
+        let starts = section(span.starts, g, T);
+        isa.w_group_tile::<R, T>(&mut words, rows, tokens, starts, scales, span.largest);
     }
-    for t in 0..T {
-        for r in 0..R {
-            sum[t][r] = isa.f_from_w(words[t][r]);
-        }
-    }
+    to_floats(isa, sum, &words);
 }
 
 /// Rows of a tile, at most.

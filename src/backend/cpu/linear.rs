@@ -7,7 +7,7 @@ use crate::backend::Matrix;
 use crate::gguf::TensorType;
 use crate::kernel::float::{Bf16, F16, F32, Float, FloatProducts};
 use crate::kernel::matmul::{MAX_FEW_TOKENS, Panel, PanelProducts, few_tokens, panel_rows};
-use crate::kernel::matvec::RowProducts;
+use crate::kernel::matvec::{MAX_GROUP_ROWS, RowProducts};
 use crate::kernel::{SharedMut, activations};
 use crate::quant::unpack::*;
 use crate::{Result, quant};
@@ -21,9 +21,8 @@ const TASKS_EACH: usize = 4;
 /// Bytes of weights a task of the memory-bound product takes: large enough to stream, small enough to share.
 const TASK_BYTES: usize = 256 * 1024;
 
-/// Small tasks that a large one is divided into at the end of a matrix, and what their rows are a multiple of: rows that are swept together.
+/// Small tasks that a large one is divided into at the end of a matrix.
 const SMALL_PARTS: usize = 4;
-const SWEEP: usize = 8;
 
 /// Rows of a task of the float products.
 const FLOAT_ROWS: usize = 16;
@@ -40,7 +39,7 @@ struct RowTasks {
 
 impl RowTasks {
     fn new(rows: usize, row_bytes: usize, threads: usize) -> Self {
-        let large = (TASK_BYTES / row_bytes.max(1)).next_multiple_of(SWEEP * SMALL_PARTS);
+        let large = (TASK_BYTES / row_bytes.max(1)).next_multiple_of(MAX_GROUP_ROWS * SMALL_PARTS);
         let whole = (rows / large).saturating_sub(threads);
         Self { rows, large, whole, small: large / SMALL_PARTS }
     }

@@ -1,7 +1,7 @@
 //! Blocks of many rows turned into columns while they are packed: half the work, or less, of unpacking each row and turning what
 //! comes out, and scales and mins of all rows are then had at once.
 
-use super::{Lanes, store_scales};
+use super::{Lanes, halves, store_scales};
 use crate::kernel::prefetch_ahead;
 use crate::quant::unpack::{Chunks, Scale, Unpack};
 use crate::simd::{Isa, MAX_LANES};
@@ -160,9 +160,7 @@ fn groups<F: Unpack, I: Isa, const PACKED: bool>(
         if F::MINS {
             let mins = isa.w_from_b(groups.mins[g / 4]);
             let (even, odd) = (isa.w_dot4::<false>(zero, byte, mins), isa.w_dot4::<false>(zero, next, mins));
-            // Mins are not negative, so that the two halves can be added up.
-            let both = isa.w_add(even, isa.w_mul(odd, isa.w_splat(1 << 16)));
-            isa.w_store(both, &mut panel.mins[(block * count + g) / 2 * wide + first..]);
+            isa.w_store(halves(isa, [even, odd]), &mut panel.mins[(block * count + g) / 2 * wide + first..]);
         }
     }
 }

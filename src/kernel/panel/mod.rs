@@ -191,8 +191,7 @@ fn resize<F: Unpack, I: Isa, const PACKED: bool>(columns: usize, panel: &mut Lan
     }
 }
 
-/// Stores the scales of two groups as those of pair number `pair` of the panel; `at` is the place
-/// of the rows.
+/// Stores the scales of two groups as those of pair number `pair` of the panel; `at` is the place of the rows.
 #[inline(always)]
 fn store_scales<F: Unpack, I: Isa, const PACKED: bool>(
     isa: I,
@@ -214,11 +213,16 @@ fn store_scales<F: Unpack, I: Isa, const PACKED: bool>(
             isa.f_store(isa.f_from_w(scales[1]), &mut panel.float_scales[second..]);
         }
         Scaling::Pairs => {
-            let low = isa.b_and(isa.b_from_w(scales[0]), isa.b_from_w(isa.w_splat(0xffff)));
-            let both = isa.b_or(low, isa.b_from_w(isa.w_raised(scales[1])));
-            isa.w_store(isa.w_from_b(both), &mut panel.scales[pair * wide + at..]);
+            isa.w_store(halves(isa, scales), &mut panel.scales[pair * wide + at..]);
         }
     }
+}
+
+/// Two numbers of 16 bits in a word, the first in the low half.
+#[inline(always)]
+fn halves<I: Isa>(isa: I, [low, high]: [I::W; 2]) -> I::W {
+    let low = isa.b_and(isa.b_from_w(low), isa.b_from_w(isa.w_splat(0xffff)));
+    isa.w_from_b(isa.b_or(low, isa.b_from_w(isa.w_raised(high))))
 }
 
 /// Groups of columns whose scaled sum fits a float whatever the operands.
@@ -235,7 +239,7 @@ pub(super) const fn exact<F: Unpack>() -> usize {
 }
 
 /// How a panel has its scales.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(super) enum Scaling {
     None,
     Words,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Lanes, Seen, UNIT, min_columns, store_scales};
+use super::{Lanes, Seen, UNIT, halves, min_columns, store_scales};
 use crate::kernel::prefetch_ahead;
 use crate::quant::unpack::{Scale, Unpack};
 use crate::simd::{Isa, MAX_LANES, MAX_ROWS};
@@ -149,11 +149,12 @@ fn store_groups<F: Unpack, I: Isa>(
         if F::MINS && min_columns::<F>() == 16 {
             isa.w_store(mins, &mut panel.mins[(b * F::BLOCK / 32 + j) * wide + first..]);
         } else if F::MINS && j % 2 == 0 {
-            // Mins are not negative, so that the two halves can be added up.
             let next = isa.w_load(&turned[(9 + j) * I::LANES..]);
             let (even, odd) = (isa.w_dot2_i16(zero, mins, low), isa.w_dot2_i16(zero, next, low));
-            let both = isa.w_add(even, isa.w_mul(odd, high));
-            isa.w_store(both, &mut panel.mins[(b * F::BLOCK / 64 + j / 2) * wide + first..]);
+            isa.w_store(
+                halves(isa, [even, odd]),
+                &mut panel.mins[(b * F::BLOCK / 64 + j / 2) * wide + first..],
+            );
         }
     }
 }
