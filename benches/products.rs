@@ -36,7 +36,7 @@ impl Case {
             .expect("the type can be encoded");
         let mut activations = Activations::default();
         activations.quantize(&wave(tokens * COLUMNS), COLUMNS, F::SPAN);
-        activations.repeat(Level::current());
+        activations.arrange(Level::current(), F::QUARTERS);
         Self { weights, row_bytes, tokens: activations }
     }
 

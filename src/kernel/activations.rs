@@ -20,10 +20,18 @@ pub struct Activations {
     pub scales: Vec<f32>,
     /// `[rows, padded / 16]`: the sum of each 16 quants.
     pub sums: Vec<i16>,
-    /// `[rows, padded / 32, copies, 8]`, four quants a word: see [`Activations::repeat`].
-    repeated: Lines<i32>,
-    /// 0 as long as there are none.
-    copies: usize,
+    /// Four quants a word: see [`Activations::arrange`].
+    arranged: Lines<i32>,
+    arrangement: Option<Arrangement>,
+}
+
+/// How quants lie for products by rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Arrangement {
+    /// `[rows, padded / 32, copies, 32]`: every 32 columns as often as a narrow vector has rows.
+    Copies(usize),
+    /// `[rows, padded / 256, 2, 2, 4, 16]`: of every 256 columns the first halves of even 32s, their second halves, then those of odd 32s.
+    Quarters,
 }
 
 impl Activations {
@@ -39,21 +47,30 @@ impl Activations {
         self.quants.resize(rows * padded, 0);
         self.scales.resize(rows * padded / span, 0.0);
         self.sums.resize(rows * padded / 16, 0);
-        self.copies = 0;
+        self.arrangement = None;
     }
 
-    /// Copies the quants for products by rows at `level`, every 32 columns as often as a narrow vector has rows: vectors are loaded
-    /// by the load pipes alone, while copies made in registers take turns of the pipes for shuffles.
-    pub fn repeat(&mut self, level: Level) {
-        dispatch_at(level, Repeat(self));
+    /// Copies the quants for products by rows at `level`, either every 32 columns as often as a narrow vector has rows or, if `quarters` are
+    /// wanted and the level has them, as [`Quarters`](crate::simd::Quarters) says: vectors are loaded by the load pipes alone, while
+    /// copies made in registers take turns of the pipes for shuffles.
+    pub fn arrange(&mut self, level: Level, quarters: bool) {
+        dispatch_at(level, Arrange { all: self, quarters });
     }
 
     /// The quants of `row` in narrow vectors for `I`, four a word.
     #[inline(always)]
     pub(super) fn vectors<I: Isa>(&self, row: usize) -> &[i32] {
-        assert_eq!(self.copies, I::ROWS, "quants are laid out for another level");
+        assert_eq!(self.arrangement, Some(Arrangement::Copies(I::ROWS)), "quants are arranged otherwise");
         let words = self.padded() / 4 * I::ROWS;
-        &self.repeated[row * words..][..words]
+        &self.arranged[row * words..][..words]
+    }
+
+    /// The quants of `row` in vectors of 64 bytes, four of every 256 columns.
+    #[inline(always)]
+    pub(super) fn quarters(&self, row: usize) -> &[i32] {
+        assert_eq!(self.arrangement, Some(Arrangement::Quarters), "quants are arranged otherwise");
+        let words = self.padded() / 4;
+        &self.arranged[row * words..][..words]
     }
 
     /// Quantizes `source` (`[rows, columns]`).
@@ -73,19 +90,38 @@ impl Activations {
     }
 }
 
-struct Repeat<'a>(&'a mut Activations);
+struct Arrange<'a> {
+    all: &'a mut Activations,
+    quarters: bool,
+}
 
-impl Kernel for Repeat<'_> {
+impl Kernel for Arrange<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Activations { quants, repeated, copies, .. } = self.0;
-        *copies = I::ROWS;
-        repeated.resize(quants.len() / 4 * I::ROWS);
+        let Activations { quants, arranged, arrangement, .. } = self.all;
+        if self.quarters && isa.quarters().is_some() {
+            *arrangement = Some(Arrangement::Quarters);
+            arranged.resize(quants.len() / 4);
+            let (blocks, _) = quants.as_chunks::<256>();
+            for (block, words) in blocks.iter().zip(arranged.chunks_exact_mut(64)) {
+                for i in 0..16 {
+                    let (half, quarter) = (i / 4, i % 4);
+                    let at = 32 * (2 * quarter + half / 2) + 16 * (half % 2);
+                    for j in 0..4 {
+                        let four: &[i8; 4] = block[at + 4 * j..].first_chunk().expect("a column of 256");
+                        words[4 * i + j] = i32::from_le_bytes(four.map(i8::cast_unsigned));
+                    }
+                }
+            }
+            return;
+        }
+        *arrangement = Some(Arrangement::Copies(I::ROWS));
+        arranged.resize(quants.len() / 4 * I::ROWS);
         let vectors = quants.as_chunks::<32>().0;
         for i in 0..vectors.len() {
-            isa.w_store(isa.w_from_b(isa.b_all_i8(&vectors[i])), &mut repeated[i * I::LANES..]);
+            isa.w_store(isa.w_from_b(isa.b_all_i8(&vectors[i])), &mut arranged[i * I::LANES..]);
         }
     }
 }

@@ -203,7 +203,7 @@ fn few<F: Unpack>(format: F, level: Level, weights: &[u8], row_bytes: usize, a: 
     let mut out = vec![f32::NAN; rows * a.rows];
     let mut slices: Vec<&mut [f32]> = out.chunks_mut(rows).collect();
     let mut tokens = a.clone();
-    tokens.repeat(level);
+    tokens.arrange(level, F::QUARTERS);
     RowProducts { format, rows: weights, row_bytes, next: weights, tokens: &tokens, out: &mut slices }
         .compute(level);
     out

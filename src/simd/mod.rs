@@ -21,6 +21,7 @@ mod exponential;
 mod neon;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
+mod quarters;
 mod scalar;
 mod span;
 
@@ -33,6 +34,7 @@ pub use codebook::Codebook;
 pub use exponential::IsaExt;
 #[cfg(target_arch = "aarch64")]
 pub use neon::{Neon, NeonDot, NeonI8mm};
+pub use quarters::{NoQuarters, Quarters};
 pub use scalar::Scalar;
 pub use span::{Scales, SpanTile};
 
@@ -102,6 +104,14 @@ pub trait Isa: Copy + Send + Sync + 'static {
     type F: Copy;
     /// What [`Isa::dot_bf16`] may give.
     type DotBf16: DotBf16<Self>;
+    /// What [`Isa::quarters`] may give.
+    type Quarters: Quarters<Self>;
+
+    /// Rows one by one, where narrow vectors have two and the groups of one may lie side by side instead.
+    #[inline(always)]
+    fn quarters(self) -> Option<Self::Quarters> {
+        None
+    }
 
     /// Runs `kernel` inside a function compiled for this ISA.
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;

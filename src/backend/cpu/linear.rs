@@ -21,8 +21,11 @@ const TASKS_EACH: usize = 4;
 /// Bytes of weights a task of the memory-bound product takes: large enough to stream, small enough to share.
 const TASK_BYTES: usize = 256 * 1024;
 
-/// Small tasks that a large one is divided into at the end of a matrix.
+/// Small tasks that take about as long as a large one, for the end of a matrix.
 const SMALL_PARTS: usize = 4;
+
+/// Bytes after which addresses share a set of the first cache.
+const WAY: usize = 4096;
 
 /// Rows of a task of the float products.
 const FLOAT_ROWS: usize = 16;
@@ -39,9 +42,22 @@ struct RowTasks {
 
 impl RowTasks {
     fn new(rows: usize, row_bytes: usize, threads: usize) -> Self {
-        let large = (TASK_BYTES / row_bytes.max(1)).next_multiple_of(MAX_GROUP_ROWS * SMALL_PARTS);
+        let large = Self::of_bytes(TASK_BYTES, row_bytes);
         let whole = (rows / large).saturating_sub(threads);
-        Self { rows, large, whole, small: large / SMALL_PARTS }
+        Self { rows, large, whole, small: Self::of_bytes(TASK_BYTES / SMALL_PARTS, row_bytes) }
+    }
+
+    /// Rows that have about so many bytes. A sweep goes along some that lie an eighth of them apart, which would push each other out of the
+    /// first cache if these places were nearly the same ones within [`WAY`].
+    fn of_bytes(bytes: usize, row_bytes: usize) -> usize {
+        let least = (bytes / row_bytes.max(1) / MAX_GROUP_ROWS).max(1);
+        let nearest = |apart: &usize| {
+            let places = (1..MAX_GROUP_ROWS).map(|r| r * apart * row_bytes % WAY);
+            places.map(|place| place.min(WAY - place)).min()
+        };
+        // The fewest of those that are equally good.
+        let apart = (least..=least + least / 4).rev().max_by_key(nearest).unwrap_or(least);
+        apart * MAX_GROUP_ROWS
     }
 
     fn count(&self) -> usize {
@@ -112,7 +128,7 @@ impl Cpu {
         let mut scratch = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         self.quantize_activations(&mut scratch, x, F::SPAN);
         if x.rows() <= few_tokens(format, self.level) {
-            scratch.activations.repeat(self.level);
+            scratch.activations.arrange(self.level, F::QUARTERS);
             self.few_tokens(format, w, &scratch, out);
         } else {
             let Scratch { activations, packed } = &mut *scratch;

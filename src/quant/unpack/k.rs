@@ -1,7 +1,7 @@
 //! The K formats: super-blocks of 256 columns with integer scales.
 
-use super::{Chunks, Fold, Groups, RowChunks, Scale, Unpack, bits16, bytes, word32, word64};
-use crate::simd::{Isa, MAX_ROWS, OfRows};
+use super::{Chunks, Fold, Groups, RowChunks, Scale, Unpack, array, bits16, bytes, word32, word64};
+use crate::simd::{Isa, MAX_ROWS, OfRows, Quarters};
 
 /// Activations get a scale of their own every 128 columns: finer than the 256 that llama.cpp uses, at
 /// a cost of two multiplications, and a span of Q4_K still fits a float exactly.
@@ -52,6 +52,7 @@ impl Unpack for Q4K {
     const MINS: bool = true;
     const BYTEWISE: Option<usize> = Some(144);
     const FLOATS_FIRST: bool = true;
+    const QUARTERS: bool = true;
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
@@ -69,6 +70,13 @@ impl Unpack for Q4K {
             lanes[2 * i + 1] = isa.b_shr::<4>(packed);
         }
         lanes
+    }
+
+    #[inline(always)]
+    fn quarters<I: Isa, Q: Quarters<I>>(isa: I, quarters: Q, block: &[u8]) -> [I::B; 4] {
+        let nibble = isa.b_splat(15);
+        let [first, last] = quarters.halves(array(block, 16));
+        [isa.b_and(first, nibble), isa.b_and(last, nibble), isa.b_shr::<4>(first), isa.b_shr::<4>(last)]
     }
 
     #[inline(always)]
@@ -103,6 +111,7 @@ impl Unpack for Q5K {
     const MINS: bool = true;
     const BYTEWISE: Option<usize> = Some(176);
     const FLOATS_FIRST: bool = true;
+    const QUARTERS: bool = true;
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
@@ -129,6 +138,17 @@ impl Unpack for Q5K {
             let packed = chunks.chunk(isa, 48 + 32 * i);
             lanes[2 * i] = isa.b_or(isa.b_and(packed, nibble), isa.b_and(bit[2 * i], fifth));
             lanes[2 * i + 1] = isa.b_or(isa.b_shr::<4>(packed), isa.b_and(bit[2 * i + 1], fifth));
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    fn quarters<I: Isa, Q: Quarters<I>>(isa: I, quarters: Q, block: &[u8]) -> [I::B; 4] {
+        let mut lanes = Q4K::quarters(isa, quarters, &block[32..]);
+        for half in 0..2 {
+            let bytes = array(block, 16 + 16 * half);
+            lanes[half] = isa.b_or(lanes[half], quarters.bits::<0>(bytes));
+            lanes[2 + half] = isa.b_or(lanes[2 + half], quarters.bits::<1>(bytes));
         }
         lanes
     }

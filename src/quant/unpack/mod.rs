@@ -15,7 +15,7 @@ pub use k::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub use legacy::{Iq4Nl, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub use ternary::{Tq1_0, Tq2_0};
 
-use crate::simd::{Isa, OfRows};
+use crate::simd::{Isa, OfRows, Quarters};
 
 /// The float part of a block, as half-precision bits (or see [`Unpack::EXPONENT`]).
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,6 +88,15 @@ pub trait Unpack: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn groups_of<I: Isa, C: Chunks<I>>(_isa: I, _words: C) -> Groups<I::B> {
         unreachable!("asked of bytewise formats only")
+    }
+
+    /// Whether blocks begin with `d`, `dmin` and eight scales and mins of 6 bits as those of Q4_K do, and [`Unpack::quarters`] can be asked.
+    const QUARTERS: bool = false;
+
+    /// The lanes of `block` as [`Quarters`] says: the first halves of even groups, their second halves, then those of odd groups.
+    #[inline(always)]
+    fn quarters<I: Isa, Q: Quarters<I>>(_isa: I, _quarters: Q, _block: &[u8]) -> [I::B; 4] {
+        unreachable!("asked of formats with quarters only")
     }
 
     /// The floats of `block`.

@@ -6,11 +6,13 @@
 mod across;
 mod blocks;
 mod codebook;
+mod quarters;
 mod transpose;
 
 use std::arch::x86_64::*;
 
 use self::blocks::{add_pairs, dot_token, opaque};
+use self::quarters::Avx512Quarters;
 use super::avx2::{largest8, sum8};
 use super::bf16::Avx512Bf16;
 use super::pairs::{Pairs, group_of_pairs};
@@ -62,6 +64,12 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     type W = __m512i;
     type F = __m512;
     type DotBf16 = Avx512Bf16;
+    type Quarters = Avx512Quarters;
+
+    #[inline(always)]
+    fn quarters(self) -> Option<Avx512Quarters> {
+        self.proof_of_quarters()
+    }
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {

@@ -1,5 +1,7 @@
 //! Products of quantized rows with a few tokens, straight from the blocks: the memory-bound side.
 
+mod quarters;
+
 use super::activations::Activations;
 use super::{partial_sums, prefetch_bytes};
 use crate::quant::unpack::{Scale, Unpack};
@@ -64,8 +66,14 @@ impl<F: Unpack> RowProducts<'_, F> {
     #[inline(always)]
     fn few<I: Isa, const T: usize>(&mut self, isa: I, token: usize) {
         let rows = self.rows.len() / self.row_bytes;
-        let tokens: [Token; T] = std::array::from_fn(|t| Token::of::<I>(self.tokens, token + t));
         let step = if F::BLOCK == 256 { GROUP * I::ROWS } else { I::ROWS };
+        let quarters = if F::QUARTERS { isa.quarters() } else { None };
+        let all = self.tokens;
+        let tokens: [Token; T] = std::array::from_fn(|t| {
+            let quants =
+                if quarters.is_some() { all.quarters(token + t) } else { all.vectors::<I>(token + t) };
+            Token::of(all, quants, token + t)
+        });
         // The rows of a sweep lie far apart: memory delivers more to several streams than to one.
         let apart = rows.div_ceil(step);
         let next_apart = (self.next.len() / self.row_bytes).div_ceil(step);
@@ -74,19 +82,26 @@ impl<F: Unpack> RowProducts<'_, F> {
             let mut row = [0; MAX_GROUP_ROWS];
             let mut sweep = Sweep {
                 rows: [&self.rows[..0]; MAX_GROUP_ROWS],
-                after: [self.rows.as_ptr(); MAX_GROUP_ROWS],
+                starts: [self.rows.as_ptr(); MAX_GROUP_ROWS],
+                beyond: [self.rows.as_ptr(); MAX_GROUP_ROWS],
             };
             for r in 0..step {
                 row[r] = (first + r * apart).min(rows - 1);
                 sweep.rows[r] = &self.rows[row[r] * self.row_bytes..][..self.row_bytes];
-                sweep.after[r] = if first + 1 < apart {
-                    sweep.rows[r].as_ptr().wrapping_add(self.row_bytes)
+                sweep.starts[r] = sweep.rows[r].as_ptr();
+                sweep.beyond[r] = if first + 1 < apart {
+                    sweep.starts[r]
                 } else {
-                    self.next.as_ptr().wrapping_add(r * next_apart * self.row_bytes)
+                    self.next
+                        .as_ptr()
+                        .wrapping_add(r * next_apart * self.row_bytes)
+                        .wrapping_sub(self.row_bytes)
                 };
             }
             let mut products = [[0.0; MAX_GROUP_ROWS]; T];
-            if F::BLOCK == 256 {
+            if let Some(quarters) = quarters {
+                quarters::eight_rows::<F, I, T>(isa, quarters, &sweep, &tokens, &mut products);
+            } else if F::BLOCK == 256 {
                 super_block_rows::<F, I, T>(isa, &sweep, &tokens, &mut products);
             } else {
                 small_block_rows::<F, I, T>(isa, &sweep, &tokens, &mut products);
@@ -103,28 +118,29 @@ impl<F: Unpack> RowProducts<'_, F> {
 /// Rows that are multiplied together.
 struct Sweep<'a> {
     rows: [&'a [u8]; MAX_GROUP_ROWS],
-    /// What is read after each of them.
-    after: [*const u8; MAX_GROUP_ROWS],
+    /// Where each of them begins, and what is read after it less its length.
+    starts: [*const u8; MAX_GROUP_ROWS],
+    beyond: [*const u8; MAX_GROUP_ROWS],
 }
 
 impl Sweep<'_> {
-    /// Asks for `length` bytes of row `r` from byte `at` on, which may be beyond its end.
+    /// Where byte `at` of each row is, which may be beyond its end, less `at`.
+    #[inline(always)]
+    fn bases(&self, at: usize) -> &[*const u8; MAX_GROUP_ROWS] {
+        if at < self.rows[0].len() { &self.starts } else { &self.beyond }
+    }
+
+    /// Asks for `length` bytes of row `r` from byte `at` on.
     #[inline(always)]
     fn ask<I: Isa>(&self, isa: I, r: usize, at: usize, length: usize) {
-        let end = self.rows[r].len();
-        let from = if at < end {
-            self.rows[r].as_ptr().wrapping_add(at)
-        } else {
-            self.after[r].wrapping_add(at - end)
-        };
-        prefetch_bytes(isa, from, length);
+        prefetch_bytes(isa, self.bases(at)[r].wrapping_add(at), length);
     }
 }
 
 /// One token's activations.
 #[derive(Clone, Copy)]
 struct Token<'a> {
-    /// Narrow vectors of 32 columns, four quants a word.
+    /// As they are arranged, four quants a word.
     quants: &'a [i32],
     scales: &'a [f32],
     sums: &'a [[i16; 16]],
@@ -132,11 +148,11 @@ struct Token<'a> {
 
 impl<'a> Token<'a> {
     #[inline(always)]
-    fn of<I: Isa>(all: &'a Activations, token: usize) -> Self {
+    fn of(all: &'a Activations, quants: &'a [i32], token: usize) -> Self {
         let padded = all.padded();
         let spans = padded / all.span;
         Self {
-            quants: all.vectors::<I>(token),
+            quants,
             scales: &all.scales[token * spans..][..spans],
             sums: all.sums[token * padded / 16..][..padded / 16].as_chunks().0,
         }
@@ -151,6 +167,12 @@ impl<'a> Token<'a> {
             vectors[j] = isa.b_from_w(isa.w_load(&words[I::LANES * j..]));
         }
         vectors
+    }
+
+    /// The quants of columns `256 b ..` where the groups of one row lie side by side: four vectors.
+    #[inline(always)]
+    fn quarters<I: Isa>(&self, b: usize) -> &'a [i32] {
+        &self.quants[4 * I::LANES * b..][..4 * I::LANES]
     }
 }
 
@@ -262,12 +284,18 @@ fn super_block_rows<F: Unpack, I: Isa, const T: usize>(
         }
     }
     for t in 0..T {
-        let mut lanes = [0.0; 8 * MAX_ROWS];
-        isa.g_store(total[t], &mut lanes);
-        for r in 0..I::ROWS {
-            for v in 0..GROUP {
-                out[t][GROUP * r + v] = lanes[8 * r + v] + lanes[8 * r + 4 + v];
-            }
+        store_spans(isa, total[t], &mut out[t]);
+    }
+}
+
+/// The sums of each row's two spans.
+#[inline(always)]
+fn store_spans<I: Isa>(isa: I, total: I::G, out: &mut [f32; MAX_GROUP_ROWS]) {
+    let mut lanes = [0.0; 8 * MAX_ROWS];
+    isa.g_store(total, &mut lanes);
+    for r in 0..I::ROWS {
+        for v in 0..GROUP {
+            out[GROUP * r + v] = lanes[8 * r + v] + lanes[8 * r + 4 + v];
         }
     }
 }
