@@ -9,7 +9,7 @@ use super::Isa;
 /// Proof that there are vectors of 64 bytes and their instructions.
 pub trait Quarters<I: Isa>: Copy {
     /// Four vectors, in registers from here on.
-    fn load(self, words: &[i32]) -> [I::B; 4];
+    fn load(self, words: &[i32; 64]) -> [I::B; 4];
     /// Bytes of row `r` in quarter `r`.
     fn rows(self, bytes: [&[u8; 16]; 4]) -> I::B;
     /// The first halves of four 32s, then the second halves.
@@ -23,15 +23,19 @@ pub trait Quarters<I: Isa>: Copy {
     /// In quarter `q` the words of `dots[0]` times scale `2 q` and those of `dots[1]` times scale `2 q + 1`, though not word by word: the
     /// sum of the quarter's is theirs. All words fit i16.
     fn scaled(self, dots: [I::N; 2], factors: I::B) -> I::N;
-    /// Eight rows' sums of the first 128 columns, and of the last: lanes 0..4 the first and 4..8 the last of rows 0..4, then likewise of
-    /// rows 4..8. `sums[0]` has what [`Isa::n_half_sums4`] makes of rows 0..4, `sums[1]` of rows 4..8.
+    /// Four rows' sums of the first 128 columns of a block in lanes 0..4, of the last in lanes 4..8, then likewise of another block. `sums`
+    /// has what [`Isa::n_half_sums4`] makes of the rows, for each block.
     fn spans(self, sums: [I::N; 2]) -> I::N;
-    /// In that order, Σ mins · sums, with eight i16 mins a row and the sums of every 16 columns.
-    fn offsets(self, mins: [I::B; 2], sums: &[i16; 16]) -> I::N;
+    /// In that order, Σ mins · sums, with eight i16 mins a row and the sums of every 16 columns, both for each block.
+    fn offsets(self, mins: [I::B; 2], sums: [&[i16; 16]; 2]) -> I::N;
     /// Keeps the compiler from loading what comes later before it has `v`, for which there are too few registers.
     fn in_order(self, v: I::N) -> I::N;
     /// In that order, the half-precision numbers in bytes 0..2 of rows' quarters, and those in bytes 2..4.
     fn floats(self, heads: [I::B; 2]) -> [I::G; 2];
+    /// The floats for each block's spans, in that order.
+    fn of_spans(self, blocks: [[f32; 2]; 2]) -> I::G;
+    /// The other block's, where the first one's were.
+    fn last(self, v: I::G) -> I::G;
 }
 
 /// No ISA without such vectors has this.
@@ -40,7 +44,7 @@ pub enum NoQuarters {}
 
 impl<I: Isa> Quarters<I> for NoQuarters {
     #[inline(always)]
-    fn load(self, _words: &[i32]) -> [I::B; 4] {
+    fn load(self, _words: &[i32; 64]) -> [I::B; 4] {
         match self {}
     }
     #[inline(always)]
@@ -72,7 +76,7 @@ impl<I: Isa> Quarters<I> for NoQuarters {
         match self {}
     }
     #[inline(always)]
-    fn offsets(self, _mins: [I::B; 2], _sums: &[i16; 16]) -> I::N {
+    fn offsets(self, _mins: [I::B; 2], _sums: [&[i16; 16]; 2]) -> I::N {
         match self {}
     }
     #[inline(always)]
@@ -81,6 +85,14 @@ impl<I: Isa> Quarters<I> for NoQuarters {
     }
     #[inline(always)]
     fn floats(self, _heads: [I::B; 2]) -> [I::G; 2] {
+        match self {}
+    }
+    #[inline(always)]
+    fn of_spans(self, _blocks: [[f32; 2]; 2]) -> I::G {
+        match self {}
+    }
+    #[inline(always)]
+    fn last(self, _v: I::G) -> I::G {
         match self {}
     }
 }

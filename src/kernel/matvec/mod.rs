@@ -66,8 +66,14 @@ impl<F: Unpack> RowProducts<'_, F> {
     #[inline(always)]
     fn few<I: Isa, const T: usize>(&mut self, isa: I, token: usize) {
         let rows = self.rows.len() / self.row_bytes;
-        let step = if F::BLOCK == 256 { GROUP * I::ROWS } else { I::ROWS };
         let quarters = if F::QUARTERS { isa.quarters() } else { None };
+        let step = if quarters.is_some() {
+            quarters::ROWS
+        } else if F::BLOCK == 256 {
+            GROUP * I::ROWS
+        } else {
+            I::ROWS
+        };
         let all = self.tokens;
         let tokens: [Token; T] = std::array::from_fn(|t| {
             let quants =
@@ -100,7 +106,7 @@ impl<F: Unpack> RowProducts<'_, F> {
             }
             let mut products = [[0.0; MAX_GROUP_ROWS]; T];
             if let Some(quarters) = quarters {
-                quarters::eight_rows::<F, I, T>(isa, quarters, &sweep, &tokens, &mut products);
+                quarters::four_rows::<F, I, T>(isa, quarters, &sweep, &tokens, &mut products);
             } else if F::BLOCK == 256 {
                 super_block_rows::<F, I, T>(isa, &sweep, &tokens, &mut products);
             } else {
@@ -167,12 +173,6 @@ impl<'a> Token<'a> {
             vectors[j] = isa.b_from_w(isa.w_load(&words[I::LANES * j..]));
         }
         vectors
-    }
-
-    /// The quants of columns `256 b ..` where the groups of one row lie side by side: four vectors.
-    #[inline(always)]
-    fn quarters<I: Isa>(&self, b: usize) -> &'a [i32] {
-        &self.quants[4 * I::LANES * b..][..4 * I::LANES]
     }
 }
 
@@ -284,18 +284,12 @@ fn super_block_rows<F: Unpack, I: Isa, const T: usize>(
         }
     }
     for t in 0..T {
-        store_spans(isa, total[t], &mut out[t]);
-    }
-}
-
-/// The sums of each row's two spans.
-#[inline(always)]
-fn store_spans<I: Isa>(isa: I, total: I::G, out: &mut [f32; MAX_GROUP_ROWS]) {
-    let mut lanes = [0.0; 8 * MAX_ROWS];
-    isa.g_store(total, &mut lanes);
-    for r in 0..I::ROWS {
-        for v in 0..GROUP {
-            out[GROUP * r + v] = lanes[8 * r + v] + lanes[8 * r + 4 + v];
+        let mut lanes = [0.0; 8 * MAX_ROWS];
+        isa.g_store(total[t], &mut lanes);
+        for r in 0..I::ROWS {
+            for v in 0..GROUP {
+                out[t][GROUP * r + v] = lanes[8 * r + v] + lanes[8 * r + 4 + v];
+            }
         }
     }
 }

@@ -2,13 +2,22 @@
 
 use super::{AHEAD, MAX_GROUP_ROWS, Sweep, Token, prefetch_bytes};
 use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, Quarters};
+use crate::simd::{Isa, MAX_ROWS, Quarters};
 
-/// Rows whose blocks' beginnings share a vector.
-const ROWS: usize = 4;
+/// Rows of a sweep: as many as those whose blocks' beginnings share a vector. Memory delivers more to four streams than to eight.
+pub(super) const ROWS: usize = 4;
 
-/// What [`ROWS`] rows add to a block's sums.
-struct Half<I: Isa, const T: usize> {
+/// A token's activations, of each 256 columns.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    /// Four vectors, four quants a word.
+    quants: &'a [[i32; 64]],
+    scales: &'a [[f32; 2]],
+    sums: &'a [[i16; 16]],
+}
+
+/// A block of each of [`ROWS`] rows.
+struct Blocks<I: Isa, const T: usize> {
     /// [`Quarters::rows`] of what the blocks begin with.
     heads: I::B,
     mins: I::B,
@@ -16,36 +25,39 @@ struct Half<I: Isa, const T: usize> {
     sums: [I::N; T],
 }
 
-/// Block `b` of rows `ROWS * half ..`, with each token's [`Token::quarters`].
+/// Blocks `b`.
 #[inline(always)]
-fn four_rows<F: Unpack, I: Isa, const T: usize>(
+fn blocks<F: Unpack, I: Isa, const T: usize>(
     isa: I,
     quarters: I::Quarters,
-    (sweep, rows): (&Sweep, &[&[u8]; MAX_GROUP_ROWS]),
-    half: usize,
+    (sweep, rows): (&Sweep, &[&[u8]; ROWS]),
     b: usize,
-    quants: &[&[i32]; T],
-) -> Half<I, T> {
+    tokens: &[Columns; T],
+) -> Blocks<I, T> {
     let mut block = [&[][..]; ROWS];
     let mut head = [&[0; 16]; ROWS];
     for r in 0..ROWS {
-        block[r] = &rows[ROWS * half + r][b * F::BYTES..][..F::BYTES];
+        block[r] = &rows[r][b * F::BYTES..][..F::BYTES];
         head[r] = block[r].first_chunk().expect("a block is longer");
+    }
+    let mut quants = [&[0; 64]; T];
+    for t in 0..T {
+        quants[t] = &tokens[t].quants[b];
     }
     let heads = quarters.rows(head);
     let [scales, mins] = quarters.six_bits(heads);
-    let (at, mut ahead) = (b * F::BYTES + AHEAD, [std::ptr::null(); ROWS]);
-    for r in 0..ROWS {
-        ahead[r] = sweep.bases(at)[ROWS * half + r].wrapping_add(at);
-    }
+    let at = b * F::BYTES + AHEAD;
+    let ahead = sweep.bases(at);
     let rows = Rows { isa, quarters, scales, quants };
-    let [r0, r1] = rows.two::<F>([block[0], block[1]], 0, [ahead[0], ahead[1]]);
-    let [r2, r3] = rows.two::<F>([block[2], block[3]], 2, [ahead[2], ahead[3]]);
+    let [r0, r1] =
+        rows.two::<F>([block[0], block[1]], 0, [ahead[0].wrapping_add(at), ahead[1].wrapping_add(at)]);
+    let [r2, r3] =
+        rows.two::<F>([block[2], block[3]], 2, [ahead[2].wrapping_add(at), ahead[3].wrapping_add(at)]);
     let mut sums = [isa.n_zero(); T];
     for t in 0..T {
         sums[t] = isa.n_half_sums4([r0[t], r1[t], r2[t], r3[t]]);
     }
-    Half { heads, mins, sums }
+    Blocks { heads, mins, sums }
 }
 
 /// What the products of [`ROWS`] rows need.
@@ -54,7 +66,7 @@ struct Rows<'a, I: Isa, const T: usize> {
     quarters: I::Quarters,
     /// As [`Quarters::six_bits`] gives them.
     scales: I::B,
-    quants: &'a [&'a [i32]; T],
+    quants: [&'a [i32; 64]; T],
 }
 
 impl<I: Isa, const T: usize> Rows<'_, I, T> {
@@ -90,9 +102,9 @@ impl<I: Isa, const T: usize> Rows<'_, I, T> {
     }
 }
 
-/// Eight rows of a format with [`Unpack::QUARTERS`], to the same bits as [`super::super_block_rows`].
+/// Four rows of a format with [`Unpack::QUARTERS`], two blocks of each at a time, to the same bits as [`super::super_block_rows`].
 #[inline(always)]
-pub(super) fn eight_rows<F: Unpack, I: Isa, const T: usize>(
+pub(super) fn four_rows<F: Unpack, I: Isa, const T: usize>(
     isa: I,
     quarters: I::Quarters,
     sweep: &Sweep,
@@ -103,30 +115,45 @@ pub(super) fn eight_rows<F: Unpack, I: Isa, const T: usize>(
     // Sums of eight products fit i16.
     const { assert!(!F::QUARTERS || 8 * 127 * (F::LARGEST as i32) <= i16::MAX as i32) };
     // All of one length, so that a block has to be looked for once.
-    let mut rows = sweep.rows;
-    for r in 0..MAX_GROUP_ROWS {
-        rows[r] = &rows[r][..rows[0].len()];
+    let mut rows = [sweep.rows[0]; ROWS];
+    for r in 0..ROWS {
+        rows[r] = &sweep.rows[r][..rows[0].len()];
+    }
+    let count = rows[0].len() / F::BYTES;
+    let mut columns = [Columns { quants: &[], scales: &[], sums: &[] }; T];
+    for t in 0..T {
+        columns[t] = Columns {
+            quants: &tokens[t].quants.as_chunks().0[..count],
+            scales: &tokens[t].scales.as_chunks().0[..count],
+            sums: &tokens[t].sums[..count],
+        };
     }
     let mut total = [isa.g_zero(); T];
-    for b in 0..rows[0].len() / F::BYTES {
-        let mut quants = [&[][..]; T];
-        for t in 0..T {
-            quants[t] = tokens[t].quarters::<I>(b);
-        }
-        let first = four_rows::<F, I, T>(isa, quarters, (sweep, &rows), 0, b, &quants);
-        let last = four_rows::<F, I, T>(isa, quarters, (sweep, &rows), 1, b, &quants);
+    for b in (0..count).step_by(2) {
+        // The last block of an odd number is there twice, and counts once.
+        let next = (b + 1).min(count - 1);
+        let first = blocks::<F, I, T>(isa, quarters, (sweep, &rows), b, &columns);
+        let last = blocks::<F, I, T>(isa, quarters, (sweep, &rows), next, &columns);
         let [d, dmin] = quarters.floats([first.heads, last.heads]);
         let d = isa.g_mul(d, isa.g_splat(F::FACTOR));
         for t in 0..T {
-            let min = quarters.offsets([first.mins, last.mins], &tokens[t].sums[b]);
+            let Columns { scales, sums, .. } = columns[t];
+            let min = quarters.offsets([first.mins, last.mins], [&sums[b], &sums[next]]);
             let sum = quarters.spans([first.sums[t], last.sums[t]]);
             let value = isa.g_mul(d, isa.g_from_n(sum));
             let value = isa.g_fnma(dmin, isa.g_from_n(min), value);
-            let scales = isa.g_pair([tokens[t].scales[2 * b], tokens[t].scales[2 * b + 1]]);
+            let scales = quarters.of_spans([scales[b], scales[next]]);
             total[t] = isa.g_fma(scales, value, total[t]);
+            if next > b {
+                total[t] = isa.g_fma(quarters.last(scales), quarters.last(value), total[t]);
+            }
         }
     }
     for t in 0..T {
-        super::store_spans(isa, total[t], &mut out[t]);
+        let mut lanes = [0.0; 8 * MAX_ROWS];
+        isa.g_store(total[t], &mut lanes);
+        for r in 0..ROWS {
+            out[t][r] = lanes[r] + lanes[ROWS + r];
+        }
     }
 }

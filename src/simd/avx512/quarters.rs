@@ -21,8 +21,7 @@ impl<const VNNI: bool> Avx512With<VNNI> {
 
 impl<I: Isa<B = __m512i, N = __m512i, G = __m512>> Quarters<I> for Avx512Quarters {
     #[inline(always)]
-    fn load(self, words: &[i32]) -> [__m512i; 4] {
-        let words: &[i32; 64] = words.first_chunk().expect("four vectors");
+    fn load(self, words: &[i32; 64]) -> [__m512i; 4] {
         unsafe {
             [
                 opaque(_mm512_loadu_si512(words.as_ptr().cast())),
@@ -128,14 +127,16 @@ impl<I: Isa<B = __m512i, N = __m512i, G = __m512>> Quarters<I> for Avx512Quarter
     }
 
     #[inline(always)]
-    fn offsets(self, mins: [__m512i; 2], sums: &[i16; 16]) -> __m512i {
+    fn offsets(self, mins: [__m512i; 2], sums: [&[i16; 16]; 2]) -> __m512i {
         unsafe {
-            let sums = _mm256_loadu_si256(sums.as_ptr().cast());
-            let groups = _mm256_cvtepi32_epi16(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
-            let groups = _mm512_broadcast_i32x4(groups);
-            let first = _mm512_castsi512_ps(_mm512_madd_epi16(mins[0], groups));
-            let last = _mm512_castsi512_ps(_mm512_madd_epi16(mins[1], groups));
-            // In quarter `r` now both spans of row `r`, then of row `4 + r`.
+            let groups = |sums: &[i16; 16]| {
+                let sums = _mm256_loadu_si256(sums.as_ptr().cast());
+                let groups = _mm256_cvtepi32_epi16(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
+                _mm512_broadcast_i32x4(groups)
+            };
+            let first = _mm512_castsi512_ps(_mm512_madd_epi16(mins[0], groups(sums[0])));
+            let last = _mm512_castsi512_ps(_mm512_madd_epi16(mins[1], groups(sums[1])));
+            // In quarter `r` now row `r`'s spans of one block, then of the other.
             let spans = _mm512_add_epi32(
                 _mm512_castps_si512(_mm512_shuffle_ps::<0x88>(first, last)),
                 _mm512_castps_si512(_mm512_shuffle_ps::<0xdd>(first, last)),
@@ -179,6 +180,20 @@ impl<I: Isa<B = __m512i, N = __m512i, G = __m512>> Quarters<I> for Avx512Quarter
                 _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(halves)),
             ]
         }
+    }
+
+    #[inline(always)]
+    fn of_spans(self, [first, last]: [[f32; 2]; 2]) -> __m512 {
+        unsafe {
+            let all = _mm_setr_ps(first[0], first[1], last[0], last[1]);
+            let order = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+            _mm512_permutexvar_ps(opaque(order), _mm512_castps128_ps512(all))
+        }
+    }
+
+    #[inline(always)]
+    fn last(self, v: __m512) -> __m512 {
+        unsafe { _mm512_shuffle_f32x4::<0x4e>(v, v) }
     }
 }
 
