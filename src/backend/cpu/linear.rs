@@ -47,8 +47,8 @@ impl RowTasks {
         Self { rows, large, whole, small: Self::of_bytes(TASK_BYTES / SMALL_PARTS, row_bytes) }
     }
 
-    /// Rows that have about so many bytes. A sweep goes along some that lie an eighth of them apart, which would push each other out of the
-    /// first cache if these places were nearly the same ones within [`WAY`].
+    /// Rows that have about so many bytes. A sweep goes along some that lie an eighth or a quarter of them apart, which would push each
+    /// other out of the first cache if these places were nearly the same ones within [`WAY`].
     fn of_bytes(bytes: usize, row_bytes: usize) -> usize {
         let least = (bytes / row_bytes.max(1) / MAX_GROUP_ROWS).max(1);
         let nearest = |apart: &usize| {

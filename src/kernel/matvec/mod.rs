@@ -25,7 +25,7 @@ pub struct RowProducts<'a, F> {
     pub row_bytes: usize,
     /// Rows that this thread is likely to multiply next: what they begin with is asked for at the end.
     pub next: &'a [u8],
-    /// Quantized with the format's span, and repeated for the level.
+    /// Quantized with the format's span, and arranged for the level.
     pub tokens: &'a Activations,
     /// One slice a token.
     pub out: &'a mut [&'a mut [f32]],

@@ -16,7 +16,7 @@ struct Columns<'a> {
     sums: &'a [[i16; 16]],
 }
 
-/// A block of each of [`ROWS`] rows.
+/// What a block of each of [`ROWS`] rows adds.
 struct Blocks<I: Isa, const T: usize> {
     /// [`Quarters::rows`] of what the blocks begin with.
     heads: I::B,
@@ -25,7 +25,7 @@ struct Blocks<I: Isa, const T: usize> {
     sums: [I::N; T],
 }
 
-/// Blocks `b`.
+/// Block `b` of each row.
 #[inline(always)]
 fn blocks<F: Unpack, I: Isa, const T: usize>(
     isa: I,

@@ -1,4 +1,7 @@
 //! Vectors of 64 bytes as quarters of 16, with VNNI.
+//!
+//! Safety, for every `unsafe` in this file: an [`Avx512Quarters`] comes only from a token that proves the features, and loads go through
+//! references to arrays of the length that they take.
 
 use std::arch::x86_64::*;
 
