@@ -11,6 +11,15 @@ pub(super) fn opaque(mut v: __m512i) -> __m512i {
     v
 }
 
+/// As [`opaque`], and has effects as far as the compiler knows: what is loaded later stays later.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn in_order(mut v: __m512i) -> __m512i {
+    // Sound: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(zmm_reg) v, options(nostack, preserves_flags)) };
+    v
+}
+
 /// `vpdpwssd`. Of several sums in a row the compiler would take one apart, into a multiplication and an addition.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]

@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::super::quarters::Quarters;
-use super::blocks::opaque;
+use super::blocks::{in_order, opaque};
 use super::{Avx512With, checked};
 use crate::simd::Isa;
 
@@ -198,13 +198,4 @@ impl<I: Isa<B = __m512i, N = __m512i, G = __m512>> Quarters<I> for Avx512Quarter
     fn last(self, v: __m512) -> __m512 {
         unsafe { _mm512_shuffle_f32x4::<0x4e>(v, v) }
     }
-}
-
-/// Has effects, as far as the compiler knows.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn in_order(mut v: __m512i) -> __m512i {
-    // Sound: no instruction at all.
-    unsafe { std::arch::asm!("/* {0} */", inout(zmm_reg) v, options(nostack, preserves_flags)) };
-    v
 }
