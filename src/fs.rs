@@ -27,6 +27,90 @@ pub fn remove_unfinished() {
 /// Started writeback is bounded to this many bytes behind the writer, so that the final sync has little left.
 const WRITEBACK_STEP: u64 = 32 << 20;
 
+/// Bytes of the largest page that a map of a file may have where the system keeps files in such pages, as Linux does on x86-64.
+const LARGE_PAGE: usize = 2 << 20;
+
+/// Writes to `to` in whole large pages, each at a multiple of its size: written so, a file stays in such pages in memory, and whoever
+/// maps it has the processor look up one address where it would look up 512.
+#[derive(Debug)]
+pub(crate) struct LargePages<W: Write> {
+    to: W,
+    /// Bytes that `to` has.
+    written: u64,
+    /// What follows them: less than a page.
+    pending: Vec<u8>,
+}
+
+impl<W: Write> LargePages<W> {
+    /// Goes on after the first `written` bytes of `to`.
+    pub(crate) fn new(to: W, written: u64) -> Self {
+        Self { to, written, pending: Vec::new() }
+    }
+
+    /// Bytes that `to` has.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// What is written to; it lacks what is not flushed yet.
+    pub(crate) fn get_ref(&self) -> &W {
+        &self.to
+    }
+
+    /// What is written to, which has no bytes from now on: the caller takes them away.
+    pub(crate) fn restart(&mut self) -> &mut W {
+        self.pending.clear();
+        self.written = 0;
+        &mut self.to
+    }
+
+    fn write_pending(&mut self) -> io::Result<()> {
+        while !self.pending.is_empty() {
+            match self.to.write(&self.pending) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.written += count as u64;
+                    self.pending.drain(..count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<W: Write> Write for LargePages<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let in_page = (self.written % LARGE_PAGE as u64) as usize + self.pending.len();
+        let left = LARGE_PAGE - in_page % LARGE_PAGE;
+        if self.pending.is_empty() && bytes.len() >= left {
+            let whole = bytes.len() - (bytes.len() - left) % LARGE_PAGE;
+            let count = self.to.write(&bytes[..whole])?;
+            self.written += count as u64;
+            return Ok(count);
+        }
+        let count = bytes.len().min(left);
+        self.pending.extend_from_slice(&bytes[..count]);
+        if count == left {
+            self.write_pending()?;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.write_pending()?;
+        self.to.flush()
+    }
+}
+
+impl<W: Write> Drop for LargePages<W> {
+    fn drop(&mut self) {
+        // Who wants to know whether this succeeds has called `flush`.
+        let _ = self.write_pending();
+    }
+}
+
 /// A file being written that takes its place only on [`commit`](Self::commit).
 ///
 /// Until then its bytes are in a temporary file in the same folder: one without a name where the file system
@@ -34,12 +118,11 @@ const WRITEBACK_STEP: u64 = 32 << 20;
 /// Dropped without commit, nothing is left and an existing file at `path` is untouched.
 #[derive(Debug)]
 pub struct AtomicFile {
-    file: File,
+    file: LargePages<File>,
     /// Where the file goes, symbolic links resolved.
     target: PathBuf,
     stage: Stage,
     expected: u64,
-    written: u64,
     /// Bytes for which writeback was started.
     flushing: u64,
 }
@@ -96,7 +179,7 @@ impl AtomicFile {
     }
 
     fn new(file: File, target: PathBuf, stage: Stage, expected: u64) -> Self {
-        Self { file, target, stage, expected, written: 0, flushing: 0 }
+        Self { file: LargePages::new(file, 0), target, stage, expected, flushing: 0 }
     }
 
     /// Puts the file in its place, synced; a file that was there is replaced in the same instant.
@@ -105,7 +188,8 @@ impl AtomicFile {
             self.stage = Stage::Committed;
             return self.file.flush().map_err(|error| Error::io("write", &self.target, error));
         }
-        self.file.sync_all().map_err(|error| self.write_error(error))?;
+        let synced = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
+        synced.map_err(|error| self.write_error(error))?;
         let temporary = match &self.stage {
             Stage::Named(temporary) => temporary.clone(),
             _ => self.give_name()?,
@@ -123,7 +207,7 @@ impl AtomicFile {
 
     /// The error for a failed write: says what was needed if the disk is full.
     pub fn write_error(&self, error: io::Error) -> Error {
-        write_error(&self.target, self.expected, self.written, "nothing was left behind", error)
+        write_error(&self.target, self.expected, self.file.written(), "nothing was left behind", error)
     }
 
     /// Gives the unnamed file a hidden name beside the target (a link cannot replace an existing file).
@@ -131,7 +215,7 @@ impl AtomicFile {
         for attempt in 0.. {
             let temporary = temporary_path(&self.target, attempt);
             let mut listed = unfinished();
-            match link(&self.file, &temporary) {
+            match link(self.file.get_ref(), &temporary) {
                 Ok(()) => {
                     listed.push(temporary.clone());
                     self.stage = Stage::Named(temporary.clone());
@@ -148,10 +232,10 @@ impl AtomicFile {
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.file.write(bytes)?;
-        self.written += count as u64;
-        if self.written - self.flushing >= WRITEBACK_STEP && !matches!(self.stage, Stage::Direct) {
-            start_writeback(&self.file, self.flushing, self.written - self.flushing);
-            self.flushing = self.written;
+        let written = self.file.written();
+        if written - self.flushing >= WRITEBACK_STEP && !matches!(self.stage, Stage::Direct) {
+            start_writeback(self.file.get_ref(), self.flushing, written - self.flushing);
+            self.flushing = written;
         }
         Ok(count)
     }
@@ -385,7 +469,11 @@ impl Map {
         // the bytes cannot break an invariant: heads are parsed into owned values, and tensor bytes have no
         // invalid bit patterns.
         let map = unsafe { memmap2::Mmap::map(&file) };
-        map.map(|map| Self { map: Some(map) }).map_err(|error| Error::io("map", path, error))
+        let map = map.map_err(|error| Error::io("map", path, error))?;
+        // Only a hint: pages that are read or were written in such pieces are then mapped as one, and weights are read faster.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Self { map: Some(map) })
     }
 
     /// Reads `range` into memory ahead of its use, where the system takes such hints.
@@ -449,6 +537,49 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(names(folder.path()), ["out"]);
         assert!(unfinished().iter().all(|temporary| !temporary.starts_with(folder.path())));
+    }
+
+    #[test]
+    fn large_pages_are_written_whole() {
+        /// Lengths of the writes, of which every third takes half.
+        #[derive(Default)]
+        struct Lengths(Vec<usize>, Vec<u8>, bool);
+        impl Write for Lengths {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let count =
+                    if self.2 && self.0.len() % 3 == 2 { bytes.len().div_ceil(2) } else { bytes.len() };
+                self.0.push(count);
+                self.1.extend_from_slice(&bytes[..count]);
+                Ok(count)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let bytes: Vec<u8> = (0..9 * LARGE_PAGE + 5).map(|i| (i * 7 + i / 251) as u8).collect();
+        for is_partial in [false, true] {
+            for start in [0, 3] {
+                let mut pages = LargePages::new(Lengths(vec![], vec![], is_partial), start as u64);
+                let mut rest = &bytes[start..];
+                for length in
+                    [5, 0, LARGE_PAGE, LARGE_PAGE - 5, 3 * LARGE_PAGE + 1, LARGE_PAGE - 1, usize::MAX]
+                {
+                    let (now, later) = rest.split_at(length.min(rest.len()));
+                    pages.write_all(now).unwrap();
+                    rest = later;
+                }
+                pages.flush().unwrap();
+                assert_eq!(pages.written(), bytes.len() as u64);
+                assert!(pages.to.1 == bytes[start..]);
+                if !is_partial {
+                    let mut at = start;
+                    for &length in &pages.to.0[..pages.to.0.len() - 1] {
+                        at += length;
+                        assert_eq!(at % LARGE_PAGE, 0, "{:?}", pages.to.0);
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::value::type_id;
 use super::{Array, Fault, Metadata, TensorType, Value, reader};
 use crate::fs::AtomicFile;
+use crate::machine::prefer_large_pages;
 use crate::{Error, Result};
 
 const VERSION: u32 = 3;
@@ -66,6 +67,7 @@ impl Writer {
         image.try_reserve_exact(total).map_err(|_| {
             Error::Resources(format!("{}: the model needs {total} bytes of memory", label.display()))
         })?;
+        prefer_large_pages(&mut image);
         image.extend_from_slice(&layout.head);
         Ok(Self::start(Target::Memory(image), label, layout, tensors))
     }
