@@ -34,6 +34,12 @@ pub trait Drafter {
 
     /// Whether guessing takes no time worth mentioning.
     fn is_free(&self) -> bool;
+
+    /// How often a guessed token of each sort is expected to be right, if those before it are, as long as it is not known.
+    fn expected_odds(&self) -> [f64; SORTS] {
+        // Just enough for a short one to be tried.
+        [0.4; SORTS]
+    }
 }
 
 /// How far to guess.
@@ -63,7 +69,8 @@ impl Speculator {
     /// Guesses with `drafter` as far as `range` allows.
     pub fn new(drafter: Box<dyn Drafter>, range: Range) -> Self {
         let (text, guess) = (Vec::new(), Vec::new());
-        Self { drafter, range, pace: Pace::default(), text, guess, sort: None, checked: 0 }
+        let pace = Pace::new(drafter.expected_odds());
+        Self { drafter, range, pace, text, guess, sort: None, checked: 0 }
     }
 
     /// Starts an answer to `text`.

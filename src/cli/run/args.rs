@@ -134,7 +134,7 @@ pub struct SpeculationArgs {
     #[arg(long, conflicts_with = "model_draft")]
     pub lookup: bool,
     /// The most tokens that --lookup looks for
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 8)]
     pub lookup_ngram_max: usize,
     /// The fewest tokens that --lookup looks for
     #[arg(long, value_name = "N", default_value_t = 2)]

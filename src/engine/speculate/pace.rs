@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use super::SORTS;
 
-/// Odds of a guess before anything is known: just enough for a short one to be tried.
-const FIRST_ODDS: f64 = 0.4;
 /// Time of one more token in a pass, relative to the pass with one, before it was measured.
 const FIRST_EXTRA: f64 = 0.2;
 /// Weight of a new observation in a moving average.
@@ -35,13 +33,12 @@ pub struct Pace {
     declined: usize,
 }
 
-impl Default for Pace {
-    fn default() -> Self {
-        Self { times: Vec::new(), odds: [FIRST_ODDS; SORTS], since_plain: 0, since_guess: 0, declined: 0 }
-    }
-}
-
 impl Pace {
+    /// Nothing is known yet but the `odds` of each sort that its drafter expects.
+    pub fn new(odds: [f64; SORTS]) -> Self {
+        Self { times: Vec::new(), odds, since_plain: 0, since_guess: 0, declined: 0 }
+    }
+
     /// Tokens to guess now, at most `most`.
     pub fn length(&mut self, sort: usize, most: usize, free: bool) -> usize {
         let Some(plain) = self.measured(0) else { return 0 };
@@ -124,7 +121,7 @@ mod tests {
     use super::*;
 
     fn pace(extra: u64) -> Pace {
-        let mut pace = Pace::default();
+        let mut pace = Pace::new([0.4; SORTS]);
         assert_eq!(pace.length(0, 16, true), 0, "the first pass is the one to compare with");
         pace.fed(0, Duration::from_millis(100));
         pace.fed(1, Duration::from_millis(100 + extra));
