@@ -186,7 +186,7 @@ impl AtomicFile {
     pub fn commit(mut self) -> Result<()> {
         if matches!(self.stage, Stage::Direct) {
             self.stage = Stage::Committed;
-            return self.file.flush().map_err(|error| Error::io("write", &self.target, error));
+            return self.file.flush().map_err(|error| self.write_error(error));
         }
         let synced = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
         synced.map_err(|error| self.write_error(error))?;

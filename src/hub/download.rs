@@ -177,9 +177,9 @@ impl Partial {
     }
 
     fn add(&mut self, bytes: &[u8]) -> Result<()> {
-        let failed =
-            |error| write_error(&self.path, self.size, self.length, "what has arrived was kept", error);
-        self.file.write_all(bytes).map_err(failed)?;
+        let kept = "what has arrived was kept";
+        let added = self.file.write_all(bytes);
+        added.map_err(|error| write_error(&self.path, self.size, self.file.written(), kept, error))?;
         self.hash.update(bytes);
         self.length += bytes.len() as u64;
         Ok(())
@@ -195,7 +195,9 @@ impl Partial {
                 return Err(fault(Fault::Checksum { found, expected: expected.to_owned() }));
             }
         }
-        self.file.flush().and_then(|()| self.file.get_ref().sync_all()).map_err(failed)?;
+        let kept = "what has arrived was kept";
+        let synced = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
+        synced.map_err(|error| write_error(&self.path, self.size, self.file.written(), kept, error))?;
         std::fs::rename(&self.path, blob).map_err(failed)
     }
 }
