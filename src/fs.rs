@@ -33,7 +33,7 @@ const LARGE_PAGE: usize = 2 << 20;
 /// Writes to `to` in whole large pages, each at a multiple of its size: written so, a file stays in such pages in memory, and whoever
 /// maps it has the processor look up one address where it would look up 512.
 #[derive(Debug)]
-pub(crate) struct LargePages<W: Write> {
+struct LargePages<W: Write> {
     to: W,
     /// Bytes that `to` has.
     written: u64,
@@ -43,25 +43,18 @@ pub(crate) struct LargePages<W: Write> {
 
 impl<W: Write> LargePages<W> {
     /// Goes on after the first `written` bytes of `to`.
-    pub(crate) fn new(to: W, written: u64) -> Self {
+    fn new(to: W, written: u64) -> Self {
         Self { to, written, pending: Vec::new() }
     }
 
     /// Bytes that `to` has.
-    pub(crate) fn written(&self) -> u64 {
+    fn written(&self) -> u64 {
         self.written
     }
 
     /// What is written to; it lacks what is not flushed yet.
-    pub(crate) fn get_ref(&self) -> &W {
+    fn get_ref(&self) -> &W {
         &self.to
-    }
-
-    /// What is written to, which has no bytes from now on: the caller takes them away.
-    pub(crate) fn restart(&mut self) -> &mut W {
-        self.pending.clear();
-        self.written = 0;
-        &mut self.to
     }
 
     fn write_pending(&mut self) -> io::Result<()> {
@@ -101,13 +94,6 @@ impl<W: Write> Write for LargePages<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.write_pending()?;
         self.to.flush()
-    }
-}
-
-impl<W: Write> Drop for LargePages<W> {
-    fn drop(&mut self) {
-        // Who wants to know whether this succeeds has called `flush`.
-        let _ = self.write_pending();
     }
 }
 

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::cache::{Cache, create_parent};
 use super::client::{Client, Remote};
 use super::{Event, Fault, RepoName};
-use crate::fs::{LargePages, ensure_space, write_error};
+use crate::fs::{ensure_space, write_error};
 use crate::{Error, Result};
 
 /// Times that a server is asked again after an answer without a single byte of the file.
@@ -133,7 +133,7 @@ impl From<Error> for Stop {
 /// A file that is not whole yet.
 struct Partial {
     path: PathBuf,
-    file: LargePages<File>,
+    file: File,
     hash: Sha256,
     /// Bytes it has.
     length: u64,
@@ -159,7 +159,6 @@ impl Partial {
                 }
             }
         }
-        let file = LargePages::new(file, length);
         let mut partial = Self { path, file, hash, length, size };
         if length > size {
             partial.restart()?;
@@ -168,8 +167,7 @@ impl Partial {
     }
 
     fn restart(&mut self) -> Result<()> {
-        let file = self.file.restart();
-        let emptied = file.set_len(0).and_then(|()| io::Seek::rewind(file));
+        let emptied = self.file.set_len(0).and_then(|()| io::Seek::rewind(&mut self.file));
         emptied.map_err(|error| Error::io("write", &self.path, error))?;
         self.hash = Sha256::new();
         self.length = 0;
@@ -177,16 +175,16 @@ impl Partial {
     }
 
     fn add(&mut self, bytes: &[u8]) -> Result<()> {
-        let kept = "what has arrived was kept";
-        let added = self.file.write_all(bytes);
-        added.map_err(|error| write_error(&self.path, self.size, self.file.written(), kept, error))?;
+        let failed =
+            |error| write_error(&self.path, self.size, self.length, "what has arrived was kept", error);
+        self.file.write_all(bytes).map_err(failed)?;
         self.hash.update(bytes);
         self.length += bytes.len() as u64;
         Ok(())
     }
 
     /// Compares and gives it its final name; what is wrong is removed.
-    fn finish(mut self, sha256: Option<&str>, blob: &Path, fault: impl Fn(Fault) -> Error) -> Result<()> {
+    fn finish(self, sha256: Option<&str>, blob: &Path, fault: impl Fn(Fault) -> Error) -> Result<()> {
         let failed = |error| Error::io("write", &self.path, error);
         if let Some(expected) = sha256 {
             let found = hex(&self.hash.finalize());
@@ -195,9 +193,7 @@ impl Partial {
                 return Err(fault(Fault::Checksum { found, expected: expected.to_owned() }));
             }
         }
-        let kept = "what has arrived was kept";
-        let synced = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
-        synced.map_err(|error| write_error(&self.path, self.size, self.file.written(), kept, error))?;
+        self.file.sync_all().map_err(failed)?;
         std::fs::rename(&self.path, blob).map_err(failed)
     }
 }
