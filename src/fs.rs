@@ -42,19 +42,9 @@ struct LargePages<W: Write> {
 }
 
 impl<W: Write> LargePages<W> {
-    /// Goes on after the first `written` bytes of `to`.
-    fn new(to: W, written: u64) -> Self {
-        Self { to, written, pending: Vec::new() }
-    }
-
-    /// Bytes that `to` has.
-    fn written(&self) -> u64 {
-        self.written
-    }
-
-    /// What is written to; it lacks what is not flushed yet.
-    fn get_ref(&self) -> &W {
-        &self.to
+    /// `to` is empty.
+    fn new(to: W) -> Self {
+        Self { to, written: 0, pending: Vec::new() }
     }
 
     fn write_pending(&mut self) -> io::Result<()> {
@@ -75,8 +65,8 @@ impl<W: Write> LargePages<W> {
 
 impl<W: Write> Write for LargePages<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let in_page = (self.written % LARGE_PAGE as u64) as usize + self.pending.len();
-        let left = LARGE_PAGE - in_page % LARGE_PAGE;
+        let end = self.written + self.pending.len() as u64;
+        let left = LARGE_PAGE - (end % LARGE_PAGE as u64) as usize;
         if self.pending.is_empty() && bytes.len() >= left {
             let whole = bytes.len() - (bytes.len() - left) % LARGE_PAGE;
             let count = self.to.write(&bytes[..whole])?;
@@ -165,7 +155,7 @@ impl AtomicFile {
     }
 
     fn new(file: File, target: PathBuf, stage: Stage, expected: u64) -> Self {
-        Self { file: LargePages::new(file, 0), target, stage, expected, flushing: 0 }
+        Self { file: LargePages::new(file), target, stage, expected, flushing: 0 }
     }
 
     /// Puts the file in its place, synced; a file that was there is replaced in the same instant.
@@ -174,7 +164,7 @@ impl AtomicFile {
             self.stage = Stage::Committed;
             return self.file.flush().map_err(|error| self.write_error(error));
         }
-        let synced = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
+        let synced = self.file.flush().and_then(|()| self.file.to.sync_all());
         synced.map_err(|error| self.write_error(error))?;
         let temporary = match &self.stage {
             Stage::Named(temporary) => temporary.clone(),
@@ -193,7 +183,7 @@ impl AtomicFile {
 
     /// The error for a failed write: says what was needed if the disk is full.
     pub fn write_error(&self, error: io::Error) -> Error {
-        write_error(&self.target, self.expected, self.file.written(), "nothing was left behind", error)
+        write_error(&self.target, self.expected, self.file.written, "nothing was left behind", error)
     }
 
     /// Gives the unnamed file a hidden name beside the target (a link cannot replace an existing file).
@@ -201,7 +191,7 @@ impl AtomicFile {
         for attempt in 0.. {
             let temporary = temporary_path(&self.target, attempt);
             let mut listed = unfinished();
-            match link(self.file.get_ref(), &temporary) {
+            match link(&self.file.to, &temporary) {
                 Ok(()) => {
                     listed.push(temporary.clone());
                     self.stage = Stage::Named(temporary.clone());
@@ -218,9 +208,9 @@ impl AtomicFile {
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.file.write(bytes)?;
-        let written = self.file.written();
+        let written = self.file.written;
         if written - self.flushing >= WRITEBACK_STEP && !matches!(self.stage, Stage::Direct) {
-            start_writeback(self.file.get_ref(), self.flushing, written - self.flushing);
+            start_writeback(&self.file.to, self.flushing, written - self.flushing);
             self.flushing = written;
         }
         Ok(count)
@@ -545,7 +535,8 @@ mod tests {
         let bytes: Vec<u8> = (0..9 * LARGE_PAGE + 5).map(|i| (i * 7 + i / 251) as u8).collect();
         for is_partial in [false, true] {
             for start in [0, 3] {
-                let mut pages = LargePages::new(Lengths(vec![], vec![], is_partial), start as u64);
+                let to = Lengths(vec![], vec![], is_partial);
+                let mut pages = LargePages { to, written: start as u64, pending: vec![] };
                 let mut rest = &bytes[start..];
                 for length in
                     [5, 0, LARGE_PAGE, LARGE_PAGE - 5, 3 * LARGE_PAGE + 1, LARGE_PAGE - 1, usize::MAX]
@@ -555,7 +546,7 @@ mod tests {
                     rest = later;
                 }
                 pages.flush().unwrap();
-                assert_eq!(pages.written(), bytes.len() as u64);
+                assert_eq!(pages.written, bytes.len() as u64);
                 assert!(pages.to.1 == bytes[start..]);
                 if !is_partial {
                     let mut at = start;

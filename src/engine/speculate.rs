@@ -19,6 +19,8 @@ use crate::Result;
 
 /// How many sorts of guesses a drafter may tell apart by how good they are.
 const SORTS: usize = 16;
+/// Odds of a guess before anything is known: just enough for a short one to be tried.
+const FIRST_ODDS: f64 = 0.4;
 
 /// Guesses how a text goes on.
 pub trait Drafter {
@@ -37,8 +39,7 @@ pub trait Drafter {
 
     /// How often a guessed token of each sort is expected to be right, if those before it are, as long as it is not known.
     fn expected_odds(&self) -> [f64; SORTS] {
-        // Just enough for a short one to be tried.
-        [0.4; SORTS]
+        [FIRST_ODDS; SORTS]
     }
 }
 

@@ -5,8 +5,8 @@
 //! floats, the scale and the lowest log probability, and 16-bit levels, padded to an even number. A level times the
 //! scale plus the lowest is the natural logarithm of the probability; what is below the highest by 16 or more is lowest.
 
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 
 use crate::fs::{AtomicFile, Map};
 use crate::{Error, Result};
@@ -148,8 +148,7 @@ pub fn encode_row(logits: &[f32]) -> Vec<u8> {
 
 /// Writes such a file, whole or not at all.
 pub struct BaseWriter {
-    file: BufWriter<AtomicFile>,
-    path: PathBuf,
+    file: AtomicFile,
 }
 
 impl BaseWriter {
@@ -161,8 +160,7 @@ impl BaseWriter {
         let chunks = tokens.len() / context;
         let rows = (chunks * scored(context)) as u64;
         let bytes = (HEADER + 4 * tokens.len()) as u64 + rows * row_bytes(vocabulary) as u64;
-        let file = BufWriter::with_capacity(1 << 20, AtomicFile::create(path, bytes)?);
-        let mut writer = Self { file, path: path.to_owned() };
+        let mut writer = Self { file: AtomicFile::create(path, bytes)? };
         let mut head = MAGIC.to_vec();
         let numbers = [context as u32, vocabulary as u32, chunks as u32];
         head.extend(numbers.iter().chain(tokens).flat_map(|number| number.to_le_bytes()));
@@ -172,14 +170,12 @@ impl BaseWriter {
 
     /// Appends a row of [`encode_row`].
     pub fn write_row(&mut self, row: &[u8]) -> Result<()> {
-        self.file.write_all(row).map_err(|error| self.file.get_ref().write_error(error))
+        self.file.write_all(row).map_err(|error| self.file.write_error(error))
     }
 
     /// Puts the file in its place.
     pub fn finish(self) -> Result<()> {
-        let file =
-            self.file.into_inner().map_err(|error| Error::io("write", &self.path, error.into_error()))?;
-        file.commit()
+        self.file.commit()
     }
 }
 

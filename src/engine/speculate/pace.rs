@@ -119,9 +119,10 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::speculate::FIRST_ODDS;
 
     fn pace(extra: u64) -> Pace {
-        let mut pace = Pace::new([0.4; SORTS]);
+        let mut pace = Pace::new([FIRST_ODDS; SORTS]);
         assert_eq!(pace.length(0, 16, true), 0, "the first pass is the one to compare with");
         pace.fed(0, Duration::from_millis(100));
         pace.fed(1, Duration::from_millis(100 + extra));
