@@ -1,6 +1,8 @@
 //! Activations as int8, the other operand of the quantized products.
 
 use super::Lines;
+use super::matvec::eights;
+use crate::quant::unpack::Unpack;
 use crate::simd::{Isa, Kernel, Level, MAX_ROWS, dispatch, dispatch_at};
 
 /// Rows of activations (one a token), quantized to int8 with a scale per span.
@@ -20,7 +22,7 @@ pub struct Activations {
     pub scales: Vec<f32>,
     /// `[rows, padded / 16]`: the sum of each 16 quants.
     pub sums: Vec<i16>,
-    /// Four quants a word: see [`Activations::arrange`].
+    /// See [`Activations::arrange`].
     arranged: Lines<i32>,
     arrangement: Option<Arrangement>,
 }
@@ -30,8 +32,8 @@ pub struct Activations {
 enum Arrangement {
     /// `[rows, padded / 32, copies, 32]`: every 32 columns as often as a narrow vector has rows.
     Copies(usize),
-    /// `[rows, padded / 256, 2, 2, 4, 16]`: of every 256 columns the first halves of even 32s, their second halves, then those of odd 32s.
-    Quarters,
+    /// `[rows, padded / 256, words]`: what products of eight rows side by side need beside the quants themselves.
+    Eights(usize),
 }
 
 impl Activations {
@@ -50,11 +52,11 @@ impl Activations {
         self.arrangement = None;
     }
 
-    /// Copies the quants for products by rows at `level`, either every 32 columns as often as a narrow vector has rows or, if `quarters` are
-    /// wanted and the level has them, as [`Quarters`](crate::simd::Quarters) says: vectors are loaded by the load pipes alone, while
+    /// Prepares products by rows of `format` at `level`. Where eight rows are multiplied side by side that is what they need beside the quants;
+    /// elsewhere every 32 quants are copied as often as a narrow vector has rows, for then vectors are loaded by the load pipes alone, while
     /// copies made in registers take turns of the pipes for shuffles.
-    pub fn arrange(&mut self, level: Level, quarters: bool) {
-        dispatch_at(level, Arrange { all: self, quarters });
+    pub fn arrange<F: Unpack>(&mut self, format: F, level: Level) {
+        dispatch_at(level, Arrange { all: self, _format: format });
     }
 
     /// The quants of `row` in narrow vectors for `I`, four a word.
@@ -65,11 +67,13 @@ impl Activations {
         &self.arranged[row * words..][..words]
     }
 
-    /// The quants of `row` in vectors of 64 bytes, four of every 256 columns.
+    /// What products of eight rows side by side need beside the quants of `row`.
     #[inline(always)]
-    pub(super) fn quarters(&self, row: usize) -> &[i32] {
-        assert_eq!(self.arrangement, Some(Arrangement::Quarters), "quants are arranged otherwise");
-        let words = self.padded() / 4;
+    pub(super) fn eights(&self, row: usize) -> &[i32] {
+        let Some(Arrangement::Eights(words)) = self.arrangement else {
+            panic!("quants are arranged otherwise");
+        };
+        let words = self.padded() / 256 * words;
         &self.arranged[row * words..][..words]
     }
 
@@ -90,30 +94,24 @@ impl Activations {
     }
 }
 
-struct Arrange<'a> {
+struct Arrange<'a, F> {
     all: &'a mut Activations,
-    quarters: bool,
+    _format: F,
 }
 
-impl Kernel for Arrange<'_> {
+impl<F: Unpack> Kernel for Arrange<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Activations { quants, arranged, arrangement, .. } = self.all;
-        if self.quarters && isa.quarters().is_some() {
-            *arrangement = Some(Arrangement::Quarters);
-            arranged.resize(quants.len() / 4);
-            let (blocks, _) = quants.as_chunks::<256>();
-            for (block, words) in blocks.iter().zip(arranged.chunks_exact_mut(64)) {
-                for i in 0..16 {
-                    let (half, quarter) = (i / 4, i % 4);
-                    let at = 32 * (2 * quarter + half / 2) + 16 * (half % 2);
-                    for j in 0..4 {
-                        let four: &[i8; 4] = block[at + 4 * j..].first_chunk().expect("a column of 256");
-                        words[4 * i + j] = i32::from_le_bytes(four.map(i8::cast_unsigned));
-                    }
-                }
+        if const { I::EIGHTS && F::EIGHTS.is_some() } {
+            let words = const { eights::eights_words::<F>() };
+            *arrangement = Some(Arrangement::Eights(words));
+            let blocks = quants.as_chunks().0;
+            arranged.resize(blocks.len() * words);
+            for b in 0..blocks.len() {
+                eights::arrange::<F>(&blocks[b], &mut arranged[b * words..][..words]);
             }
             return;
         }

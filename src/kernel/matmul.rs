@@ -5,6 +5,7 @@
 //! register tiles. No repacked copy of the weights outlives its panel.
 
 use super::activations::{Activations, sizes_of_sixteen};
+use super::matvec::{eights, swept};
 use super::panel::{
     Ahead, Lanes, Operands, Scaling, Seen, blockwise_tokens, exact, fits, min_columns, packed_span,
     resize_to_block, row_vectors, scaling, unpack, unpack_block,
@@ -210,7 +211,7 @@ pub fn panel_rows(level: Level) -> usize {
 }
 
 /// What [`few_tokens`] is at most.
-pub const MAX_FEW_TOKENS: usize = 4;
+pub const MAX_FEW_TOKENS: usize = 2 * eights::SWEPT;
 
 /// Up to so many tokens, products by rows are faster at `level` than those by panels.
 pub fn few_tokens<F: Unpack>(format: F, level: Level) -> usize {
@@ -220,8 +221,10 @@ pub fn few_tokens<F: Unpack>(format: F, level: Level) -> usize {
         #[inline(always)]
         fn run<I: Isa>(self, _isa: I) -> usize {
             // Where a sweep over rows takes two tokens, a third is worth another one unless panels are unpacked block by block.
-            match I::SWEPT {
+            match const { swept::<F, I>() } {
                 2 if const { blockwise_tokens::<F, I>() == 0 } => 3,
+                // Two sweeps over rows side by side are no slower than panels.
+                eights::SWEPT => 2 * eights::SWEPT,
                 swept => swept,
             }
         }

@@ -107,6 +107,8 @@ fn check_format<F: Unpack>(format: F, kind: TensorType) {
     for (rows, blocks, tokens, extreme) in [
         (1, 1, 1, false),
         (5, 3, 2, false),
+        (9, 4, 3, false),
+        (25, 1, 4, true),
         (37, 2, 7, false),
         (70, 9, 13, false),
         (16, 8, 5, false),
@@ -203,7 +205,7 @@ fn few<F: Unpack>(format: F, level: Level, weights: &[u8], row_bytes: usize, a: 
     let mut out = vec![f32::NAN; rows * a.rows];
     let mut slices: Vec<&mut [f32]> = out.chunks_mut(rows).collect();
     let mut tokens = a.clone();
-    tokens.arrange(level, F::QUARTERS);
+    tokens.arrange(format, level);
     RowProducts { format, rows: weights, row_bytes, next: weights, tokens: &tokens, out: &mut slices }
         .compute(level);
     out

@@ -16,12 +16,12 @@ mod avx2;
 mod avx512;
 mod bf16;
 mod codebook;
+mod eights;
 mod exponential;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
-mod quarters;
 mod scalar;
 mod span;
 
@@ -31,10 +31,10 @@ pub use avx2::{Avx2, AvxVnni};
 pub use avx512::{Avx512, Avx512Plain};
 pub use bf16::{DotBf16, NoDotBf16};
 pub use codebook::Codebook;
+pub use eights::{EIGHT, Eights, NoEights};
 pub use exponential::IsaExt;
 #[cfg(target_arch = "aarch64")]
 pub use neon::{Neon, NeonDot, NeonI8mm};
-pub use quarters::{NoQuarters, Quarters};
 pub use scalar::Scalar;
 pub use span::{Scales, SpanTile};
 
@@ -80,6 +80,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const BLOCKWISE: usize = 0;
     /// Tokens that share a sweep over rows: 2 or 4.
     const SWEPT: usize = 2;
+    /// Whether [`Isa::eights`] gives something.
+    const EIGHTS: bool = false;
     /// Whether lanes are made as they are multiplied then.
     const STAYS_PACKED: bool = false;
     /// Whether [`Isa::f_span_tile`] wants the scales as floats where these are exact.
@@ -104,12 +106,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
     type F: Copy;
     /// What [`Isa::dot_bf16`] may give.
     type DotBf16: DotBf16<Self>;
-    /// What [`Isa::quarters`] may give.
-    type Quarters: Quarters<Self>;
+    /// What [`Isa::eights`] may give.
+    type Eights: Eights<Self>;
 
-    /// Rows one by one, where narrow vectors have two and the groups of one may lie side by side instead.
+    /// Eight rows side by side, where vectors have room for them.
     #[inline(always)]
-    fn quarters(self) -> Option<Self::Quarters> {
+    fn eights(self) -> Option<Self::Eights> {
         None
     }
 

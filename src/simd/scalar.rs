@@ -1,6 +1,6 @@
 //! The portable path: plain arrays. It is the reference that the other ISAs are tested against.
 
-use super::{Isa, Kernel, MAX_ROWS, NoDotBf16, NoQuarters, OfRows, TileKernel};
+use super::{Isa, Kernel, MAX_ROWS, NoDotBf16, NoEights, OfRows, TileKernel};
 
 /// The token that every machine has.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +43,7 @@ impl Isa for Scalar {
     type W = [i32; 8];
     type F = [f32; 8];
     type DotBf16 = NoDotBf16;
-    type Quarters = NoQuarters;
+    type Eights = NoEights;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {

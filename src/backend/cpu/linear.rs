@@ -128,7 +128,7 @@ impl Cpu {
         let mut scratch = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         self.quantize_activations(&mut scratch, x, F::SPAN);
         if x.rows() <= few_tokens(format, self.level) {
-            scratch.activations.arrange(self.level, F::QUARTERS);
+            scratch.activations.arrange(format, self.level);
             self.few_tokens(format, w, &scratch, out);
         } else {
             let Scratch { activations, packed } = &mut *scratch;

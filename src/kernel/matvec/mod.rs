@@ -1,11 +1,11 @@
 //! Products of quantized rows with a few tokens, straight from the blocks: the memory-bound side.
 
-mod quarters;
+pub(super) mod eights;
 
 use super::activations::Activations;
 use super::{partial_sums, prefetch_bytes};
 use crate::quant::unpack::{Scale, Unpack};
-use crate::simd::{Isa, Kernel, Level, MAX_ROWS, OfRows, dispatch_at};
+use crate::simd::{EIGHT, Isa, Kernel, Level, MAX_ROWS, OfRows, dispatch_at};
 
 /// Narrow vectors whose rows share one sweep over the activations in the super-block formats.
 const GROUP: usize = 4;
@@ -47,18 +47,35 @@ impl<F: Unpack> Kernel for RowProducts<'_, F> {
         let tokens = self.out.len();
         let mut token = 0;
         while token < tokens {
-            let swept = (tokens - token).min(I::SWEPT);
-            match swept {
+            // As many in each sweep.
+            let sweeps = (tokens - token).div_ceil(const { swept::<F, I>() });
+            let count = (tokens - token).div_ceil(sweeps);
+            match count {
                 1 => self.few::<I, 1>(isa, token),
                 2 => self.few::<I, 2>(isa, token),
                 // The constant alone decides whether there is such code at all.
-                _ if const { I::SWEPT < 4 } => unreachable!("fewer are swept"),
+                _ if const { swept::<F, I>() < 3 } => unreachable!("fewer are swept"),
                 3 => self.few::<I, 3>(isa, token),
-                _ => self.few::<I, 4>(isa, token),
+                4 => self.few::<I, 4>(isa, token),
+                _ if const { swept::<F, I>() < 5 } => unreachable!("fewer are swept"),
+                5 => self.few::<I, 5>(isa, token),
+                6 => self.few::<I, 6>(isa, token),
+                7 => self.few::<I, 7>(isa, token),
+                _ => self.few::<I, 8>(isa, token),
             }
-            token += swept;
+            token += count;
         }
     }
+}
+
+/// Whether eight rows of `F` are multiplied side by side.
+const fn has_eights<F: Unpack, I: Isa>() -> bool {
+    I::EIGHTS && F::EIGHTS.is_some()
+}
+
+/// Tokens that share a sweep over rows, at most.
+pub(super) const fn swept<F: Unpack, I: Isa>() -> usize {
+    if has_eights::<F, I>() { eights::SWEPT } else { I::SWEPT }
 }
 
 impl<F: Unpack> RowProducts<'_, F> {
@@ -66,56 +83,71 @@ impl<F: Unpack> RowProducts<'_, F> {
     #[inline(always)]
     fn few<I: Isa, const T: usize>(&mut self, isa: I, token: usize) {
         let rows = self.rows.len() / self.row_bytes;
-        let quarters = if F::QUARTERS { isa.quarters() } else { None };
-        let step = if quarters.is_some() {
-            quarters::ROWS
-        } else if F::BLOCK == 256 {
-            GROUP * I::ROWS
-        } else {
-            I::ROWS
-        };
-        let all = self.tokens;
-        let tokens: [Token; T] = std::array::from_fn(|t| {
-            let quants =
-                if quarters.is_some() { all.quarters(token + t) } else { all.vectors::<I>(token + t) };
-            Token::of(all, quants, token + t)
-        });
-        // The rows of a sweep lie far apart: memory delivers more to several streams than to one.
-        let apart = rows.div_ceil(step);
-        let next_apart = (self.next.len() / self.row_bytes).div_ceil(step);
-        for first in 0..apart {
-            // Where there are too few rows, the last one is there more than once.
-            let mut row = [0; MAX_GROUP_ROWS];
-            let mut sweep = Sweep {
-                rows: [&self.rows[..0]; MAX_GROUP_ROWS],
-                starts: [self.rows.as_ptr(); MAX_GROUP_ROWS],
-                beyond: [self.rows.as_ptr(); MAX_GROUP_ROWS],
-            };
-            for r in 0..step {
-                row[r] = (first + r * apart).min(rows - 1);
-                sweep.rows[r] = &self.rows[row[r] * self.row_bytes..][..self.row_bytes];
-                sweep.starts[r] = sweep.rows[r].as_ptr();
-                sweep.beyond[r] = if first + 1 < apart {
-                    sweep.starts[r]
-                } else {
-                    self.next
-                        .as_ptr()
-                        .wrapping_add(r * next_apart * self.row_bytes)
-                        .wrapping_sub(self.row_bytes)
-                };
+        if let (Some(eights), true) = (isa.eights(), const { has_eights::<F, I>() }) {
+            let tokens: [eights::Token; T] =
+                std::array::from_fn(|t| eights::Token::of(self.tokens, token + t));
+            for first in 0..rows.div_ceil(EIGHT) {
+                let sweep = self.sweep(first, EIGHT);
+                let mut products = [[0.0; MAX_GROUP_ROWS]; T];
+                eights::eight_rows::<F, I, T>(isa, eights, &sweep, &tokens, &mut products);
+                let numbers = sweep.numbers;
+                self.store(token, &numbers, EIGHT, &products);
             }
+            return;
+        }
+        let step = if F::BLOCK == 256 { GROUP * I::ROWS } else { I::ROWS };
+        let tokens: [Token; T] = std::array::from_fn(|t| Token::of::<I>(self.tokens, token + t));
+        for first in 0..rows.div_ceil(step) {
+            let sweep = self.sweep(first, step);
             let mut products = [[0.0; MAX_GROUP_ROWS]; T];
-            if let Some(quarters) = quarters {
-                quarters::four_rows::<F, I, T>(isa, quarters, &sweep, &tokens, &mut products);
-            } else if F::BLOCK == 256 {
+            if F::BLOCK == 256 {
                 super_block_rows::<F, I, T>(isa, &sweep, &tokens, &mut products);
             } else {
                 small_block_rows::<F, I, T>(isa, &sweep, &tokens, &mut products);
             }
-            for t in 0..T {
-                for r in 0..step {
-                    self.out[token + t][row[r]] = products[t][r];
-                }
+            let numbers = sweep.numbers;
+            self.store(token, &numbers, step, &products);
+        }
+    }
+
+    /// The `step` rows from number `first` on that are multiplied together. They lie far apart: memory delivers more to several streams than
+    /// to one. Where there are too few rows, the last one is there more than once.
+    #[inline(always)]
+    fn sweep(&self, first: usize, step: usize) -> Sweep<'_> {
+        let rows = self.rows.len() / self.row_bytes;
+        let apart = rows.div_ceil(step);
+        let next_apart = (self.next.len() / self.row_bytes).div_ceil(step);
+        let mut sweep = Sweep {
+            numbers: [0; MAX_GROUP_ROWS],
+            rows: [&self.rows[..0]; MAX_GROUP_ROWS],
+            starts: [self.rows.as_ptr(); MAX_GROUP_ROWS],
+            beyond: [self.rows.as_ptr(); MAX_GROUP_ROWS],
+        };
+        for r in 0..step {
+            sweep.numbers[r] = (first + r * apart).min(rows - 1);
+            sweep.rows[r] = &self.rows[sweep.numbers[r] * self.row_bytes..][..self.row_bytes];
+            sweep.starts[r] = sweep.rows[r].as_ptr();
+            sweep.beyond[r] = if first + 1 < apart {
+                sweep.starts[r]
+            } else {
+                self.next.as_ptr().wrapping_add(r * next_apart * self.row_bytes).wrapping_sub(self.row_bytes)
+            };
+        }
+        sweep
+    }
+
+    /// Stores the `products` of the `step` rows of a sweep with the tokens from `token` on.
+    #[inline(always)]
+    fn store<const T: usize>(
+        &mut self,
+        token: usize,
+        rows: &[usize; MAX_GROUP_ROWS],
+        step: usize,
+        products: &[[f32; MAX_GROUP_ROWS]; T],
+    ) {
+        for t in 0..T {
+            for r in 0..step {
+                self.out[token + t][rows[r]] = products[t][r];
             }
         }
     }
@@ -123,6 +155,8 @@ impl<F: Unpack> RowProducts<'_, F> {
 
 /// Rows that are multiplied together.
 struct Sweep<'a> {
+    /// Which of all.
+    numbers: [usize; MAX_GROUP_ROWS],
     rows: [&'a [u8]; MAX_GROUP_ROWS],
     /// Where each of them begins, and what is read after it less its length.
     starts: [*const u8; MAX_GROUP_ROWS],
@@ -154,11 +188,11 @@ struct Token<'a> {
 
 impl<'a> Token<'a> {
     #[inline(always)]
-    fn of(all: &'a Activations, quants: &'a [i32], token: usize) -> Self {
+    fn of<I: Isa>(all: &'a Activations, token: usize) -> Self {
         let padded = all.padded();
         let spans = padded / all.span;
         Self {
-            quants,
+            quants: all.vectors::<I>(token),
             scales: &all.scales[token * spans..][..spans],
             sums: all.sums[token * padded / 16..][..padded / 16].as_chunks().0,
         }

@@ -1,7 +1,10 @@
 //! The K formats: super-blocks of 256 columns with integer scales.
 
-use super::{Chunks, Fold, Groups, RowChunks, Scale, Unpack, array, bits16, bytes, word32, word64};
-use crate::simd::{Isa, MAX_ROWS, OfRows, Quarters};
+use super::{
+    Chunks, EightGroups, EightRows, Fold, Groups, RowChunks, Scale, Unpack, array, bits16, bytes, word32,
+    word64,
+};
+use crate::simd::{EIGHT, Eights, Isa, MAX_ROWS, OfRows};
 
 /// Activations get a scale of their own every 128 columns: finer than the 256 that llama.cpp uses, at
 /// a cost of two multiplications, and a span of Q4_K still fits a float exactly.
@@ -36,6 +39,29 @@ fn six_bit_groups_of<I: Isa, C: Chunks<I>>(isa: I, words: C) -> Groups<I::B> {
     }
 }
 
+/// As [`six_bit_groups`], with the floats before them, of eight rows side by side.
+#[inline(always)]
+fn six_bit_eights<I: Isa, E: Eights<I>>(isa: I, eights: E, block: [&[u8]; EIGHT]) -> EightGroups<I> {
+    let heads = eights.heads(sixteen(block, 0));
+    let [scales, mins] = eights.halves([eights.six_bits(heads[0]), eights.six_bits(heads[1])]);
+    EightGroups {
+        scales: [scales, isa.b_splat(0)],
+        mins: eights.mins(mins),
+        d: eights.floats::<0>(heads),
+        dmin: eights.floats::<1>(heads),
+    }
+}
+
+/// 16 bytes of each of eight rows' blocks, from byte `at` on.
+#[inline(always)]
+fn sixteen(block: [&[u8]; EIGHT], at: usize) -> [&[u8; 16]; EIGHT] {
+    let mut bytes = [&[0; 16]; EIGHT];
+    for r in 0..EIGHT {
+        bytes[r] = array(block[r], at);
+    }
+    bytes
+}
+
 /// `d`, `dmin` f16; 8 scales and mins of 6 bits; 128 bytes of nibbles, 32 columns low, the next 32 high.
 #[derive(Clone, Copy, Debug)]
 pub struct Q4K;
@@ -52,7 +78,7 @@ impl Unpack for Q4K {
     const MINS: bool = true;
     const BYTEWISE: Option<usize> = Some(144);
     const FLOATS_FIRST: bool = true;
-    const QUARTERS: bool = true;
+    const EIGHTS: Option<EightRows> = Some(EightRows { first: 16, chunks: 4, signed: false });
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
@@ -73,10 +99,8 @@ impl Unpack for Q4K {
     }
 
     #[inline(always)]
-    fn quarters<I: Isa, Q: Quarters<I>>(isa: I, quarters: Q, block: &[u8]) -> [I::B; 4] {
-        let nibble = isa.b_splat(15);
-        let [first, last] = quarters.halves(array(block, 16));
-        [isa.b_and(first, nibble), isa.b_and(last, nibble), isa.b_shr::<4>(first), isa.b_shr::<4>(last)]
+    fn eight_groups<I: Isa, E: Eights<I>>(isa: I, eights: E, block: [&[u8]; EIGHT]) -> EightGroups<I> {
+        six_bit_eights(isa, eights, block)
     }
 
     #[inline(always)]
@@ -111,7 +135,7 @@ impl Unpack for Q5K {
     const MINS: bool = true;
     const BYTEWISE: Option<usize> = Some(176);
     const FLOATS_FIRST: bool = true;
-    const QUARTERS: bool = true;
+    const EIGHTS: Option<EightRows> = Some(EightRows { first: 16, chunks: 5, signed: false });
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
@@ -143,14 +167,8 @@ impl Unpack for Q5K {
     }
 
     #[inline(always)]
-    fn quarters<I: Isa, Q: Quarters<I>>(isa: I, quarters: Q, block: &[u8]) -> [I::B; 4] {
-        let mut lanes = Q4K::quarters(isa, quarters, &block[32..]);
-        for half in 0..2 {
-            let bytes = array(block, 16 + 16 * half);
-            lanes[half] = isa.b_or(lanes[half], quarters.bits::<0>(bytes));
-            lanes[2 + half] = isa.b_or(lanes[2 + half], quarters.bits::<1>(bytes));
-        }
-        lanes
+    fn eight_groups<I: Isa, E: Eights<I>>(isa: I, eights: E, block: [&[u8]; EIGHT]) -> EightGroups<I> {
+        six_bit_eights(isa, eights, block)
     }
 
     #[inline(always)]
@@ -184,6 +202,7 @@ impl Unpack for Q6K {
     const LARGEST_SCALE: i32 = 128;
     const MINS: bool = false;
     const BYTEWISE: Option<usize> = Some(208);
+    const EIGHTS: Option<EightRows> = Some(EightRows { first: 0, chunks: 6, signed: true });
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
@@ -206,6 +225,17 @@ impl Unpack for Q6K {
             out[3] = isa.b_or(isa.b_shr::<4>(b), isa.b_and(isa.b_shr::<2>(high), pair));
         }
         lanes
+    }
+
+    #[inline(always)]
+    fn eight_groups<I: Isa, E: Eights<I>>(isa: I, eights: E, block: [&[u8]; EIGHT]) -> EightGroups<I> {
+        let zero = isa.b_splat(0);
+        EightGroups {
+            scales: eights.halves(eights.heads(sixteen(block, 192))),
+            mins: [zero; 2],
+            d: eights.floats::<7>(eights.heads(sixteen(block, 194))),
+            dmin: isa.g_zero(),
+        }
     }
 
     #[inline(always)]

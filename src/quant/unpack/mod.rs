@@ -15,7 +15,7 @@ pub use k::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub use legacy::{Iq4Nl, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub use ternary::{Tq1_0, Tq2_0};
 
-use crate::simd::{Isa, OfRows, Quarters};
+use crate::simd::{EIGHT, Eights, Isa, OfRows};
 
 /// The float part of a block, as half-precision bits (or see [`Unpack::EXPONENT`]).
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,13 +90,13 @@ pub trait Unpack: Copy + Send + Sync + 'static {
         unreachable!("asked of bytewise formats only")
     }
 
-    /// Whether blocks begin with `d`, `dmin` and eight scales and mins of 6 bits as those of Q4_K do, and [`Unpack::quarters`] can be asked.
-    const QUARTERS: bool = false;
+    /// Where eight rows can be multiplied side by side, what their lanes are made of; [`Unpack::eight_groups`] can be asked then.
+    const EIGHTS: Option<EightRows> = None;
 
-    /// The lanes of `block` as [`Quarters`] says: the first halves of even groups, their second halves, then those of odd groups.
+    /// Scales, mins and floats of a block of each of eight rows.
     #[inline(always)]
-    fn quarters<I: Isa, Q: Quarters<I>>(_isa: I, _quarters: Q, _block: &[u8]) -> [I::B; 4] {
-        unreachable!("asked of formats with quarters only")
+    fn eight_groups<I: Isa, E: Eights<I>>(_isa: I, _eights: E, _block: [&[u8]; EIGHT]) -> EightGroups<I> {
+        unreachable!("asked of formats with such a layout only")
     }
 
     /// The floats of `block`.
@@ -122,6 +122,28 @@ pub trait Unpack: Copy + Send + Sync + 'static {
 pub struct Groups<B> {
     pub scales: [B; 4],
     pub mins: [B; 4],
+}
+
+/// The layout of a format of which eight rows can be multiplied side by side.
+#[derive(Clone, Copy, Debug)]
+pub struct EightRows {
+    /// The first byte of the chunks of 32 bytes that [`Unpack::lanes_of`] asks for, which follow each other.
+    pub first: usize,
+    pub chunks: usize,
+    /// Whether scales are signed bytes; otherwise all bits count.
+    pub signed: bool,
+}
+
+/// What goes with the lanes of a block of each of eight rows.
+#[derive(Clone, Copy)]
+pub struct EightGroups<I: Isa> {
+    /// Bytes, eight a row: the scales of groups 0 to 7, then those of groups 8 to 15 if there are so many.
+    pub scales: [I::B; 2],
+    /// As [`Eights::mins`] gives them.
+    pub mins: [I::B; 2],
+    /// The rows' floats, each of them twice.
+    pub d: I::G,
+    pub dmin: I::G,
 }
 
 /// The bytes of a block.

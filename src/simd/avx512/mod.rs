@@ -6,13 +6,13 @@
 mod across;
 mod blocks;
 mod codebook;
-mod quarters;
+mod eights;
 mod transpose;
 
 use std::arch::x86_64::*;
 
 use self::blocks::{add_pairs, dot_token, opaque};
-use self::quarters::Avx512Quarters;
+use self::eights::Avx512Eights;
 use super::avx2::{largest8, sum8};
 use super::bf16::Avx512Bf16;
 use super::pairs::{Pairs, group_of_pairs};
@@ -54,6 +54,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     const SMALL: usize = if VNNI { 4 } else { Self::TILE.1 };
     const BLOCKWISE: usize = if VNNI { 32 } else { 0 };
     const SWEPT: usize = if VNNI { 4 } else { 2 };
+    const EIGHTS: bool = VNNI;
     const STAYS_PACKED: bool = VNNI;
     const FLOAT_SCALES: bool = VNNI;
     const PAIRED_SCALES: bool = VNNI;
@@ -64,11 +65,11 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     type W = __m512i;
     type F = __m512;
     type DotBf16 = Avx512Bf16;
-    type Quarters = Avx512Quarters;
+    type Eights = Avx512Eights;
 
     #[inline(always)]
-    fn quarters(self) -> Option<Avx512Quarters> {
-        self.proof_of_quarters()
+    fn eights(self) -> Option<Avx512Eights> {
+        self.proof_of_eights()
     }
 
     #[inline(always)]

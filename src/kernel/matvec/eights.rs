@@ -1,0 +1,319 @@
+//! Products of eight rows side by side.
+
+use std::marker::PhantomData;
+
+use super::{AHEAD, MAX_GROUP_ROWS, Sweep};
+use crate::kernel::Activations;
+use crate::quant::unpack::{Chunks, EightGroups, EightRows, Unpack};
+use crate::simd::{EIGHT, Eights, Isa, MAX_ROWS};
+
+/// Tokens that share a sweep over rows, at most.
+pub(in crate::kernel) const SWEPT: usize = 8;
+
+/// What [`Unpack::EIGHTS`] says.
+const fn layout<F: Unpack>() -> EightRows {
+    match F::EIGHTS {
+        Some(layout) => layout,
+        None => EightRows { first: 0, chunks: 0, signed: false },
+    }
+}
+
+/// Eights of columns that words of 16 bits have room for the products of: four of each eight go to one word.
+const fn eights_that_fit<F: Unpack>() -> usize {
+    let (above, below) = (F::LARGEST as i32 - F::OFFSET, F::OFFSET);
+    let size = if above > below { above } else { below };
+    let (fit, all) = (i16::MAX as i32 / (4 * 127 * size), F::GROUP / 8);
+    if (fit as usize) < all { fit as usize } else { all }
+}
+
+/// One token's activations.
+#[derive(Clone, Copy)]
+pub(super) struct Token<'a> {
+    quants: &'a [[i8; 256]],
+    scales: &'a [[f32; 2]],
+    /// `[blocks, eights_words]`: see [`Activations::arrange`].
+    words: &'a [i32],
+}
+
+impl<'a> Token<'a> {
+    #[inline(always)]
+    pub fn of(all: &'a Activations, token: usize) -> Self {
+        let blocks = all.padded() / 256;
+        Self {
+            quants: &all.quants.as_chunks().0[token * blocks..][..blocks],
+            scales: &all.scales.as_chunks().0[token * blocks..][..blocks],
+            words: all.eights(token),
+        }
+    }
+}
+
+/// Words of each 256 columns of a token that products of `F` need beside the quants: the sums of 32 columns, two i16 a word in the order of
+/// [`Eights::offsets`], for mins; for an offset, what dot products of each 16 columns start from so that it is taken off.
+pub(in crate::kernel) const fn eights_words<F: Unpack>() -> usize {
+    first_start::<F>() + if F::OFFSET == 0 { 0 } else { 2 * 16 }
+}
+
+/// The first of the words that dot products start from.
+const fn first_start<F: Unpack>() -> usize {
+    if F::MINS { 4 } else { 0 }
+}
+
+/// Fills `words` ([`eights_words`]) from the quants of 256 columns.
+#[inline(always)]
+pub(in crate::kernel) fn arrange<F: Unpack>(quants: &[i8; 256], words: &mut [i32]) {
+    if F::MINS {
+        let sums = quants.as_chunks::<32>().0;
+        for (word, first) in [0, 4, 2, 6].into_iter().enumerate() {
+            let sum = |group: usize| sums[group].iter().map(|&q| i32::from(q)).sum::<i32>();
+            words[word] = sum(first) & 0xffff | sum(first + 1) << 16;
+        }
+    }
+    if F::OFFSET != 0 {
+        let fours = quants.as_chunks::<4>().0;
+        for (i, start) in words[const { first_start::<F>() }..][..32].iter_mut().enumerate() {
+            let at = i / 2 * 4 + i % 2;
+            let sum = |four: usize| fours[four].iter().map(|&q| i32::from(q)).sum::<i32>();
+            *start = -F::OFFSET * (sum(at) + sum(at + 2));
+        }
+    }
+}
+
+/// The bytes of a block of eight rows that lanes are made of, eight columns at a time.
+#[derive(Clone, Copy)]
+struct Turned<'a, F, B> {
+    chunks: &'a [[B; 4]; MAX_CHUNKS],
+    /// Which eight of each 32 columns.
+    eight: usize,
+    _format: PhantomData<F>,
+}
+
+/// Chunks of a block, at most.
+const MAX_CHUNKS: usize = 6;
+
+impl<F: Unpack, I: Isa> Chunks<I> for Turned<'_, F, I::B> {
+    #[inline(always)]
+    fn chunk(self, _isa: I, at: usize) -> I::B {
+        self.chunks[(at - const { layout::<F>().first }) / 32][self.eight]
+    }
+}
+
+/// What is asked for of each row while other bytes are multiplied.
+struct Ahead([*const u8; EIGHT]);
+
+impl Ahead {
+    #[inline(always)]
+    fn of(sweep: &Sweep, at: usize) -> Self {
+        let mut rows = *sweep.bases(at);
+        for r in 0..EIGHT {
+            rows[r] = rows[r].wrapping_add(at);
+        }
+        Self(rows)
+    }
+
+    /// Asks for part number `part` of `parts` of a block of each row, a line of each row in turns: several lines of one row at once keep one
+    /// channel of the memory busy while others have nothing to do.
+    #[inline(always)]
+    fn ask<F: Unpack, I: Isa>(&self, isa: I, part: usize, parts: usize) {
+        let lines = const { F::BYTES.div_ceil(64) * EIGHT };
+        for line in lines * part / parts..lines * (part + 1) / parts {
+            isa.prefetch(self.0[line % EIGHT].wrapping_add(line / EIGHT * 64));
+        }
+    }
+}
+
+/// A block of each of eight rows, with `T` tokens.
+struct Block<'a, F: Unpack, I: Isa, const T: usize> {
+    isa: I,
+    eights: I::Eights,
+    rows: [&'a [u8]; EIGHT],
+    groups: EightGroups<I>,
+    quants: [&'a [i8; 256]; T],
+    words: [&'a [i32]; T],
+    ahead: Ahead,
+    _format: PhantomData<F>,
+}
+
+impl<F: Unpack, I: Isa, const T: usize> Block<'_, F, I, T> {
+    /// Chunk `c`, if there are so many.
+    #[inline(always)]
+    fn chunk(&self, c: usize) -> [I::B; 4] {
+        if c >= const { layout::<F>().chunks } {
+            return [self.isa.b_splat(0); 4];
+        }
+        let at = const { layout::<F>().first } + 32 * c;
+        let mut bytes = [&[0; 32]; EIGHT];
+        for r in 0..EIGHT {
+            bytes[r] = self.rows[r][at..].first_chunk().expect("a block is longer");
+        }
+        self.eights.turn(bytes)
+    }
+
+    /// The sums of products of span `S` (0 or 1), for [`Eights::spans`]. What other lanes than the span's are made of is not computed.
+    #[inline(always)]
+    fn span<const S: usize>(&self) -> [I::N; T] {
+        let chunks =
+            &[self.chunk(0), self.chunk(1), self.chunk(2), self.chunk(3), self.chunk(4), self.chunk(5)];
+        let mut sum = [self.isa.n_zero(); T];
+        match (F::GROUP, S) {
+            (32, 0) => {
+                self.pair::<0, true>(chunks, &mut sum);
+                self.pair::<1, false>(chunks, &mut sum);
+            }
+            (32, _) => {
+                self.pair::<2, true>(chunks, &mut sum);
+                self.pair::<3, false>(chunks, &mut sum);
+            }
+            (_, 0) => {
+                self.pair::<0, true>(chunks, &mut sum);
+                self.pair::<1, false>(chunks, &mut sum);
+                self.pair::<2, false>(chunks, &mut sum);
+                self.pair::<3, false>(chunks, &mut sum);
+            }
+            (_, _) => {
+                self.pair::<4, true>(chunks, &mut sum);
+                self.pair::<5, false>(chunks, &mut sum);
+                self.pair::<6, false>(chunks, &mut sum);
+                self.pair::<7, false>(chunks, &mut sum);
+            }
+        }
+        sum
+    }
+
+    /// Adds the scaled products of groups `2 P` and `2 P + 1`; `FIRST` of a span. (`P` is a constant so that no other lanes are made.)
+    #[inline(always)]
+    fn pair<const P: usize, const FIRST: bool>(&self, chunks: &[[I::B; 4]; MAX_CHUNKS], sum: &mut [I::N; T]) {
+        let (isa, eights) = (self.isa, self.eights);
+        self.ahead.ask::<F, I>(self.isa, P, const { 256 / F::GROUP / 2 });
+        let factors = if const { layout::<F>().signed } {
+            eights.factors::<true>(self.groups.scales[P / 4], P % 4)
+        } else {
+            eights.factors::<false>(self.groups.scales[P / 4], P % 4)
+        };
+        let mut dots = [[isa.n_zero(); 2]; T];
+        if F::OFFSET != 0 {
+            for t in 0..T {
+                let starts = self.words[t][const { first_start::<F>() }..].as_chunks().0;
+                dots[t] = [eights.start(&starts[2 * P]), eights.start(&starts[2 * P + 1])];
+            }
+        }
+        self.eight::<P, 0>(chunks, &mut dots);
+        self.eight::<P, 1>(chunks, &mut dots);
+        if F::GROUP == 32 {
+            if const { eights_that_fit::<F>() < 4 } {
+                self.scale::<FIRST>(factors, &dots, sum);
+                dots = [[isa.n_zero(); 2]; T];
+            }
+            self.eight::<P, 2>(chunks, &mut dots);
+            self.eight::<P, 3>(chunks, &mut dots);
+            if const { eights_that_fit::<F>() < 4 } {
+                return self.scale::<false>(factors, &dots, sum);
+            }
+        }
+        self.scale::<FIRST>(factors, &dots, sum);
+    }
+
+    /// Adds the products of the `N`th eight columns of groups `2 P` and `2 P + 1`.
+    #[inline(always)]
+    fn eight<const P: usize, const N: usize>(
+        &self,
+        chunks: &[[I::B; 4]; MAX_CHUNKS],
+        dots: &mut [[I::N; 2]; T],
+    ) {
+        let (isa, eights) = (self.isa, self.eights);
+        for odd in 0..2 {
+            // Of which 32 columns, and which eight of them.
+            let (lane, eight) = if F::GROUP == 32 { (2 * P + odd, N) } else { (P, 2 * odd + N) };
+            let turned = Turned::<F, I::B> { chunks, eight, _format: PhantomData };
+            let lanes = F::lanes_of(isa, turned).as_ref()[lane];
+            for t in 0..T {
+                let columns = &self.quants[t].as_chunks().0[4 * lane + eight];
+                dots[t][odd] = isa.n_dot4::<false>(dots[t][odd], lanes, eights.all(columns));
+            }
+        }
+    }
+
+    /// Adds the products of two groups, scaled, to the sums, of which they are the `FIRST`.
+    #[inline(always)]
+    fn scale<const FIRST: bool>(&self, factors: I::B, dots: &[[I::N; 2]; T], sum: &mut [I::N; T]) {
+        for t in 0..T {
+            sum[t] = self.eights.in_order(if FIRST {
+                self.eights.scaled(dots[t], factors)
+            } else {
+                self.eights.add_scaled(sum[t], dots[t], factors)
+            });
+        }
+    }
+}
+
+/// Eight rows of a format with [`Unpack::EIGHTS`], to the same bits as [`super::super_block_rows`].
+#[inline(always)]
+pub(super) fn eight_rows<F: Unpack, I: Isa, const T: usize>(
+    isa: I,
+    eights: I::Eights,
+    sweep: &Sweep,
+    tokens: &[Token; T],
+    out: &mut [[f32; MAX_GROUP_ROWS]; T],
+) {
+    const { assert!(F::EIGHTS.is_none() || (F::SPAN == 128 && layout::<F>().chunks <= MAX_CHUNKS)) };
+    const { assert!(F::EIGHTS.is_none() || !F::MINS || F::GROUP == 32) };
+    const { assert!(F::EIGHTS.is_none() || eights_that_fit::<F>() == F::GROUP / 8 || F::OFFSET == 0) };
+    const { assert!(F::EIGHTS.is_none() || F::OFFSET == 0 || F::GROUP == 16) };
+    const { assert!(F::EIGHTS.is_none() || eights_that_fit::<F>() >= 2) };
+    // All of one length, so that a block has to be looked for once.
+    let mut rows = [sweep.rows[0]; EIGHT];
+    for r in 0..EIGHT {
+        rows[r] = &sweep.rows[r][..rows[0].len()];
+    }
+    let (count, words) = (rows[0].len() / F::BYTES, const { eights_words::<F>() });
+    let mut columns = [Token { quants: &[], scales: &[], words: &[] }; T];
+    for t in 0..T {
+        columns[t] = Token {
+            quants: &tokens[t].quants[..count],
+            scales: &tokens[t].scales[..count],
+            words: &tokens[t].words[..count * words],
+        };
+    }
+    let mut total = [isa.g_zero(); T];
+    for b in 0..count {
+        let at = b * F::BYTES;
+        let mut block = rows;
+        for r in 0..EIGHT {
+            block[r] = &rows[r][at..][..F::BYTES];
+        }
+        let mut quants = [&[0; 256]; T];
+        let mut beside = [&[][..]; T];
+        for t in 0..T {
+            (quants[t], beside[t]) = (&columns[t].quants[b], &columns[t].words[b * words..][..words]);
+        }
+        let groups = F::eight_groups(isa, eights, block);
+        let (mins, d, dmin) = (groups.mins, groups.d, groups.dmin);
+        let block = Block::<F, I, T> {
+            isa,
+            eights,
+            rows: block,
+            groups,
+            quants,
+            words: beside,
+            ahead: Ahead::of(sweep, at + AHEAD),
+            _format: PhantomData,
+        };
+        let (first, last) = (block.span::<0>(), block.span::<1>());
+        let d = if F::FACTOR == 1.0 { d } else { isa.g_mul(d, isa.g_splat(F::FACTOR)) };
+        for t in 0..T {
+            let sum = eights.spans([first[t], last[t]]);
+            let mut value = isa.g_mul(d, isa.g_from_n(sum));
+            if F::MINS {
+                let min = eights.offsets(mins, beside[t].first_chunk().expect("sums of each 32"));
+                value = isa.g_fnma(dmin, isa.g_from_n(min), value);
+            }
+            total[t] = isa.g_fma(eights.of_spans(&columns[t].scales[b]), value, total[t]);
+        }
+    }
+    for t in 0..T {
+        let mut lanes = [0.0; 8 * MAX_ROWS];
+        isa.g_store(total[t], &mut lanes);
+        for r in 0..EIGHT {
+            out[t][r] = lanes[2 * r] + lanes[2 * r + 1];
+        }
+    }
+}
