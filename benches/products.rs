@@ -29,14 +29,14 @@ struct Case {
 }
 
 impl Case {
-    fn new<F: Unpack>(kind: TensorType, rows: usize, tokens: usize) -> Self {
+    fn new<F: Unpack>(format: F, kind: TensorType, rows: usize, tokens: usize) -> Self {
         let row_bytes = kind.row_bytes(COLUMNS as u64).expect("whole blocks") as usize;
         let mut weights = vec![0; rows * row_bytes];
         quant::encode(kind, &wave(rows * COLUMNS), COLUMNS, None, &mut weights)
             .expect("the type can be encoded");
         let mut activations = Activations::default();
         activations.quantize(&wave(tokens * COLUMNS), COLUMNS, F::SPAN);
-        activations.arrange(Level::current(), F::QUARTERS);
+        activations.arrange(format, Level::current());
         Self { weights, row_bytes, tokens: activations }
     }
 
@@ -72,7 +72,7 @@ impl Case {
 
 fn bench<F: Unpack>(criterion: &mut Criterion, format: F, kind: TensorType) {
     let (mut packed, mut panel) = (PackedTokens::default(), Panel::default());
-    let case = Case::new::<F>(kind, 64, TOKENS);
+    let case = Case::new(format, kind, 64, TOKENS);
     packed.pack(format, Level::current(), &case.tokens, &Pool::new(1));
     let (mut many, mut few) = (vec![0.0; 64 * TOKENS], vec![0.0; 64 * TOKENS]);
     case.matmul(format, &packed, &mut panel, &mut many);
@@ -87,7 +87,7 @@ fn bench<F: Unpack>(criterion: &mut Criterion, format: F, kind: TensorType) {
     group.finish();
 
     // Larger than the caches, as a model is.
-    let case = Case::new::<F>(kind, 48 * 1024, 1);
+    let case = Case::new(format, kind, 48 * 1024, 1);
     let mut out = vec![0.0; 48 * 1024];
     let mut group = criterion.benchmark_group("matvec");
     group.throughput(Throughput::Bytes(case.weights.len() as u64));

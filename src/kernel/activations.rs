@@ -1,7 +1,6 @@
 //! Activations as int8, the other operand of the quantized products.
 
 use super::Lines;
-use super::matvec::eights;
 use crate::quant::unpack::Unpack;
 use crate::simd::{Isa, Kernel, Level, MAX_ROWS, dispatch, dispatch_at};
 
@@ -106,12 +105,12 @@ impl<F: Unpack> Kernel for Arrange<'_, F> {
     fn run<I: Isa>(self, isa: I) {
         let Activations { quants, arranged, arrangement, .. } = self.all;
         if const { I::EIGHTS && F::EIGHTS.is_some() } {
-            let words = const { eights::eights_words::<F>() };
+            let words = const { eights_words::<F>() };
             *arrangement = Some(Arrangement::Eights(words));
             let blocks = quants.as_chunks().0;
             arranged.resize(blocks.len() * words);
             for b in 0..blocks.len() {
-                eights::arrange::<F>(&blocks[b], &mut arranged[b * words..][..words]);
+                arrange_beside::<F>(&blocks[b], &mut arranged[b * words..][..words]);
             }
             return;
         }
@@ -120,6 +119,37 @@ impl<F: Unpack> Kernel for Arrange<'_, F> {
         let vectors = quants.as_chunks::<32>().0;
         for i in 0..vectors.len() {
             isa.w_store(isa.w_from_b(isa.b_all_i8(&vectors[i])), &mut arranged[i * I::LANES..]);
+        }
+    }
+}
+
+/// Words of each 256 columns of a token that products of `F` need beside the quants: the sums of 32 columns, two i16 a word in the order of
+/// [`Eights::offsets`](crate::simd::Eights::offsets), for mins; for an offset, what dot products of each 16 columns start from so that it is taken off.
+pub(super) const fn eights_words<F: Unpack>() -> usize {
+    first_start::<F>() + if F::OFFSET == 0 { 0 } else { 2 * 16 }
+}
+
+/// The first of the words that dot products start from.
+pub(super) const fn first_start<F: Unpack>() -> usize {
+    if F::MINS { 4 } else { 0 }
+}
+
+/// Fills `words` ([`eights_words`]) from the quants of 256 columns.
+#[inline(always)]
+fn arrange_beside<F: Unpack>(quants: &[i8; 256], words: &mut [i32]) {
+    if F::MINS {
+        let sums = quants.as_chunks::<32>().0;
+        for (word, first) in [0, 4, 2, 6].into_iter().enumerate() {
+            let sum = |group: usize| sums[group].iter().map(|&q| i32::from(q)).sum::<i32>();
+            words[word] = sum(first) & 0xffff | sum(first + 1) << 16;
+        }
+    }
+    if F::OFFSET != 0 {
+        let fours = quants.as_chunks::<4>().0;
+        for (i, start) in words[const { first_start::<F>() }..][..32].iter_mut().enumerate() {
+            let at = i / 2 * 4 + i % 2;
+            let sum = |four: usize| fours[four].iter().map(|&q| i32::from(q)).sum::<i32>();
+            *start = -F::OFFSET * (sum(at) + sum(at + 2));
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use super::{AHEAD, MAX_GROUP_ROWS, Sweep};
-use crate::kernel::Activations;
+use crate::kernel::activations::{Activations, eights_words, first_start};
 use crate::quant::unpack::{Chunks, EightGroups, EightRows, Unpack};
 use crate::simd::{EIGHT, Eights, Isa, MAX_ROWS};
 
@@ -43,37 +43,6 @@ impl<'a> Token<'a> {
             quants: &all.quants.as_chunks().0[token * blocks..][..blocks],
             scales: &all.scales.as_chunks().0[token * blocks..][..blocks],
             words: all.eights(token),
-        }
-    }
-}
-
-/// Words of each 256 columns of a token that products of `F` need beside the quants: the sums of 32 columns, two i16 a word in the order of
-/// [`Eights::offsets`], for mins; for an offset, what dot products of each 16 columns start from so that it is taken off.
-pub(in crate::kernel) const fn eights_words<F: Unpack>() -> usize {
-    first_start::<F>() + if F::OFFSET == 0 { 0 } else { 2 * 16 }
-}
-
-/// The first of the words that dot products start from.
-const fn first_start<F: Unpack>() -> usize {
-    if F::MINS { 4 } else { 0 }
-}
-
-/// Fills `words` ([`eights_words`]) from the quants of 256 columns.
-#[inline(always)]
-pub(in crate::kernel) fn arrange<F: Unpack>(quants: &[i8; 256], words: &mut [i32]) {
-    if F::MINS {
-        let sums = quants.as_chunks::<32>().0;
-        for (word, first) in [0, 4, 2, 6].into_iter().enumerate() {
-            let sum = |group: usize| sums[group].iter().map(|&q| i32::from(q)).sum::<i32>();
-            words[word] = sum(first) & 0xffff | sum(first + 1) << 16;
-        }
-    }
-    if F::OFFSET != 0 {
-        let fours = quants.as_chunks::<4>().0;
-        for (i, start) in words[const { first_start::<F>() }..][..32].iter_mut().enumerate() {
-            let at = i / 2 * 4 + i % 2;
-            let sum = |four: usize| fours[four].iter().map(|&q| i32::from(q)).sum::<i32>();
-            *start = -F::OFFSET * (sum(at) + sum(at + 2));
         }
     }
 }
