@@ -79,8 +79,8 @@ impl Ahead {
         Self(rows)
     }
 
-    /// Asks for part number `part` of `parts` of a block of each row, a line of each row in turns: several lines of one row at once keep one
-    /// channel of the memory busy while others have nothing to do.
+    /// Asks for part number `part` of `parts` of a block of each row, a line of each row in turns: several lines of one row at once take up to
+    /// 1.4 times as long, probably because they wait for one channel of the memory.
     #[inline(always)]
     fn ask<F: Unpack, I: Isa>(&self, isa: I, part: usize, parts: usize) {
         let lines = const { F::BYTES.div_ceil(64) * EIGHT };
