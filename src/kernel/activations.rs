@@ -1,6 +1,6 @@
 //! Activations as int8, the other operand of the quantized products.
 
-use super::Lines;
+use super::{Lines, pair, sum};
 use crate::quant::unpack::Unpack;
 use crate::simd::{Isa, Kernel, Level, MAX_ROWS, dispatch, dispatch_at};
 
@@ -26,7 +26,7 @@ pub struct Activations {
     arrangement: Option<Arrangement>,
 }
 
-/// How quants lie for products by rows.
+/// What is prepared for products by rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Arrangement {
     /// `[rows, padded / 32, copies, 32]`: every 32 columns as often as a narrow vector has rows.
@@ -68,10 +68,9 @@ impl Activations {
 
     /// What products of eight rows side by side need beside the quants of `row`.
     #[inline(always)]
-    pub(super) fn eights(&self, row: usize) -> &[i32] {
-        let Some(Arrangement::Eights(words)) = self.arrangement else {
-            panic!("quants are arranged otherwise");
-        };
+    pub(super) fn eights<F: Unpack>(&self, row: usize) -> &[i32] {
+        let words = const { eights_words::<F>() };
+        assert_eq!(self.arrangement, Some(Arrangement::Eights(words)), "quants are arranged otherwise");
         let words = self.padded() / 256 * words;
         &self.arranged[row * words..][..words]
     }
@@ -103,14 +102,14 @@ impl<F: Unpack> Kernel for Arrange<'_, F> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Activations { quants, arranged, arrangement, .. } = self.all;
-        if const { I::EIGHTS && F::EIGHTS.is_some() } {
+        let Activations { quants, sums, arranged, arrangement, .. } = self.all;
+        if const { has_eights::<F, I>() } {
             let words = const { eights_words::<F>() };
             *arrangement = Some(Arrangement::Eights(words));
-            let blocks = quants.as_chunks().0;
+            let (blocks, sums) = (quants.as_chunks().0, sums.as_chunks().0);
             arranged.resize(blocks.len() * words);
             for b in 0..blocks.len() {
-                arrange_beside::<F>(&blocks[b], &mut arranged[b * words..][..words]);
+                arrange_beside::<F>(&blocks[b], &sums[b], &mut arranged[b * words..][..words]);
             }
             return;
         }
@@ -121,6 +120,11 @@ impl<F: Unpack> Kernel for Arrange<'_, F> {
             isa.w_store(isa.w_from_b(isa.b_all_i8(&vectors[i])), &mut arranged[i * I::LANES..]);
         }
     }
+}
+
+/// Whether eight rows of `F` are multiplied side by side.
+pub(super) const fn has_eights<F: Unpack, I: Isa>() -> bool {
+    I::EIGHTS && F::EIGHTS.is_some()
 }
 
 /// Words of each 256 columns of a token that products of `F` need beside the quants: the sums of 32 columns, two i16 a word in the order of
@@ -134,14 +138,13 @@ pub(super) const fn first_start<F: Unpack>() -> usize {
     if F::MINS { 4 } else { 0 }
 }
 
-/// Fills `words` ([`eights_words`]) from the quants of 256 columns.
+/// Fills `words` ([`eights_words`]) from the quants of 256 columns and the sums of each 16 of them.
 #[inline(always)]
-fn arrange_beside<F: Unpack>(quants: &[i8; 256], words: &mut [i32]) {
+fn arrange_beside<F: Unpack>(quants: &[i8; 256], sums: &[i16; 16], words: &mut [i32]) {
     if F::MINS {
-        let sums = quants.as_chunks::<32>().0;
-        for (word, first) in [0, 4, 2, 6].into_iter().enumerate() {
-            let sum = |group: usize| sums[group].iter().map(|&q| i32::from(q)).sum::<i32>();
-            words[word] = sum(first) & 0xffff | sum(first + 1) << 16;
+        for (word, group) in [0, 4, 2, 6].into_iter().enumerate() {
+            let (low, high) = sums[2 * group..][..4].split_at(2);
+            words[word] = pair(sum(low), sum(high));
         }
     }
     if F::OFFSET != 0 {

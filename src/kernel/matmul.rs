@@ -4,13 +4,13 @@
 //! every row side by side as the dot-product instruction wants them, and then swept by all tokens in
 //! register tiles. No repacked copy of the weights outlives its panel.
 
-use super::activations::{Activations, sizes_of_sixteen};
+use super::activations::{Activations, has_eights, sizes_of_sixteen};
 use super::matvec::{eights, swept};
 use super::panel::{
     Ahead, Lanes, Operands, Scaling, Seen, blockwise_tokens, exact, fits, min_columns, packed_span,
     resize_to_block, row_vectors, scaling, unpack, unpack_block,
 };
-use super::{Lines, Pool, SharedMut, partial_sums, prefetch_part};
+use super::{Lines, Pool, SharedMut, pair, partial_sums, prefetch_part, sum};
 use crate::quant::unpack::Unpack;
 use crate::simd::{Isa, Kernel, Level, MAX_LANES, Scales, SpanTile, TileKernel, dispatch_at};
 
@@ -155,22 +155,6 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
     }
 }
 
-/// The sum of sums.
-#[inline(always)]
-fn sum(sums: &[i16]) -> i32 {
-    let mut all = 0;
-    for &s in sums {
-        all += i32::from(s);
-    }
-    all
-}
-
-/// Two i16 in a word, `low` in the low half.
-#[inline(always)]
-fn pair(low: i32, high: i32) -> i32 {
-    low & 0xffff | high << 16
-}
-
 /// A panel's scratch: one per thread, reused.
 #[derive(Default)]
 pub struct Panel {
@@ -224,7 +208,7 @@ pub fn few_tokens<F: Unpack>(format: F, level: Level) -> usize {
             match const { swept::<F, I>() } {
                 2 if const { blockwise_tokens::<F, I>() == 0 } => 3,
                 // Two sweeps over rows side by side are no slower than panels.
-                eights::SWEPT => 2 * eights::SWEPT,
+                _ if const { has_eights::<F, I>() } => MAX_FEW_TOKENS,
                 swept => swept,
             }
         }

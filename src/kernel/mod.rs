@@ -6,6 +6,7 @@
 
 use std::marker::PhantomData;
 
+use crate::quant::unpack::Unpack;
 use crate::simd::Isa;
 
 pub mod activation;
@@ -27,6 +28,28 @@ pub use pool::Pool;
 #[inline(always)]
 const fn partial_sums(span: usize) -> usize {
     256 / span
+}
+
+/// The largest size of a signed quant of `F`.
+const fn largest_quant<F: Unpack>() -> i32 {
+    let (above, below) = (F::LARGEST as i32 - F::OFFSET, F::OFFSET);
+    if above > below { above } else { below }
+}
+
+/// The sum of sums.
+#[inline(always)]
+fn sum(sums: &[i16]) -> i32 {
+    let mut all = 0;
+    for &s in sums {
+        all += i32::from(s);
+    }
+    all
+}
+
+/// Two i16 in a word, `low` in the low half.
+#[inline(always)]
+fn pair(low: i32, high: i32) -> i32 {
+    low & 0xffff | high << 16
 }
 
 /// Asks for the bytes that lie `distance` after `block`. Rows are too short for the hardware to see the

@@ -78,12 +78,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const SMALL: usize = Self::TILE.1;
     /// Up to so many tokens, panels are unpacked and multiplied block by block, if the format allows it.
     const BLOCKWISE: usize = 0;
-    /// Tokens that share a sweep over rows: 2 or 4.
+    /// Whether lanes are made as they are multiplied then.
+    const STAYS_PACKED: bool = false;
+    /// Tokens that share a sweep over rows in narrow vectors: 2 or 4.
     const SWEPT: usize = 2;
     /// Whether [`Isa::eights`] gives something.
     const EIGHTS: bool = false;
-    /// Whether lanes are made as they are multiplied then.
-    const STAYS_PACKED: bool = false;
     /// Whether [`Isa::f_span_tile`] wants the scales as floats where these are exact.
     const FLOAT_SCALES: bool = false;
     /// Whether it rather wants them in pairs where groups' sums are likely to fit 16 bits.

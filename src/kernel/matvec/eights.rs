@@ -4,7 +4,8 @@ use std::marker::PhantomData;
 
 use super::{AHEAD, MAX_GROUP_ROWS, Sweep};
 use crate::kernel::activations::{Activations, eights_words, first_start};
-use crate::quant::unpack::{Chunks, EightGroups, EightRows, Unpack};
+use crate::kernel::largest_quant;
+use crate::quant::unpack::{Chunks, EightGroups, EightRows, Unpack, bytes_of_eight};
 use crate::simd::{EIGHT, Eights, Isa, MAX_ROWS};
 
 /// Tokens that share a sweep over rows, at most.
@@ -20,10 +21,8 @@ const fn layout<F: Unpack>() -> EightRows {
 
 /// Eights of columns that words of 16 bits have room for the products of: four of each eight go to one word.
 const fn eights_that_fit<F: Unpack>() -> usize {
-    let (above, below) = (F::LARGEST as i32 - F::OFFSET, F::OFFSET);
-    let size = if above > below { above } else { below };
-    let (fit, all) = (i16::MAX as i32 / (4 * 127 * size), F::GROUP / 8);
-    if (fit as usize) < all { fit as usize } else { all }
+    let (fit, all) = ((i16::MAX as i32 / (4 * 127 * largest_quant::<F>())) as usize, F::GROUP / 8);
+    if fit < all { fit } else { all }
 }
 
 /// One token's activations.
@@ -37,12 +36,12 @@ pub(super) struct Token<'a> {
 
 impl<'a> Token<'a> {
     #[inline(always)]
-    pub fn of(all: &'a Activations, token: usize) -> Self {
+    pub fn of<F: Unpack>(all: &'a Activations, token: usize) -> Self {
         let blocks = all.padded() / 256;
         Self {
             quants: &all.quants.as_chunks().0[token * blocks..][..blocks],
             scales: &all.scales.as_chunks().0[token * blocks..][..blocks],
-            words: all.eights(token),
+            words: all.eights::<F>(token),
         }
     }
 }
@@ -110,11 +109,7 @@ impl<F: Unpack, I: Isa, const T: usize> Block<'_, F, I, T> {
             return [self.isa.b_splat(0); 4];
         }
         let at = const { layout::<F>().first } + 32 * c;
-        let mut bytes = [&[0; 32]; EIGHT];
-        for r in 0..EIGHT {
-            bytes[r] = self.rows[r][at..].first_chunk().expect("a block is longer");
-        }
-        self.eights.turn(bytes)
+        self.eights.turn(bytes_of_eight(self.rows, at))
     }
 
     /// The sums of products of span `S` (0 or 1), for [`Eights::spans`]. What other lanes than the span's are made of is not computed.
@@ -267,7 +262,7 @@ pub(super) fn eight_rows<F: Unpack, I: Isa, const T: usize>(
             _format: PhantomData,
         };
         let (first, last) = (block.span::<0>(), block.span::<1>());
-        let d = if F::FACTOR == 1.0 { d } else { isa.g_mul(d, isa.g_splat(F::FACTOR)) };
+        let d = isa.g_mul(d, isa.g_splat(F::FACTOR));
         for t in 0..T {
             let sum = eights.spans([first[t], last[t]]);
             let mut value = isa.g_mul(d, isa.g_from_n(sum));

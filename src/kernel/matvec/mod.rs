@@ -2,7 +2,7 @@
 
 pub(super) mod eights;
 
-use super::activations::Activations;
+use super::activations::{Activations, has_eights};
 use super::{partial_sums, prefetch_bytes};
 use crate::quant::unpack::{Scale, Unpack};
 use crate::simd::{EIGHT, Isa, Kernel, Level, MAX_ROWS, OfRows, dispatch_at};
@@ -68,30 +68,24 @@ impl<F: Unpack> Kernel for RowProducts<'_, F> {
     }
 }
 
-/// Whether eight rows of `F` are multiplied side by side.
-const fn has_eights<F: Unpack, I: Isa>() -> bool {
-    I::EIGHTS && F::EIGHTS.is_some()
-}
-
 /// Tokens that share a sweep over rows, at most.
 pub(super) const fn swept<F: Unpack, I: Isa>() -> usize {
     if has_eights::<F, I>() { eights::SWEPT } else { I::SWEPT }
 }
 
-impl<F: Unpack> RowProducts<'_, F> {
+impl<'a, F: Unpack> RowProducts<'a, F> {
     /// All rows with the `T` tokens from `token` on.
     #[inline(always)]
     fn few<I: Isa, const T: usize>(&mut self, isa: I, token: usize) {
         let rows = self.rows.len() / self.row_bytes;
         if let (Some(eights), true) = (isa.eights(), const { has_eights::<F, I>() }) {
             let tokens: [eights::Token; T] =
-                std::array::from_fn(|t| eights::Token::of(self.tokens, token + t));
+                std::array::from_fn(|t| eights::Token::of::<F>(self.tokens, token + t));
             for first in 0..rows.div_ceil(EIGHT) {
                 let sweep = self.sweep(first, EIGHT);
                 let mut products = [[0.0; MAX_GROUP_ROWS]; T];
                 eights::eight_rows::<F, I, T>(isa, eights, &sweep, &tokens, &mut products);
-                let numbers = sweep.numbers;
-                self.store(token, &numbers, EIGHT, &products);
+                self.store(token, &sweep, EIGHT, &products);
             }
             return;
         }
@@ -105,15 +99,14 @@ impl<F: Unpack> RowProducts<'_, F> {
             } else {
                 small_block_rows::<F, I, T>(isa, &sweep, &tokens, &mut products);
             }
-            let numbers = sweep.numbers;
-            self.store(token, &numbers, step, &products);
+            self.store(token, &sweep, step, &products);
         }
     }
 
     /// The `step` rows from number `first` on that are multiplied together. They lie far apart: memory delivers more to several streams than
     /// to one. Where there are too few rows, the last one is there more than once.
     #[inline(always)]
-    fn sweep(&self, first: usize, step: usize) -> Sweep<'_> {
+    fn sweep(&self, first: usize, step: usize) -> Sweep<'a> {
         let rows = self.rows.len() / self.row_bytes;
         let apart = rows.div_ceil(step);
         let next_apart = (self.next.len() / self.row_bytes).div_ceil(step);
@@ -141,13 +134,13 @@ impl<F: Unpack> RowProducts<'_, F> {
     fn store<const T: usize>(
         &mut self,
         token: usize,
-        rows: &[usize; MAX_GROUP_ROWS],
+        sweep: &Sweep,
         step: usize,
         products: &[[f32; MAX_GROUP_ROWS]; T],
     ) {
         for t in 0..T {
             for r in 0..step {
-                self.out[token + t][rows[r]] = products[t][r];
+                self.out[token + t][sweep.numbers[r]] = products[t][r];
             }
         }
     }

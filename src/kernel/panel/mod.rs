@@ -7,7 +7,7 @@ mod rows;
 use self::columns::{Turned, block_words, is_turned};
 pub(super) use self::packed::{Ahead, Operands, span as packed_span};
 use self::rows::Square;
-use super::{Lines, prefetch_ahead};
+use super::{Lines, largest_quant, prefetch_ahead};
 use crate::quant::unpack::Unpack;
 use crate::simd::{Isa, MAX_LANES};
 
@@ -227,8 +227,7 @@ fn halves<I: Isa>(isa: I, [low, high]: [I::W; 2]) -> I::W {
 
 /// Groups of columns whose scaled sum fits a float whatever the operands.
 const fn exact_groups<F: Unpack>() -> usize {
-    let above = F::LARGEST as i32 - F::OFFSET;
-    let group = F::GROUP as i32 * larger(above, F::OFFSET) * 127 * F::LARGEST_SCALE;
+    let group = F::GROUP as i32 * largest_quant::<F>() * 127 * F::LARGEST_SCALE;
     (1 << f32::MANTISSA_DIGITS) / group as usize
 }
 
@@ -258,7 +257,7 @@ const LIKELY: i32 = 60;
 pub(super) const fn scaling<F: Unpack, I: Isa>(packed: bool) -> Scaling {
     let above = F::LARGEST as i32 - F::OFFSET;
     // Without an offset, only activations of one sign add up.
-    let size = if F::OFFSET == 0 { above / 2 } else { larger(above, F::OFFSET) };
+    let size = if F::OFFSET == 0 { above / 2 } else { largest_quant::<F>() };
     if !Seen::of::<F, I>().scaled {
         Scaling::None
     } else if I::PAIRED_SCALES && !packed && size * F::GROUP as i32 * LIKELY <= i16::MAX as i32 {
@@ -268,11 +267,6 @@ pub(super) const fn scaling<F: Unpack, I: Isa>(packed: bool) -> Scaling {
     } else {
         Scaling::Words
     }
-}
-
-/// `i32::max` in constants.
-const fn larger(a: i32, b: i32) -> i32 {
-    if a > b { a } else { b }
 }
 
 /// Whether no group's sum exceeds 16 bits, whatever the rows, for activations that add up to `sum` and in size to `size`.

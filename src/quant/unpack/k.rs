@@ -1,8 +1,8 @@
 //! The K formats: super-blocks of 256 columns with integer scales.
 
 use super::{
-    Chunks, EightGroups, EightRows, Fold, Groups, RowChunks, Scale, Unpack, array, bits16, bytes, word32,
-    word64,
+    Chunks, EightGroups, EightRows, Fold, Groups, RowChunks, Scale, Unpack, bits16, bytes, bytes_of_eight,
+    word32, word64,
 };
 use crate::simd::{EIGHT, Eights, Isa, MAX_ROWS, OfRows};
 
@@ -42,7 +42,7 @@ fn six_bit_groups_of<I: Isa, C: Chunks<I>>(isa: I, words: C) -> Groups<I::B> {
 /// As [`six_bit_groups`], with the floats before them, of eight rows side by side.
 #[inline(always)]
 fn six_bit_eights<I: Isa, E: Eights<I>>(isa: I, eights: E, block: [&[u8]; EIGHT]) -> EightGroups<I> {
-    let heads = eights.heads(sixteen(block, 0));
+    let heads = eights.heads(bytes_of_eight(block, 0));
     let [scales, mins] = eights.halves([eights.six_bits(heads[0]), eights.six_bits(heads[1])]);
     EightGroups {
         scales: [scales, isa.b_splat(0)],
@@ -50,16 +50,6 @@ fn six_bit_eights<I: Isa, E: Eights<I>>(isa: I, eights: E, block: [&[u8]; EIGHT]
         d: eights.floats::<0>(heads),
         dmin: eights.floats::<1>(heads),
     }
-}
-
-/// 16 bytes of each of eight rows' blocks, from byte `at` on.
-#[inline(always)]
-fn sixteen(block: [&[u8]; EIGHT], at: usize) -> [&[u8; 16]; EIGHT] {
-    let mut bytes = [&[0; 16]; EIGHT];
-    for r in 0..EIGHT {
-        bytes[r] = array(block[r], at);
-    }
-    bytes
 }
 
 /// `d`, `dmin` f16; 8 scales and mins of 6 bits; 128 bytes of nibbles, 32 columns low, the next 32 high.
@@ -231,9 +221,9 @@ impl Unpack for Q6K {
     fn eight_groups<I: Isa, E: Eights<I>>(isa: I, eights: E, block: [&[u8]; EIGHT]) -> EightGroups<I> {
         let zero = isa.b_splat(0);
         EightGroups {
-            scales: eights.halves(eights.heads(sixteen(block, 192))),
+            scales: eights.halves(eights.heads(bytes_of_eight(block, 192))),
             mins: [zero; 2],
-            d: eights.floats::<7>(eights.heads(sixteen(block, 194))),
+            d: eights.floats::<7>(eights.heads(bytes_of_eight(block, 194))),
             dmin: isa.g_zero(),
         }
     }

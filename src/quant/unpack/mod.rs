@@ -184,6 +184,16 @@ fn bytes<const N: usize>(block: OfRows<&[u8]>, at: usize) -> OfRows<&[u8; N]> {
     [array(block[0], at), array(block[1], at)]
 }
 
+/// `N` bytes of the block of each of eight rows, from byte `at` on.
+#[inline(always)]
+pub fn bytes_of_eight<const N: usize>(block: [&[u8]; EIGHT], at: usize) -> [&[u8; N]; EIGHT] {
+    let mut bytes = [&[0; N]; EIGHT];
+    for r in 0..EIGHT {
+        bytes[r] = array(block[r], at);
+    }
+    bytes
+}
+
 /// `N` bytes from byte `at`.
 #[inline(always)]
 fn array<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {

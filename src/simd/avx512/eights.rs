@@ -14,6 +14,12 @@ use crate::simd::Isa;
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512Eights(());
 
+/// What has no bytes but its own.
+trait Number {}
+impl Number for i8 {}
+impl Number for i32 {}
+impl Number for f32 {}
+
 impl<const VNNI: bool> Avx512With<VNNI> {
     /// The proof, if there is VNNI.
     #[inline(always)]
@@ -45,10 +51,11 @@ impl Avx512Eights {
         }
     }
 
-    /// The eight bytes at `from`, which must be there, in every eight.
+    /// Eight bytes in every eight.
     #[inline(always)]
-    unsafe fn repeated<T>(self, from: *const T) -> __m512i {
-        unsafe { _mm512_set1_epi64(from.cast::<i64>().read_unaligned()) }
+    fn repeated<T: Number, const N: usize>(self, from: &[T; N]) -> __m512i {
+        const { assert!(size_of::<[T; N]>() == 8) };
+        unsafe { _mm512_set1_epi64(from.as_ptr().cast::<i64>().read_unaligned()) }
     }
 
     /// In each quarter bytes `which` of the quarter as i16: in their low halves, or in the high ones if `HIGH`.
@@ -85,12 +92,12 @@ impl<I: Isa<B = __m512i, N = __m512i, G = __m512>> Eights<I> for Avx512Eights {
 
     #[inline(always)]
     fn all(self, columns: &[i8; 8]) -> __m512i {
-        unsafe { self.repeated(columns.as_ptr()) }
+        self.repeated(columns)
     }
 
     #[inline(always)]
     fn start(self, words: &[i32; 2]) -> __m512i {
-        unsafe { self.repeated(words.as_ptr()) }
+        self.repeated(words)
     }
 
     #[inline(always)]
@@ -158,8 +165,8 @@ impl<I: Isa<B = __m512i, N = __m512i, G = __m512>> Eights<I> for Avx512Eights {
     fn offsets(self, [first, last]: [__m512i; 2], sums: &[i32; 4]) -> __m512i {
         let [low, high] = sums.as_chunks::<2>().0 else { unreachable!("four are two pairs") };
         unsafe {
-            let sum = _mm512_madd_epi16(first, self.repeated(low.as_ptr()));
-            add_pairs(sum, last, self.repeated(high.as_ptr()))
+            let sum = _mm512_madd_epi16(first, self.repeated(low));
+            add_pairs(sum, last, self.repeated(high))
         }
     }
 
@@ -186,7 +193,7 @@ impl<I: Isa<B = __m512i, N = __m512i, G = __m512>> Eights<I> for Avx512Eights {
 
     #[inline(always)]
     fn of_spans(self, spans: &[f32; 2]) -> __m512 {
-        unsafe { _mm512_castsi512_ps(self.repeated(spans.as_ptr())) }
+        unsafe { _mm512_castsi512_ps(self.repeated(spans)) }
     }
 
     #[inline(always)]
