@@ -35,7 +35,7 @@ impl Case {
         quant::encode(kind, &wave(rows * COLUMNS), COLUMNS, None, &mut weights)
             .expect("the type can be encoded");
         let mut activations = Activations::default();
-        activations.quantize(&wave(tokens * COLUMNS), COLUMNS, F::SPAN);
+        activations.quantize(format, &wave(tokens * COLUMNS), COLUMNS);
         activations.arrange(format, Level::current());
         Self { weights, row_bytes, tokens: activations }
     }

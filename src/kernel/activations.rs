@@ -75,15 +75,16 @@ impl Activations {
         &self.arranged[row * words..][..words]
     }
 
-    /// Quantizes `source` (`[rows, columns]`).
-    pub fn quantize(&mut self, source: &[f32], columns: usize, span: usize) {
+    /// Quantizes `source` (`[rows, columns]`) for products with `_format`.
+    pub fn quantize<F: Unpack>(&mut self, _format: F, source: &[f32], columns: usize) {
+        let span = F::SPAN;
         let rows = source.len() / columns;
         self.resize(rows, columns, span);
         let padded = self.padded();
         for (row, source) in source.chunks_exact(columns).enumerate() {
             quantize_row(
                 source,
-                span,
+                (span, F::REACH),
                 &mut self.quants[row * padded..][..padded],
                 &mut self.scales[row * padded / span..][..padded / span],
                 &mut self.sums[row * padded / 16..][..padded / 16],
@@ -162,16 +163,23 @@ pub const fn padded(columns: usize) -> usize {
     columns.next_multiple_of(256)
 }
 
-/// Quantizes one row: per span, `d = max|x| / 127`, `q = round(x · 127 / max|x|)`.
+/// Quantizes one row: per span, `d = max|x| / reach`, `q = round(x · reach / max|x|)`.
 ///
 /// The destinations have the lengths of a row of [`Activations`].
-pub fn quantize_row(source: &[f32], span: usize, quants: &mut [i8], scales: &mut [f32], sums: &mut [i16]) {
-    dispatch(QuantizeRow { source, span, quants, scales, sums });
+pub fn quantize_row(
+    source: &[f32],
+    (span, reach): (usize, i32),
+    quants: &mut [i8],
+    scales: &mut [f32],
+    sums: &mut [i16],
+) {
+    dispatch(QuantizeRow { source, span, reach: reach as f32, quants, scales, sums });
 }
 
 struct QuantizeRow<'a> {
     source: &'a [f32],
     span: usize,
+    reach: f32,
     quants: &'a mut [i8],
     scales: &'a mut [f32],
     sums: &'a mut [i16],
@@ -185,16 +193,16 @@ impl Kernel for QuantizeRow<'_> {
         let whole = self.source.len() / self.span;
         for s in 0..whole {
             let at = s * self.span;
-            let scale =
-                quantize_span(isa, &self.source[at..at + self.span], &mut self.quants[at..at + self.span]);
-            self.scales[s] = scale;
+            let (source, quants) = (&self.source[at..at + self.span], &mut self.quants[at..at + self.span]);
+            self.scales[s] = quantize_span(isa, source, self.reach, quants);
         }
         for s in whole..self.scales.len() {
             let mut tail = [0.0f32; 256];
             let at = s * self.span;
             let rest = self.source.get(at..).unwrap_or_default();
             tail[..rest.len()].copy_from_slice(rest);
-            self.scales[s] = quantize_span(isa, &tail[..self.span], &mut self.quants[at..at + self.span]);
+            let quants = &mut self.quants[at..at + self.span];
+            self.scales[s] = quantize_span(isa, &tail[..self.span], self.reach, quants);
         }
         let vectors = self.quants.as_chunks::<32>().0;
         for i in 0..vectors.len() {
@@ -224,7 +232,7 @@ pub(super) fn sizes_of_sixteen<I: Isa>(isa: I, quants: &[i8; 32]) -> [i16; 2] {
 }
 
 #[inline(always)]
-fn quantize_span<I: Isa>(isa: I, source: &[f32], quants: &mut [i8]) -> f32 {
+fn quantize_span<I: Isa>(isa: I, source: &[f32], reach: f32, quants: &mut [i8]) -> f32 {
     let mut largest = isa.f_splat(0.0);
     for x in source.chunks_exact(I::LANES) {
         largest = isa.f_max(largest, isa.f_abs(isa.f_load(x)));
@@ -235,25 +243,26 @@ fn quantize_span<I: Isa>(isa: I, source: &[f32], quants: &mut [i8]) -> f32 {
         quants.fill(0);
         return 0.0;
     }
-    let inverse = isa.f_splat(127.0 / largest);
+    let inverse = isa.f_splat(reach / largest);
     let mut i = 0;
     while i < source.len() {
         let words = isa.f_to_w(isa.f_mul(isa.f_load(&source[i..]), inverse));
         isa.w_store_i8(words, &mut quants[i..]);
         i += I::LANES;
     }
-    largest / 127.0
+    largest / reach
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::unpack::{Q4_0, Q4K};
 
     #[test]
     fn quants_are_within_half_a_step_and_padding_is_zero() {
         let source: Vec<f32> = (0..2 * 96).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.03).collect();
         let mut a = Activations::default();
-        a.quantize(&source, 96, 32);
+        a.quantize(Q4_0, &source, 96);
         assert_eq!((a.rows, a.padded()), (2, 256));
         for (row, source) in source.chunks(96).enumerate() {
             for (i, x) in source.iter().enumerate() {
@@ -270,7 +279,7 @@ mod tests {
     #[test]
     fn a_span_without_a_finite_maximum_becomes_zero() {
         let mut a = Activations::default();
-        a.quantize(&[f32::INFINITY; 256], 256, 128);
+        a.quantize(Q4K, &[f32::INFINITY; 256], 256);
         assert!(a.quants.iter().all(|&q| q == 0) && a.scales.iter().all(|&d| d == 0.0));
     }
 }

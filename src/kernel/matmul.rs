@@ -7,12 +7,15 @@
 use super::activations::{Activations, has_eights, sizes_of_sixteen};
 use super::matvec::{eights, swept};
 use super::panel::{
-    Ahead, Lanes, Operands, Scaling, Seen, blockwise_tokens, exact, fits, min_columns, packed_span,
-    resize_to_block, row_vectors, scaling, unpack, unpack_block,
+    Ahead, Lanes, OfLanes, OfSums, Operands, Product, Scaling, Seen, blockwise_tokens, exact, has_sums,
+    largest_sum, min_columns, packed_span, resize_to_block, row_vectors, scaling, unpack, unpack_block,
 };
 use super::{Lines, Pool, SharedMut, pair, partial_sums, prefetch_part, sum};
 use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, Kernel, Level, MAX_LANES, Scales, SpanTile, TileKernel, dispatch_at};
+use crate::simd::{
+    Isa, Kernel, Level, MAX_LANES, MAX_ROWS, Scales, SpanFloats, SpanTile, SpansTile, TileKernel, add_span,
+    dispatch_at, lowered, raised,
+};
 
 /// Activations laid out for tiles of tokens: for each tile all columns, for each four columns the tile's tokens.
 #[derive(Clone, Debug, Default)]
@@ -22,26 +25,42 @@ pub struct PackedTokens {
     pub padded: usize,
     pub span: usize,
     tile: usize,
+    /// Whether they are multiplied by [`Isa::f_sums_tile`].
+    of_sums: bool,
     /// `[tiles, padded / 4 / WORDS, tile, WORDS]`: four i8 a word.
     quads: Vec<i32>,
     /// `[tiles, padded / span, tile]`.
     scales: Vec<f32>,
-    /// `[tiles, padded / group, tile]`: what a group's dot products start from, so that the format's offset
-    /// is taken off. Empty where it has none.
+    /// `[tiles, padded / group, tile]`: what a group's dot products start from, so that the format's offset is taken off, and what
+    /// products of sums have too much for a token. Empty where there is neither.
     starts: Vec<i32>,
     /// `[tiles, padded / 2 / min group, tile]`: the sums of two groups as two i16. Empty without mins.
     sums: Vec<i32>,
-    /// `[tiles, padded / span]`: whether no group's sum exceeds 16 bits, whatever the rows. Set where scales are in pairs.
-    fit: Vec<bool>,
+    /// `[tiles, padded / span]`: the largest size of a group's sum, whatever the rows. Set where it matters whether sums fit 16 bits.
+    largest: Vec<i32>,
 }
 
 impl PackedTokens {
     /// Packs `tokens` for `_format` and the tile of `level`, on the threads of `pool`.
-    pub fn pack<F: Unpack>(&mut self, _format: F, level: Level, tokens: &Activations, pool: &Pool) {
+    pub fn pack<F: Unpack>(&mut self, format: F, level: Level, tokens: &Activations, pool: &Pool) {
+        let of_sums = dispatch_at(level, WantsSums { tokens: tokens.rows, _format: format });
+        self.pack_as(format, level, tokens, pool, of_sums);
+    }
+
+    /// As [`PackedTokens::pack`], for products of sums, if there are such, or for others.
+    pub(super) fn pack_as<F: Unpack>(
+        &mut self,
+        _format: F,
+        level: Level,
+        tokens: &Activations,
+        pool: &Pool,
+        of_sums: bool,
+    ) {
         assert_eq!(tokens.span, F::SPAN);
         let padded = tokens.padded();
-        let (tile, group) = dispatch_at(level, Shape { tokens: tokens.rows, _format });
+        let (tile, group, of_sums) = dispatch_at(level, Shape { tokens: tokens.rows, of_sums, _format });
         (self.rows, self.padded, self.span, self.tile) = (tokens.rows, padded, tokens.span, tile);
+        self.of_sums = of_sums;
         let tiles = self.tiles();
         let (quads, scales) = (padded / 4 * tile, padded / F::SPAN * tile);
         let starts = padded / group * tile;
@@ -51,13 +70,13 @@ impl PackedTokens {
         self.starts.resize(tiles * starts, 0);
         self.sums.resize(tiles * sums, 0);
         let spans = padded / F::SPAN;
-        self.fit.resize(tiles * spans, false);
+        self.largest.resize(tiles * spans, 0);
         let all = (
             SharedMut::new(&mut self.quads),
             SharedMut::new(&mut self.scales),
             SharedMut::new(&mut self.starts),
             SharedMut::new(&mut self.sums),
-            SharedMut::new(&mut self.fit),
+            SharedMut::new(&mut self.largest),
         );
         pool.run(tiles, |i| {
             // Sound: each task writes its own tile.
@@ -66,11 +85,12 @@ impl PackedTokens {
                     from: tokens,
                     first: i * tile,
                     tile,
+                    of_sums,
                     quads: all.0.slice(i * quads, quads),
                     scales: all.1.slice(i * scales, scales),
                     starts: all.2.slice(i * starts, starts),
                     sums: all.3.slice(i * sums, sums),
-                    fit: all.4.slice(i * spans, spans),
+                    largest: all.4.slice(i * spans, spans),
                     _format,
                 };
                 dispatch_at(level, pack);
@@ -89,11 +109,12 @@ struct PackTile<'a, F> {
     from: &'a Activations,
     first: usize,
     tile: usize,
+    of_sums: bool,
     quads: &'a mut [i32],
     scales: &'a mut [f32],
     starts: &'a mut [i32],
     sums: &'a mut [i32],
-    fit: &'a mut [bool],
+    largest: &'a mut [i32],
     _format: F,
 }
 
@@ -101,55 +122,118 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let (from, tile, words) = (self.from, self.tile, I::WORDS);
-        let padded = from.padded();
-        let (spans, sixteens) = (padded / F::SPAN, padded / 16);
-        self.fit.fill(true);
-        for t in 0..tile {
+    fn run<I: Isa>(mut self, isa: I) {
+        let padded = self.from.padded();
+        self.largest.fill(0);
+        for t in 0..self.tile {
             let row = self.first + t;
-            if row >= from.rows {
-                // Tokens that are missing to a whole tile are zeros.
-                for q in 0..padded / 4 {
-                    self.quads[(q / words * tile + t) * words + q % words] = 0;
-                }
+            if row >= self.from.rows {
+                self.fill(t, I::WORDS);
                 continue;
             }
-            let quants = from.quants[row * padded..][..padded].as_chunks::<4>().0;
-            for q in 0..quants.len() {
-                let [a, b, c, d] = quants[q];
-                let word = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
-                self.quads[(q / words * tile + t) * words + q % words] = word;
+            self.quads(row, t, I::WORDS);
+            let sums = &self.from.sums[row * (padded / 16)..][..padded / 16];
+            if F::MINS {
+                self.sums(sums, t);
             }
-            let scales = &from.scales[row * spans..][..spans];
-            for s in 0..spans {
-                self.scales[s * tile + t] = scales[s];
+            // The constants alone decide what code there is.
+            if const { has_sums::<F, I>() } && self.of_sums {
+                self.limits(isa, row, sums);
+                self.starts_of_sums(isa, row, sums, t);
+                continue;
             }
-            let sums = &from.sums[row * sixteens..][..sixteens];
-            if const { matches!(scaling::<F, I>(false), Scaling::Pairs) } {
-                let vectors = from.quants[row * padded..][..padded].as_chunks::<32>().0;
-                for i in 0..vectors.len() {
-                    let sizes = sizes_of_sixteen(isa, &vectors[i]);
-                    for h in (0..2).step_by(F::GROUP / 16) {
-                        let group = h..h + F::GROUP / 16;
-                        let (sum, size) = (sum(&sums[2 * i..][group.clone()]), sum(&sizes[group]));
-                        self.fit[32 * i / F::SPAN] &= fits::<F>(sum, size);
-                    }
-                }
+            if const { has_pairs::<F, I>() } {
+                self.limits(isa, row, sums);
             }
-            let seen = const { Seen::of::<F, I>() };
+            let seen = const { Seen::of::<F, I, OfLanes>() };
             if seen.offset != 0 {
                 let each = seen.group / 16;
                 for g in 0..padded / seen.group {
-                    self.starts[g * tile + t] = -seen.offset * sum(&sums[g * each..(g + 1) * each]);
+                    self.starts[g * self.tile + t] = -seen.offset * sum(&sums[g * each..(g + 1) * each]);
                 }
             }
-            if F::MINS {
-                let each = min_columns::<F>() / 16;
-                for g in 0..padded / 2 / min_columns::<F>() {
-                    let both = &sums[2 * g * each..2 * (g + 1) * each];
-                    self.sums[g * tile + t] = pair(sum(&both[..each]), sum(&both[each..]));
+        }
+    }
+}
+
+impl<F: Unpack> PackTile<'_, F> {
+    /// A token that is missing to a whole tile is zeros. (Whatever it starts from, its sums are not stored.)
+    #[inline(always)]
+    fn fill(&mut self, t: usize, words: usize) {
+        for q in 0..self.from.padded() / 4 {
+            self.quads[(q / words * self.tile + t) * words + q % words] = 0;
+        }
+    }
+
+    /// Quants and scales of `row` as those of token `t` of the tile.
+    #[inline(always)]
+    fn quads(&mut self, row: usize, t: usize, words: usize) {
+        let (padded, tile) = (self.from.padded(), self.tile);
+        let quants = self.from.quants[row * padded..][..padded].as_chunks::<4>().0;
+        for q in 0..quants.len() {
+            let [a, b, c, d] = quants[q];
+            let word = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
+            self.quads[(q / words * tile + t) * words + q % words] = word;
+        }
+        let spans = padded / F::SPAN;
+        let scales = &self.from.scales[row * spans..][..spans];
+        for s in 0..spans {
+            self.scales[s * tile + t] = scales[s];
+        }
+    }
+
+    /// What mins are multiplied by, from the `sums` of each 16 columns.
+    #[inline(always)]
+    fn sums(&mut self, sums: &[i16], t: usize) {
+        let each = min_columns::<F>() / 16;
+        for g in 0..sums.len() / (2 * each) {
+            let both = &sums[2 * g * each..2 * (g + 1) * each];
+            self.sums[g * self.tile + t] = pair(sum(&both[..each]), sum(&both[each..]));
+        }
+    }
+
+    /// The largest sizes of groups' sums.
+    #[inline(always)]
+    fn limits<I: Isa>(&mut self, isa: I, row: usize, sums: &[i16]) {
+        let padded = self.from.padded();
+        let vectors = self.from.quants[row * padded..][..padded].as_chunks::<32>().0;
+        for i in 0..vectors.len() {
+            let sizes = sizes_of_sixteen(isa, &vectors[i]);
+            for h in (0..2).step_by(F::GROUP / 16) {
+                let group = h..h + F::GROUP / 16;
+                let (sum, size) = (sum(&sums[2 * i..][group.clone()]), sum(&sizes[group]));
+                let largest = &mut self.largest[32 * i / F::SPAN];
+                *largest = largest_sum::<F>(sum, size).max(*largest);
+            }
+        }
+    }
+
+    /// What products of sums start from: less the format's offset times the activations, and less what they have too much. With the raise a of
+    /// the lanes of odd quads and the lowering b of those of even ones, that is `x₁·x₂ − b·x₁ + a·x₂ = (x₁ + a)·(x₂ − b) + a·b` for each
+    /// two activations.
+    #[inline(always)]
+    fn starts_of_sums<I: Isa>(&mut self, isa: I, row: usize, sums: &[i16], t: usize) {
+        let (padded, group) = (self.from.padded(), F::GROUP / 16);
+        let (a, b) = const { (raised(F::LARGEST), lowered(F::LARGEST)) };
+        let (raise, lower) = (isa.b_splat(a as u8), isa.b_splat((b as u8).wrapping_neg()));
+        let quants = &self.from.quants[row * padded..][..padded];
+        let mut last = [0i8; 64];
+        last[..32].copy_from_slice(&quants[padded - 32..]);
+        for i in 0..padded / 32 {
+            // The odd quads in the places of the even ones, and something in those of the odd.
+            let shifted = if i + 1 < padded / 32 { &quants[32 * i + 4..] } else { &last[4..] };
+            let first = isa.b_add(isa.b_all_i8(quants[32 * i..].first_chunk().expect("32 columns")), raise);
+            let second = isa.b_add(isa.b_all_i8(shifted.first_chunk().expect("32 columns")), lower);
+            let mut products = [0i32; 8 * MAX_ROWS];
+            isa.n_store(isa.n_dot4::<true>(isa.n_zero(), first, second), &mut products);
+            let halves = [products[0] + products[2], products[4] + products[6]];
+            for h in (0..2).step_by(group) {
+                let mut product = a * b * F::GROUP as i32 / 2;
+                for half in h..h + group {
+                    product += halves[half];
                 }
+                let offset = F::OFFSET * sum(&sums[2 * i + h..][..group]);
+                self.starts[(2 * i + h) / group * self.tile + t] = -product - offset;
             }
         }
     }
@@ -222,19 +306,48 @@ const SMALL_BATCH: usize = 32;
 /// The tokens of a tile for a batch of `tokens`, and the columns that share a start.
 struct Shape<F> {
     tokens: usize,
+    /// Whether products of sums are wanted.
+    of_sums: bool,
     _format: F,
 }
 
 impl<F: Unpack> Kernel for Shape<F> {
-    /// `usize::MAX` columns where there are no starts.
-    type Output = (usize, usize);
+    /// `usize::MAX` columns where there are no starts. And whether there are products of sums.
+    type Output = (usize, usize, bool);
 
     #[inline(always)]
-    fn run<I: Isa>(self, _isa: I) -> (usize, usize) {
-        let (seen, large) = (const { Seen::of::<F, I>() }, I::TILE.1);
+    fn run<I: Isa>(self, _isa: I) -> (usize, usize, bool) {
+        let (seen, large) = (const { Seen::of::<F, I, OfLanes>() }, I::TILE.1);
+        let of_sums = self.of_sums && has_sums::<F, I>();
         let is_small = self.tokens <= SMALL_BATCH
             && self.tokens.next_multiple_of(I::SMALL) < self.tokens.next_multiple_of(large);
-        (if is_small { I::SMALL } else { large }, if seen.offset == 0 { usize::MAX } else { seen.group })
+        let group = match seen.offset {
+            _ if of_sums => F::GROUP,
+            0 => usize::MAX,
+            _ => seen.group,
+        };
+        (if is_small { I::SMALL } else { large }, group, of_sums)
+    }
+}
+
+/// Whether tiles of `F` have scales in pairs.
+const fn has_pairs<F: Unpack, I: Isa>() -> bool {
+    matches!(scaling::<F, I, OfLanes>(), Scaling::Pairs)
+}
+
+/// Whether products of sums are the faster ones for a batch of `tokens`.
+struct WantsSums<F> {
+    tokens: usize,
+    _format: F,
+}
+
+impl<F: Unpack> Kernel for WantsSums<F> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> bool {
+        let (exist, least) = const { (has_sums::<F, I>(), blockwise_tokens::<F, I>()) };
+        exist && self.tokens > least && isa.multiplies_sums()
     }
 }
 
@@ -251,8 +364,10 @@ impl<F: Unpack> Kernel for PanelProducts<'_, F> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         assert_eq!(self.tokens.span, F::SPAN);
-        if !self.is_blockwise::<I>() {
-            unpack::<F, I>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
+        if const { has_sums::<F, I>() } && self.tokens.of_sums {
+            unpack::<F, I, OfSums>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
+        } else if !self.is_blockwise::<I>() {
+            unpack::<F, I, OfLanes>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
         }
         if self.tokens.tile == I::TILE.1 {
             isa.tile(self);
@@ -275,7 +390,13 @@ impl<F: Unpack> TileKernel for PanelProducts<'_, F> {
         // Partial sums that no span of a narrow matrix goes to are 0.
         self.panel.totals.fill(0.0);
         for tile in 0..tiles {
-            self.tile::<I, R, T>(isa, tile, tiles);
+            if const { has_sums::<F, I>() } && self.tokens.of_sums {
+                self.spans::<I, OfSums, R, T>(isa, tile, tiles);
+            } else if const { has_pairs::<F, I>() } {
+                self.spans::<I, OfLanes, R, T>(isa, tile, tiles);
+            } else {
+                self.tile::<I, R, T>(isa, tile, tiles);
+            }
         }
     }
 }
@@ -284,7 +405,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
     /// Whether the panel is unpacked block by block.
     #[inline(always)]
     fn is_blockwise<I: Isa>(&self) -> bool {
-        self.tokens.rows <= const { blockwise_tokens::<F, I>() }
+        !self.tokens.of_sums && self.tokens.rows <= const { blockwise_tokens::<F, I>() }
     }
 
     /// The products of the panel with one of the `tiles` of `T` tokens.
@@ -297,13 +418,72 @@ impl<F: Unpack> PanelProducts<'_, F> {
             prefetch_part(isa, self.next, tile * spans + s, tiles * spans);
             let Panel { lanes: panel, totals } = &mut *self.panel;
             let of = Span { panel, at: s, tokens, tile, number: s };
-            let sum = span::<F, I, R, T>(isa, of);
             let total = &mut tiles_of::<R, T>(totals)[s % partials];
+            let sum = span::<F, I, R, T>(isa, of);
+            let floats = floats::<F, I, R, T>(of);
             if s < partials {
-                add_span::<F, I, R, T, true>(isa, of, &sum, total);
+                add_span::<I, R, T, true>(isa, total, &sum, floats);
             } else {
-                add_span::<F, I, R, T, false>(isa, of, &sum, total);
+                add_span::<I, R, T, false>(isa, total, &sum, floats);
             }
+        }
+        self.store::<I, R, T>(isa, tile, 0);
+    }
+
+    /// As [`PanelProducts::tile`], with all spans at once: by products of sums, or with scales in pairs.
+    #[inline(always)]
+    fn spans<I: Isa, P: Product, const R: usize, const T: usize>(
+        &mut self,
+        isa: I,
+        tile: usize,
+        tiles: usize,
+    ) {
+        let Panel { lanes: panel, totals } = &mut *self.panel;
+        let (tokens, spans, wide) = (self.tokens, self.columns / F::SPAN, I::LANES * R);
+        prefetch_part(isa, self.next, tile, tiles);
+        // A tile's part of what is there for each `columns` of a token, or of all tokens.
+        let of = |columns: usize| (tile * tokens.padded / columns * T, spans * F::SPAN / columns * T);
+        let (quads, groups, each) = (of(4), of(F::GROUP), of(F::SPAN));
+        let (rows, blocks) = (spans * F::SPAN / F::GROUP * wide, self.columns / F::BLOCK * wide);
+        let (mut dmin, mut mins, mut sums) = (&[][..], &[][..], &[][..]);
+        if F::MINS {
+            let pairs = of(2 * min_columns::<F>());
+            sums = &tokens.sums[pairs.0..][..pairs.1];
+            (dmin, mins) = (&panel.dmin[..blocks], &panel.mins[..pairs.1 / T * wide]);
+        }
+        let (mut corrections, mut correction, mut largest_correction) = (&[][..], &[][..], &[][..]);
+        if P::SUMS {
+            (corrections, correction) = (&panel.corrections[..rows], &panel.correction[..spans * wide]);
+            largest_correction = &panel.largest_correction[..spans];
+        }
+        let of = SpansTile {
+            spans,
+            of_block: F::BLOCK / F::SPAN,
+            groups: F::SPAN / F::GROUP,
+            quads: F::GROUP / 4,
+            rows: &panel.lanes[..self.columns / 4 * wide],
+            largest_lane: F::LARGEST,
+            tokens: &tokens.quads[quads.0..][..quads.1],
+            starts: if P::SUMS || F::OFFSET != 0 { &tokens.starts[groups.0..][..groups.1] } else { &[] },
+            scales: &panel.scales[..if P::SUMS { rows } else { rows / 2 }],
+            corrections,
+            correction,
+            largest: &tokens.largest[each.0 / T..][..spans],
+            largest_correction,
+            floats: SpanFloats {
+                d: &panel.d[..blocks],
+                dmin,
+                mins,
+                sums,
+                tokens: &tokens.scales[each.0..][..each.1],
+            },
+        };
+        let totals = &mut tiles_of::<R, T>(totals)[..partial_sums(F::SPAN)];
+        match (P::SUMS, F::MINS) {
+            (true, true) => isa.f_sums_tile::<R, T, true>(totals, &of),
+            (true, false) => isa.f_sums_tile::<R, T, false>(totals, &of),
+            (false, true) => isa.f_pairs_tile::<R, T, true>(totals, &of),
+            (false, false) => isa.f_pairs_tile::<R, T, false>(totals, &of),
         }
         self.store::<I, R, T>(isa, tile, 0);
     }
@@ -331,7 +511,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
                         span::<F, I, R, T>(isa, of)
                     };
                     let total = &mut tiles_of::<R, T>(totals)[tile * partials + s % partials];
-                    add_span::<F, I, R, T, false>(isa, of, &sum, total);
+                    add_span::<I, R, T, false>(isa, total, &sum, floats::<F, I, R, T>(of));
                 }
             }
         }
@@ -400,19 +580,16 @@ fn span<F: Unpack, I: Isa, const R: usize, const T: usize>(isa: I, of: Span) -> 
     let Span { panel, at, tokens, tile, number: s } = of;
     let wide = I::LANES * R;
     let quads = F::SPAN / 4;
-    let seen = const { Seen::of::<F, I>() };
+    let seen = const { Seen::of::<F, I, OfLanes>() };
     let groups = F::SPAN / seen.group;
     let rows = &panel.lanes[at * quads * wide..][..quads * wide];
-    let scales = match const { scaling::<F, I>(false) } {
+    let scales = match const { scaling::<F, I, OfLanes>() } {
         Scaling::None => Scales::None,
+        Scaling::Halves | Scaling::Pairs => unreachable!("taken with all spans at once"),
         Scaling::Words => Scales::Words(&panel.scales[at * groups * wide..(at + 1) * groups * wide]),
         Scaling::Floats => {
             let scales = &panel.float_scales[at * groups * wide..(at + 1) * groups * wide];
             Scales::Floats { scales, exact: const { exact::<F>() } }
-        }
-        Scaling::Pairs => {
-            let scales = &panel.scales[at * groups / 2 * wide..(at + 1) * groups / 2 * wide];
-            Scales::Pairs { scales, fit: tokens.fit[tile * tokens.padded / F::SPAN + s] }
         }
     };
     let at = (tile * tokens.padded / seen.group + s * groups) * T;
@@ -462,52 +639,22 @@ fn span_of_packed<F: Unpack, I: Isa, const R: usize, const T: usize>(
     packed_span::<F, I, R, T>(isa, Operands { panel, span: half, tokens, starts, ahead })
 }
 
-/// Adds a span to `total` (0 if it is the `FIRST`): its integer `sum`s, and mins times the sums of their groups' activations, times the
-/// floats of rows and tokens.
+/// What the sums of a span become floats with.
 #[inline(always)]
-fn add_span<F: Unpack, I: Isa, const R: usize, const T: usize, const FIRST: bool>(
-    isa: I,
-    of: Span,
-    sum: &[[I::F; R]; T],
-    total: &mut Sums<R, T>,
-) {
+fn floats<'a, F: Unpack, I: Isa, const R: usize, const T: usize>(of: Span<'a>) -> SpanFloats<'a> {
     let Span { panel, at, tokens, tile, number: s } = of;
-    let wide = I::LANES * R;
-    let b = at * F::SPAN / F::BLOCK;
-    let scales = &tokens.scales.as_chunks::<T>().0[tile * tokens.padded / F::SPAN + s];
-    let pairs = F::SPAN / 2 / min_columns::<F>();
-    let d = &panel.d[b * wide..(b + 1) * wide];
-    let (mut sums, mut mins, mut dmin) = (&[][..], &[][..], d);
-    if F::MINS {
-        let first = tile * tokens.padded / 2 / min_columns::<F>() + s * pairs;
-        sums = &tokens.sums.as_chunks::<T>().0[first..first + pairs];
-        mins = &panel.mins[at * pairs * wide..(at + 1) * pairs * wide];
-        dmin = &panel.dmin[b * wide..(b + 1) * wide];
+    let (wide, b) = (I::LANES * R, at * F::SPAN / F::BLOCK);
+    let d = &panel.d[b * wide..][..wide];
+    let scales = &tokens.scales[(tile * tokens.padded / F::SPAN + s) * T..][..T];
+    if !F::MINS {
+        return SpanFloats { d, dmin: &[], mins: &[], sums: &[], tokens: scales };
     }
-    for r in 0..R {
-        let at = r * I::LANES;
-        let (d, dmin) = (isa.f_load(&d[at..]), isa.f_load(&dmin[at..]));
-        let mut row_mins = [isa.w_splat(0); MAX_MIN_PAIRS];
-        if F::MINS {
-            for p in 0..pairs {
-                row_mins[p] = isa.w_load(&mins[p * wide + at..]);
-            }
-        }
-        for t in 0..T {
-            let mut value = isa.f_mul(d, sum[t][r]);
-            if F::MINS {
-                let mut min = isa.w_splat(0);
-                for p in 0..pairs {
-                    min = isa.w_dot2_i16(min, row_mins[p], isa.w_splat(sums[p][t]));
-                }
-                value = isa.f_fnma(dmin, isa.f_from_w(min), value);
-            }
-            let total = &mut total[t][r];
-            let before = if FIRST { isa.f_splat(0.0) } else { isa.f_load(&*total) };
-            isa.f_store(isa.f_fma(isa.f_splat(scales[t]), value, before), total);
-        }
+    let pairs = F::SPAN / 2 / min_columns::<F>();
+    SpanFloats {
+        d,
+        dmin: &panel.dmin[b * wide..][..wide],
+        mins: &panel.mins[at * pairs * wide..][..pairs * wide],
+        sums: &tokens.sums[(tile * tokens.padded / 2 / min_columns::<F>() + s * pairs) * T..][..pairs * T],
+        tokens: scales,
     }
 }
-
-/// Pairs of mins in a span, at most: 128 columns of 16 each.
-const MAX_MIN_PAIRS: usize = 4;

@@ -6,7 +6,7 @@ use super::float::{Bf16, F16, F32, Float, FloatProducts};
 use super::kv::{KvData, KvType, PAGE, padded_head};
 use super::matmul::{PackedTokens, Panel, PanelProducts, panel_rows};
 use super::matvec::RowProducts;
-use super::panel::fits;
+use super::panel::largest_sum;
 use super::{Pool, SharedMut, partial_sums};
 use crate::gguf::TensorType;
 use crate::quant;
@@ -133,7 +133,7 @@ fn check_format<F: Unpack>(format: F, kind: TensorType) {
             }
         }
         let mut a = Activations::default();
-        a.quantize(&source, columns, F::SPAN);
+        a.quantize(format, &source, columns);
         let want: Vec<f32> = (0..tokens)
             .flat_map(|t| weights.chunks(row_bytes).map(move |row| (t, row)))
             .map(|(t, row)| naive::<F>(row, &a, t))
@@ -142,7 +142,10 @@ fn check_format<F: Unpack>(format: F, kind: TensorType) {
         for level in Level::available() {
             let case = format!("{kind} {rows}×{columns}×{tokens} {level:?}");
             assert_eq!(few(format, level, &weights, row_bytes, &a), want, "matvec, {case}");
-            assert_eq!(many(format, level, &weights, row_bytes, &a), want, "matmul, {case}");
+            for of_sums in [false, true] {
+                let got = many(format, level, &weights, row_bytes, &a, of_sums);
+                assert_eq!(got, want, "matmul, {case}, of sums: {of_sums}");
+            }
         }
     }
 }
@@ -176,8 +179,8 @@ fn check_against_decoded<F: Unpack>(
     }
 }
 
-/// A group's sum fits where the largest that any rows make of it does.
-fn check_fits<F: Unpack>() {
+/// The largest sum of a group is what the rows make of it that go farthest.
+fn check_largest_sum<F: Unpack>() {
     let mut random = Random(7);
     for largest in [8, 40, 60, 80, 127] {
         for _ in 0..200 {
@@ -187,17 +190,17 @@ fn check_fits<F: Unpack>() {
             let most: i32 = a.iter().map(|&a| (a * above).max(a * below)).sum();
             let least: i32 = a.iter().map(|&a| (a * above).min(a * below)).sum();
             let (sum, size) = (a.iter().sum(), a.iter().map(|a| a.abs()).sum());
-            assert_eq!(fits::<F>(sum, size), most.max(-least) <= 32767, "{a:?}");
+            assert_eq!(largest_sum::<F>(sum, size), most.max(-least), "{a:?}");
         }
     }
 }
 
 #[test]
-fn sums_fit_sixteen_bits_where_the_largest_possible_ones_do() {
-    check_fits::<Q4K>();
-    check_fits::<Q5K>();
-    check_fits::<Q6K>();
-    check_fits::<Iq3S>();
+fn the_largest_sum_of_a_group_is_that_of_the_rows_that_go_farthest() {
+    check_largest_sum::<Q4K>();
+    check_largest_sum::<Q5K>();
+    check_largest_sum::<Q6K>();
+    check_largest_sum::<Iq3S>();
 }
 
 fn few<F: Unpack>(format: F, level: Level, weights: &[u8], row_bytes: usize, a: &Activations) -> Vec<f32> {
@@ -211,12 +214,19 @@ fn few<F: Unpack>(format: F, level: Level, weights: &[u8], row_bytes: usize, a: 
     out
 }
 
-fn many<F: Unpack>(format: F, level: Level, weights: &[u8], row_bytes: usize, a: &Activations) -> Vec<f32> {
+fn many<F: Unpack>(
+    format: F,
+    level: Level,
+    weights: &[u8],
+    row_bytes: usize,
+    a: &Activations,
+    of_sums: bool,
+) -> Vec<f32> {
     let rows = weights.len() / row_bytes;
     let mut out = vec![f32::NAN; rows * a.rows];
     let shared = SharedMut::new(&mut out);
     let (mut tokens, mut panel) = (PackedTokens::default(), Panel::default());
-    tokens.pack(format, level, a, &Pool::new(1));
+    tokens.pack_as(format, level, a, &Pool::new(1), of_sums);
     for (i, bytes) in weights.chunks(panel_rows(level) * row_bytes).enumerate() {
         PanelProducts {
             format,

@@ -24,6 +24,7 @@ mod neon;
 mod pairs;
 mod scalar;
 mod span;
+mod sums;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::{Avx2, AvxVnni};
@@ -36,11 +37,13 @@ pub use exponential::IsaExt;
 #[cfg(target_arch = "aarch64")]
 pub use neon::{Neon, NeonDot, NeonI8mm};
 pub use scalar::Scalar;
-pub use span::{Scales, SpanTile};
+pub use span::{Scales, SpanFloats, SpanTile, SpansTile, add_span, fits};
+pub use sums::{low_halves, lowered, raised, reach};
 
 use std::sync::OnceLock;
 
-use self::span::{group_of_words, span_of_words};
+use self::span::{group_of_words, span_of_words, tile_of_pairs};
+use self::sums::tile_of_sums;
 
 /// The most lanes a wide vector has on any ISA; sizes buffers that are shared by all of them.
 pub const MAX_LANES: usize = 16;
@@ -84,6 +87,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const SWEPT: usize = 2;
     /// Whether [`Isa::eights`] gives something.
     const EIGHTS: bool = false;
+    /// Whether [`Isa::multiplies_sums`] may be true, and a pair of i16 is multiplied and added at once.
+    const SUMS: bool = false;
     /// Whether [`Isa::f_span_tile`] wants the scales as floats where these are exact.
     const FLOAT_SCALES: bool = false;
     /// Whether it rather wants them in pairs where groups' sums are likely to fit 16 bits.
@@ -113,6 +118,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn eights(self) -> Option<Self::Eights> {
         None
+    }
+
+    /// Whether [`Isa::f_sums_tile`] is faster here than [`Isa::f_span_tile`].
+    #[inline(always)]
+    fn multiplies_sums(self) -> bool {
+        false
     }
 
     /// Runs `kernel` inside a function compiled for this ISA.
@@ -356,6 +367,27 @@ pub trait Isa: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn f_span_tile<const R: usize, const T: usize>(self, sum: &mut [[Self::F; R]; T], span: &SpanTile) {
         span_of_words(self, sum, span);
+    }
+
+    /// The products of a tile as `totals`, to which the spans go in turns, with scales in pairs; of a format with `MINS` or without. A total that no
+    /// span goes to is left as it is.
+    #[inline(always)]
+    fn f_pairs_tile<const R: usize, const T: usize, const MINS: bool>(
+        self,
+        totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+        tile: &SpansTile,
+    ) {
+        tile_of_pairs::<Self, R, T, MINS>(self, totals, tile);
+    }
+
+    /// As [`Isa::f_pairs_tile`], by products of sums.
+    #[inline(always)]
+    fn f_sums_tile<const R: usize, const T: usize, const MINS: bool>(
+        self,
+        totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+        tile: &SpansTile,
+    ) {
+        tile_of_sums::<Self, R, T, MINS>(self, totals, tile);
     }
 
     /// As [`Isa::n_dot2_i16`].

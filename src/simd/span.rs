@@ -2,7 +2,7 @@
 //!
 //! The dot products take the pipes that multiply, all the time; what counts is how few other instructions take them, too.
 
-use super::Isa;
+use super::{Isa, MAX_LANES};
 
 /// The operands of [`Isa::f_span_tile`], laid out as [`Isa::w_group_tile`] wants each group's.
 #[derive(Clone, Copy)]
@@ -37,6 +37,178 @@ pub enum Scales<'a> {
     /// `[groups / 2, R, LANES]`, where [`Isa::PAIRED_SCALES`]: two groups' as two i16, the first in the low half. `fit`: no group's sum exceeds
     /// 16 bits, whatever the rows.
     Pairs { scales: &'a [i32], fit: bool },
+}
+
+/// The operands of [`Isa::f_pairs_tile`] and [`Isa::f_sums_tile`]: a tile's rows and tokens over spans of columns.
+#[derive(Clone, Copy)]
+pub struct SpansTile<'a> {
+    pub spans: usize,
+    /// Spans of a block.
+    pub of_block: usize,
+    /// Groups of columns in a span.
+    pub groups: usize,
+    /// Quads in a group.
+    pub quads: usize,
+    /// `[quads, R, LANES]`: lanes, raised and lowered ones for products of sums.
+    pub rows: &'a [i32],
+    /// The largest lane.
+    pub largest_lane: u8,
+    /// `[quads, T]`.
+    pub tokens: &'a [i32],
+    /// `[groups, T]`: what sums start from; empty if from 0.
+    pub starts: &'a [i32],
+    /// `[groups / 2, R, LANES]`, as [`Scales::Pairs`] are; for products of sums `[groups, R, LANES]`, i16 in the low halves and nothing in the
+    /// high ones.
+    pub scales: &'a [i32],
+    /// For products of sums, `[groups, R, LANES]`: what depends on the row alone, negative.
+    pub corrections: &'a [i32],
+    /// `[spans, R, LANES]`: the sums of their groups' scales times corrections.
+    pub correction: &'a [i32],
+    /// Of each span, the largest size of a group's sum, whatever the rows.
+    pub largest: &'a [i32],
+    /// The largest size of a correction.
+    pub largest_correction: &'a [i32],
+    /// Of all blocks and spans.
+    pub floats: SpanFloats<'a>,
+}
+
+impl SpansTile<'_> {
+    /// The floats of span `s` of tiles of `wide` rows and `T` tokens.
+    #[inline(always)]
+    fn floats<const T: usize, const MINS: bool>(&self, s: usize, wide: usize) -> SpanFloats<'_> {
+        let (all, block) = (&self.floats, s / self.of_block);
+        let (d, tokens) = (&all.d[block * wide..][..wide], &all.tokens[s * T..][..T]);
+        if !MINS {
+            return SpanFloats { d, dmin: &[], mins: &[], sums: &[], tokens };
+        }
+        let pairs = all.sums.len() / T / self.spans;
+        SpanFloats {
+            d,
+            dmin: &all.dmin[block * wide..][..wide],
+            mins: &all.mins[s * pairs * wide..][..pairs * wide],
+            sums: &all.sums[s * pairs * T..][..pairs * T],
+            tokens,
+        }
+    }
+}
+
+/// Whether sums up to such a size fit 16 bits.
+#[inline(always)]
+pub const fn fits(largest: i32) -> bool {
+    largest <= i16::MAX as i32
+}
+
+/// [`Isa::f_pairs_tile`], whether sums fit 16 bits or not.
+#[inline(always)]
+pub(super) fn tile_of_pairs<I: Isa, const R: usize, const T: usize, const MINS: bool>(
+    isa: I,
+    totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+    tile: &SpansTile,
+) {
+    for s in 0..tile.spans {
+        add_span_of_pairs::<I, R, T, MINS>(isa, totals, tile, s);
+    }
+}
+
+/// Adds span `s` to its total.
+#[inline(always)]
+pub(super) fn add_span_of_pairs<I: Isa, const R: usize, const T: usize, const MINS: bool>(
+    isa: I,
+    totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+    tile: &SpansTile,
+    s: usize,
+) {
+    let (wide, groups) = (R * I::LANES, tile.groups);
+    let quads = tile.quads * groups;
+    let span = SpanTile {
+        groups,
+        rows: &tile.rows[s * quads * wide..][..quads * wide],
+        tokens: &tile.tokens[s * quads * T..][..quads * T],
+        starts: if tile.starts.is_empty() {
+            None
+        } else {
+            Some(&tile.starts[s * groups * T..][..groups * T])
+        },
+        scales: Scales::Pairs {
+            scales: &tile.scales[s * groups / 2 * wide..][..groups / 2 * wide],
+            fit: fits(tile.largest[s]),
+        },
+        largest: tile.largest_lane,
+    };
+    let mut sum = [[isa.f_splat(0.0); R]; T];
+    isa.f_span_tile::<R, T>(&mut sum, &span);
+    add_span_to::<I, R, T, MINS>(isa, totals, &sum, tile, s);
+}
+
+/// Adds the integer `sum`s of span `s` to its total.
+#[inline(always)]
+pub(super) fn add_span_to<I: Isa, const R: usize, const T: usize, const MINS: bool>(
+    isa: I,
+    totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+    sum: &[[I::F; R]; T],
+    tile: &SpansTile,
+    s: usize,
+) {
+    let partials = totals.len();
+    let (total, floats) = (&mut totals[s % partials], tile.floats::<T, MINS>(s, R * I::LANES));
+    if s < partials {
+        add_span::<I, R, T, true>(isa, total, sum, floats);
+    } else {
+        add_span::<I, R, T, false>(isa, total, sum, floats);
+    }
+}
+
+/// What a span's integer sums become floats with.
+#[derive(Clone, Copy)]
+pub struct SpanFloats<'a> {
+    /// `[R, LANES]`: of the rows, for sums.
+    pub d: &'a [f32],
+    /// Of the rows, for mins.
+    pub dmin: &'a [f32],
+    /// `[pairs of groups, R, LANES]`: two i16 a word; empty if there are none.
+    pub mins: &'a [i32],
+    /// `[pairs of groups, T]`: the sums of the groups' activations, two i16 a word.
+    pub sums: &'a [i32],
+    /// `[T]`: of the tokens.
+    pub tokens: &'a [f32],
+}
+
+/// Pairs of groups with mins in a span, at most: 128 columns of 16 each.
+const MAX_MIN_PAIRS: usize = 4;
+
+/// Adds a span to `total` (0 if it is the `FIRST`): its integer `sum`s, and mins times the sums of their groups' activations, times the
+/// floats of rows and tokens.
+#[inline(always)]
+pub fn add_span<I: Isa, const R: usize, const T: usize, const FIRST: bool>(
+    isa: I,
+    total: &mut [[[f32; MAX_LANES]; R]; T],
+    sum: &[[I::F; R]; T],
+    floats: SpanFloats,
+) {
+    let SpanFloats { d, dmin, mins, sums, tokens } = floats;
+    let (wide, pairs) = (I::LANES * R, mins.len() / (I::LANES * R));
+    for r in 0..R {
+        let at = r * I::LANES;
+        let mut row_mins = [isa.w_splat(0); MAX_MIN_PAIRS];
+        for p in 0..pairs {
+            row_mins[p] = isa.w_load(&mins[p * wide + at..]);
+        }
+        let d = isa.f_load(&d[at..]);
+        let dmin = if pairs > 0 { isa.f_load(&dmin[at..]) } else { d };
+        for t in 0..T {
+            let mut value = isa.f_mul(d, sum[t][r]);
+            if pairs > 0 {
+                let mut min = isa.w_splat(0);
+                for p in 0..pairs {
+                    min = isa.w_dot2_i16(min, row_mins[p], isa.w_splat(sums[p * T + t]));
+                }
+                value = isa.f_fnma(dmin, isa.f_from_w(min), value);
+            }
+            let total = &mut total[t][r];
+            let before = if FIRST { isa.f_splat(0.0) } else { isa.f_load(&*total) };
+            isa.f_store(isa.f_fma(isa.f_splat(tokens[t]), value, before), total);
+        }
+    }
 }
 
 /// What the low of two sums in a word is raised by while it is added up, so that it is never negative and the high one stays whole.
@@ -81,7 +253,7 @@ fn started<I: Isa, const R: usize, const T: usize>(isa: I, starts: Option<&[i32]
 
 /// Integer sums as floats, rounded once.
 #[inline(always)]
-fn to_floats<I: Isa, const R: usize, const T: usize>(
+pub(super) fn to_floats<I: Isa, const R: usize, const T: usize>(
     isa: I,
     sum: &mut [[I::F; R]; T],
     words: &[[I::W; R]; T],
@@ -252,7 +424,7 @@ pub(super) fn span_of_words<I: Isa, const R: usize, const T: usize>(
 }
 
 /// Rows of a tile, at most.
-const MAX_WIDE: usize = 2 * super::MAX_LANES;
+const MAX_WIDE: usize = 2 * MAX_LANES;
 
 /// Scales out of pairs: the low ones (0) or the high ones (1).
 #[inline(always)]

@@ -126,7 +126,7 @@ impl Cpu {
 
     fn quantized<F: Unpack>(&self, format: F, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
         let mut scratch = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        self.quantize_activations(&mut scratch, x, F::SPAN);
+        self.quantize_activations(&mut scratch, x, (F::SPAN, F::REACH));
         if x.rows() <= few_tokens(format, self.level) {
             scratch.activations.arrange(format, self.level);
             self.few_tokens(format, w, &scratch, out);
@@ -138,7 +138,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn quantize_activations(&self, scratch: &mut Scratch, x: &Buffer, span: usize) {
+    fn quantize_activations(&self, scratch: &mut Scratch, x: &Buffer, (span, reach): (usize, i32)) {
         let a = &mut scratch.activations;
         a.resize(x.rows(), x.columns, span);
         let padded = a.padded();
@@ -149,7 +149,7 @@ impl Cpu {
             unsafe {
                 activations::quantize_row(
                     &x.data()[row * x.columns..][..x.columns],
-                    span,
+                    (span, reach),
                     quants.slice(row * padded, padded),
                     scales.slice(row * padded / span, padded / span),
                     sums.slice(row * padded / 16, padded / 16),

@@ -1,7 +1,7 @@
 //! Blocks of many rows turned into columns while they are packed: half the work, or less, of unpacking each row and turning what
 //! comes out, and scales and mins of all rows are then had at once.
 
-use super::{Lanes, halves, store_scales};
+use super::{Lanes, Product, halves, store_scales};
 use crate::kernel::prefetch_ahead;
 use crate::quant::unpack::{Chunks, Scale, Unpack};
 use crate::simd::{Isa, MAX_LANES};
@@ -58,9 +58,9 @@ pub(super) fn prefetch<F: Unpack, I: Isa>(isa: I, rows: &[&[u8]; MAX_LANES], blo
 }
 
 /// Turns block number `block` of `rows` into `words`, and these into block `to` of the panel, whose row `first` is the first of them; all of it but
-/// the lanes where these stay `PACKED`.
+/// the lanes where these stay packed.
 #[inline(always)]
-pub(super) fn unpack<F: Unpack, I: Isa, const PACKED: bool>(
+pub(super) fn unpack<F: Unpack, I: Isa, P: Product>(
     isa: I,
     rows: &[&[u8]; MAX_LANES],
     words: &mut [i32],
@@ -70,11 +70,11 @@ pub(super) fn unpack<F: Unpack, I: Isa, const PACKED: bool>(
     panel: &mut Lanes,
 ) {
     turn::<F, I>(isa, rows, block, words);
-    if !PACKED {
+    if !P::PACKED {
         lanes::<F, I>(isa, words, to, first, panel);
     }
     floats::<F, I>(isa, rows, words, block, to, first, panel);
-    groups::<F, I, PACKED>(isa, words, to, first, panel);
+    groups::<F, I, P>(isa, words, to, first, panel);
 }
 
 /// Turns block number `block` of `rows` into `words`.
@@ -138,7 +138,7 @@ fn floats<F: Unpack, I: Isa>(
 
 /// Scales and mins of the rows.
 #[inline(always)]
-fn groups<F: Unpack, I: Isa, const PACKED: bool>(
+fn groups<F: Unpack, I: Isa, P: Product>(
     isa: I,
     words: &[i32],
     block: usize,
@@ -155,7 +155,7 @@ fn groups<F: Unpack, I: Isa, const PACKED: bool>(
         if F::SCALED {
             let scales = isa.w_from_b(groups.scales[g / 4]);
             let both = [isa.w_dot4::<false>(zero, byte, scales), isa.w_dot4::<false>(zero, next, scales)];
-            store_scales::<F, I, PACKED>(isa, both, (block * count + g) / 2, first, panel);
+            store_scales::<F, I, P>(isa, both, (block * count + g) / 2, first, panel);
         }
         if F::MINS {
             let mins = isa.w_from_b(groups.mins[g / 4]);

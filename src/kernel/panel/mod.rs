@@ -3,13 +3,42 @@
 mod columns;
 mod packed;
 mod rows;
+mod sums;
 
 use self::columns::{Turned, block_words, is_turned};
 pub(super) use self::packed::{Ahead, Operands, span as packed_span};
 use self::rows::Square;
 use super::{Lines, largest_quant, prefetch_ahead};
 use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, MAX_LANES};
+use crate::simd::{Isa, MAX_LANES, reach};
+
+/// How a panel is multiplied, and so what it is made of.
+pub(super) trait Product {
+    /// Whether lanes stay packed.
+    const PACKED: bool = false;
+    /// Whether lanes are raised and lowered, for products of sums.
+    const SUMS: bool = false;
+}
+
+/// By the dot products of lanes.
+pub(super) struct OfLanes;
+/// The same, of lanes that are made then.
+pub(super) struct OfPacked;
+/// By [`Isa::f_sums_tile`].
+pub(super) struct OfSums;
+
+impl Product for OfLanes {}
+impl Product for OfPacked {
+    const PACKED: bool = true;
+}
+impl Product for OfSums {
+    const SUMS: bool = true;
+}
+
+/// Whether there are products of sums of `F` for `I`.
+pub(super) const fn has_sums<F: Unpack, I: Isa>() -> bool {
+    I::SUMS && F::SCALED && F::BLOCK == 256 && F::REACH <= reach(F::LARGEST)
+}
 
 /// What a tile sees of a format.
 #[derive(Clone, Copy)]
@@ -27,9 +56,9 @@ pub(super) struct Seen {
 
 impl Seen {
     #[inline(always)]
-    pub(super) const fn of<F: Unpack, I: Isa>() -> Self {
+    pub(super) const fn of<F: Unpack, I: Isa, P: Product>() -> Self {
         match F::FOLD {
-            Some(fold) if fold.largest <= I::LARGEST_FOLDED => Self {
+            Some(fold) if fold.largest <= I::LARGEST_FOLDED && !P::SUMS => Self {
                 folded: true,
                 halved: fold.halved,
                 group: F::SPAN,
@@ -64,6 +93,12 @@ pub(super) struct Lanes {
     pub packed: Lines<i32>,
     /// `[columns / group, panel rows]`; where they are [`Scaling::Pairs`] half as many, two i16 a word.
     pub scales: Lines<i32>,
+    /// For products of sums, `[columns / group, panel rows]`: what depends on the row alone, negative.
+    pub corrections: Lines<i32>,
+    /// `[columns / span, panel rows]`: the sums of them times their scales.
+    pub correction: Lines<i32>,
+    /// `[columns / span]`: the largest size of a span's corrections.
+    pub largest_correction: Vec<i32>,
     /// Instead of them, where they are [`Scaling::Floats`].
     pub float_scales: Lines<f32>,
     /// `[columns / 2 / min columns, panel rows]`: two i16 a word.
@@ -78,7 +113,7 @@ const UNIT: usize = 256;
 
 /// Fills `panel` from `rows`. Rows that are missing to a whole panel repeat the last one.
 #[inline(always)]
-pub(super) fn unpack<F: Unpack, I: Isa>(
+pub(super) fn unpack<F: Unpack, I: Isa, P: Product>(
     isa: I,
     rows: &[u8],
     row_bytes: usize,
@@ -90,7 +125,7 @@ pub(super) fn unpack<F: Unpack, I: Isa>(
     assert!(count > 0 && count <= wide);
     // Squares are written whole, beyond the end of a short last block.
     panel.lanes.resize((columns / 4 + MAX_LANES) * wide);
-    resize::<F, I, false>(columns, panel);
+    resize::<F, I, P>(columns, panel);
     // What the first units would otherwise have to wait for.
     let start = (2 * UNIT / F::BLOCK * F::BYTES).min(row_bytes);
     for row in 0..count {
@@ -103,15 +138,10 @@ pub(super) fn unpack<F: Unpack, I: Isa>(
         for block in 0..columns / F::BLOCK {
             for v in 0..I::TILE.0 {
                 self::columns::prefetch::<F, I>(isa, &vectors[v], block);
-                self::columns::unpack::<F, I, false>(
-                    isa,
-                    &vectors[v],
-                    words,
-                    block,
-                    block,
-                    v * I::LANES,
-                    panel,
-                );
+                self::columns::unpack::<F, I, P>(isa, &vectors[v], words, block, block, v * I::LANES, panel);
+            }
+            if P::SUMS {
+                self::sums::prepare::<F, I>(isa, block, panel);
             }
         }
         return;
@@ -121,7 +151,12 @@ pub(super) fn unpack<F: Unpack, I: Isa>(
         let blocks = unit * UNIT / F::BLOCK..((unit + 1) * UNIT).min(columns) / F::BLOCK;
         for v in 0..I::TILE.0 {
             let blocks = blocks.clone();
-            self::rows::unpack::<F, I>(isa, rows, row_bytes, blocks, v * I::LANES, &mut square, panel);
+            self::rows::unpack::<F, I, P>(isa, rows, row_bytes, blocks, v * I::LANES, &mut square, panel);
+        }
+        if P::SUMS {
+            for block in blocks {
+                self::sums::prepare::<F, I>(isa, block, panel);
+            }
         }
     }
 }
@@ -151,10 +186,10 @@ pub(super) const fn blockwise_tokens<F: Unpack, I: Isa>() -> usize {
 pub(super) fn resize_to_block<F: Unpack, I: Isa>(panel: &mut Lanes) {
     panel.packed.resize(I::TILE.0 * const { block_words::<F, I>() });
     if const { I::STAYS_PACKED } {
-        resize::<F, I, true>(F::BLOCK, panel);
+        resize::<F, I, OfPacked>(F::BLOCK, panel);
     } else {
         panel.lanes.resize(F::BLOCK / 4 * I::LANES * I::TILE.0);
-        resize::<F, I, false>(F::BLOCK, panel);
+        resize::<F, I, OfLanes>(F::BLOCK, panel);
     }
 }
 
@@ -166,9 +201,9 @@ pub(super) fn unpack_block<F: Unpack, I: Isa>(isa: I, rows: &RowVectors, block: 
     for v in 0..I::TILE.0 {
         let words = &mut packed[v * each..(v + 1) * each];
         if const { I::STAYS_PACKED } {
-            self::columns::unpack::<F, I, true>(isa, &rows[v], words, block, 0, v * I::LANES, panel);
+            self::columns::unpack::<F, I, OfPacked>(isa, &rows[v], words, block, 0, v * I::LANES, panel);
         } else {
-            self::columns::unpack::<F, I, false>(isa, &rows[v], words, block, 0, v * I::LANES, panel);
+            self::columns::unpack::<F, I, OfLanes>(isa, &rows[v], words, block, 0, v * I::LANES, panel);
         }
     }
     panel.packed = packed;
@@ -176,12 +211,17 @@ pub(super) fn unpack_block<F: Unpack, I: Isa>(isa: I, rows: &RowVectors, block: 
 
 /// Makes room for everything but lanes.
 #[inline(always)]
-fn resize<F: Unpack, I: Isa, const PACKED: bool>(columns: usize, panel: &mut Lanes) {
+fn resize<F: Unpack, I: Isa, P: Product>(columns: usize, panel: &mut Lanes) {
     let wide = I::LANES * I::TILE.0;
     panel.d.resize(columns / F::BLOCK * wide);
-    match const { scaling::<F, I>(PACKED) } {
+    if P::SUMS {
+        panel.corrections.resize(columns / F::GROUP * wide);
+        panel.correction.resize(columns / F::SPAN * wide);
+        panel.largest_correction.resize(columns / F::SPAN, 0);
+    }
+    match const { scaling::<F, I, P>() } {
         Scaling::None => {}
-        Scaling::Words => panel.scales.resize(columns / F::GROUP * wide),
+        Scaling::Words | Scaling::Halves => panel.scales.resize(columns / F::GROUP * wide),
         Scaling::Floats => panel.float_scales.resize(columns / F::GROUP * wide),
         Scaling::Pairs => panel.scales.resize(columns / 2 / F::GROUP * wide),
     }
@@ -193,7 +233,7 @@ fn resize<F: Unpack, I: Isa, const PACKED: bool>(columns: usize, panel: &mut Lan
 
 /// Stores the scales of two groups as those of pair number `pair` of the panel; `at` is the place of the rows.
 #[inline(always)]
-fn store_scales<F: Unpack, I: Isa, const PACKED: bool>(
+fn store_scales<F: Unpack, I: Isa, P: Product>(
     isa: I,
     scales: [I::W; 2],
     pair: usize,
@@ -202,7 +242,7 @@ fn store_scales<F: Unpack, I: Isa, const PACKED: bool>(
 ) {
     let wide = I::LANES * I::TILE.0;
     let (first, second) = (2 * pair * wide + at, (2 * pair + 1) * wide + at);
-    match const { scaling::<F, I>(PACKED) } {
+    match const { scaling::<F, I, P>() } {
         Scaling::None => {}
         Scaling::Words => {
             isa.w_store(scales[0], &mut panel.scales[first..]);
@@ -211,6 +251,11 @@ fn store_scales<F: Unpack, I: Isa, const PACKED: bool>(
         Scaling::Floats => {
             isa.f_store(isa.f_from_w(scales[0]), &mut panel.float_scales[first..]);
             isa.f_store(isa.f_from_w(scales[1]), &mut panel.float_scales[second..]);
+        }
+        Scaling::Halves => {
+            let zero = isa.w_splat(0);
+            isa.w_store(halves(isa, [scales[0], zero]), &mut panel.scales[first..]);
+            isa.w_store(halves(isa, [scales[1], zero]), &mut panel.scales[second..]);
         }
         Scaling::Pairs => {
             isa.w_store(halves(isa, scales), &mut panel.scales[pair * wide + at..]);
@@ -242,6 +287,8 @@ pub(super) const fn exact<F: Unpack>() -> usize {
 pub(super) enum Scaling {
     None,
     Words,
+    /// As i16 in the low halves of words, for products of sums.
+    Halves,
     /// Exact over a span's groups, or halves of them.
     Floats,
     /// Two groups' in a word, for groups' sums that are likely to fit 16 bits.
@@ -252,15 +299,17 @@ pub(super) enum Scaling {
 /// largest is three times their mean.
 const LIKELY: i32 = 60;
 
-/// How a panel of `F` for `I` has its scales. Where it stays `packed`, the pipes that shift are busy with its lanes: pairs gain nothing there.
+/// How a panel of `F` for `I` has its scales. Where it stays packed, the pipes that shift are busy with its lanes: pairs gain nothing there.
 #[inline(always)]
-pub(super) const fn scaling<F: Unpack, I: Isa>(packed: bool) -> Scaling {
+pub(super) const fn scaling<F: Unpack, I: Isa, P: Product>() -> Scaling {
     let above = F::LARGEST as i32 - F::OFFSET;
     // Without an offset, only activations of one sign add up.
     let size = if F::OFFSET == 0 { above / 2 } else { largest_quant::<F>() };
-    if !Seen::of::<F, I>().scaled {
+    if !Seen::of::<F, I, P>().scaled {
         Scaling::None
-    } else if I::PAIRED_SCALES && !packed && size * F::GROUP as i32 * LIKELY <= i16::MAX as i32 {
+    } else if P::SUMS {
+        Scaling::Halves
+    } else if I::PAIRED_SCALES && !P::PACKED && size * F::GROUP as i32 * LIKELY <= i16::MAX as i32 {
         Scaling::Pairs
     } else if I::FLOAT_SCALES && 2 * exact_groups::<F>() >= F::SPAN / F::GROUP {
         Scaling::Floats
@@ -269,11 +318,10 @@ pub(super) const fn scaling<F: Unpack, I: Isa>(packed: bool) -> Scaling {
     }
 }
 
-/// Whether no group's sum exceeds 16 bits, whatever the rows, for activations that add up to `sum` and in size to `size`.
+/// The largest size of a group's sum, whatever the rows, for activations that add up to `sum` and in size to `size`.
 #[inline(always)]
-pub(super) fn fits<F: Unpack>(sum: i32, size: i32) -> bool {
+pub(super) fn largest_sum<F: Unpack>(sum: i32, size: i32) -> i32 {
     let above = const { F::LARGEST as i32 - F::OFFSET };
     let (positive, negative) = ((size + sum) / 2, (size - sum) / 2);
     (above * positive + F::OFFSET * negative).max(above * negative + F::OFFSET * positive)
-        <= i32::from(i16::MAX)
 }

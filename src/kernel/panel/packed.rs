@@ -1,7 +1,7 @@
 //! Products of panels that stay packed: lanes are made as they are multiplied. For few tokens that costs less than to store them.
 
 use super::columns::{Columns, block_words, is_turned};
-use super::{Lanes, Scaling, exact, scaling};
+use super::{Lanes, OfPacked, Scaling, exact, scaling};
 use crate::quant::unpack::Unpack;
 use crate::simd::Isa;
 
@@ -69,7 +69,7 @@ struct Sum<I: Isa, const R: usize, const T: usize> {
 
 /// Whether scales are floats.
 const fn has_floats<F: Unpack, I: Isa>() -> bool {
-    matches!(scaling::<F, I>(true), Scaling::Floats)
+    matches!(scaling::<F, I, OfPacked>(), Scaling::Floats)
 }
 
 /// The integer sums of a span, rounded to floats, as of [`Isa::f_span_tile`].

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Lanes, Seen, UNIT, halves, min_columns, store_scales};
+use super::{Lanes, Product, Seen, UNIT, halves, min_columns, store_scales};
 use crate::kernel::prefetch_ahead;
 use crate::quant::unpack::{Scale, Unpack};
 use crate::simd::{Isa, MAX_LANES, MAX_ROWS};
@@ -35,7 +35,7 @@ impl Default for Square {
 
 /// `blocks`, which are one unit, of the `LANES` rows from row `first` of the panel on.
 #[inline(always)]
-pub(super) fn unpack<F: Unpack, I: Isa>(
+pub(super) fn unpack<F: Unpack, I: Isa, P: Product>(
     isa: I,
     rows: &[u8],
     row_bytes: usize,
@@ -44,7 +44,7 @@ pub(super) fn unpack<F: Unpack, I: Isa>(
     square: &mut Square,
     panel: &mut Lanes,
 ) {
-    let seen = const { Seen::of::<F, I>() };
+    let seen = const { Seen::of::<F, I, P>() };
     let wide = I::LANES * I::TILE.0;
     let last = rows.len() / row_bytes - 1;
     let bytes = blocks.len() * F::BYTES;
@@ -102,13 +102,13 @@ pub(super) fn unpack<F: Unpack, I: Isa>(
         isa.w_transpose_units(from, UNIT / 4, to, wide * I::WORDS);
     }
     if seen.scaled || F::MINS {
-        store_groups::<F, I>(isa, &square.groups, blocks, first, panel);
+        store_groups::<F, I, P>(isa, &square.groups, blocks, first, panel);
     }
 }
 
 /// Spreads `[LANES, 8 + 8]` pairs of i16 scales and mins, given for every 16 columns, over the panel.
 #[inline(always)]
-fn store_groups<F: Unpack, I: Isa>(
+fn store_groups<F: Unpack, I: Isa, P: Product>(
     isa: I,
     groups: &[u8],
     blocks: Range<usize>,
@@ -125,7 +125,7 @@ fn store_groups<F: Unpack, I: Isa>(
         }
         return;
     }
-    let scaled = const { Seen::of::<F, I>() }.scaled;
+    let scaled = const { Seen::of::<F, I, P>() }.scaled;
     let wide = I::LANES * I::TILE.0;
     let mut turned = [0i32; 16 * MAX_LANES];
     for half in 0..16 / I::LANES {
@@ -140,11 +140,11 @@ fn store_groups<F: Unpack, I: Isa>(
         let mins = isa.w_load(&turned[(8 + j) * I::LANES..]);
         if scaled && F::GROUP == 16 {
             let both = [isa.w_dot2_i16(zero, scales, low), isa.w_dot2_i16(zero, scales, high)];
-            store_scales::<F, I, false>(isa, both, b * F::BLOCK / 32 + j, first, panel);
+            store_scales::<F, I, P>(isa, both, b * F::BLOCK / 32 + j, first, panel);
         } else if scaled && j % 2 == 0 {
             let next = isa.w_load(&turned[(j + 1) * I::LANES..]);
             let both = [isa.w_dot2_i16(zero, scales, low), isa.w_dot2_i16(zero, next, low)];
-            store_scales::<F, I, false>(isa, both, (b * F::BLOCK / 32 + j) / 2, first, panel);
+            store_scales::<F, I, P>(isa, both, (b * F::BLOCK / 32 + j) / 2, first, panel);
         }
         if F::MINS && min_columns::<F>() == 16 {
             isa.w_store(mins, &mut panel.mins[(b * F::BLOCK / 32 + j) * wide + first..]);

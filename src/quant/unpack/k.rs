@@ -4,7 +4,7 @@ use super::{
     Chunks, EightGroups, EightRows, Fold, Groups, RowChunks, Scale, Unpack, bits16, bytes, bytes_of_eight,
     word32, word64,
 };
-use crate::simd::{EIGHT, Eights, Isa, MAX_ROWS, OfRows};
+use crate::simd::{EIGHT, Eights, Isa, MAX_ROWS, OfRows, reach};
 
 /// Activations get a scale of their own every 128 columns: finer than the 256 that llama.cpp uses, at
 /// a cost of two multiplications, and a span of Q4_K still fits a float exactly.
@@ -69,6 +69,7 @@ impl Unpack for Q4K {
     const BYTEWISE: Option<usize> = Some(144);
     const FLOATS_FIRST: bool = true;
     const EIGHTS: Option<EightRows> = Some(EightRows { first: 16, chunks: 4, signed: false });
+    const REACH: i32 = reach(Self::LARGEST);
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
@@ -126,6 +127,7 @@ impl Unpack for Q5K {
     const BYTEWISE: Option<usize> = Some(176);
     const FLOATS_FIRST: bool = true;
     const EIGHTS: Option<EightRows> = Some(EightRows { first: 16, chunks: 5, signed: false });
+    const REACH: i32 = reach(Self::LARGEST);
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
@@ -321,6 +323,7 @@ impl Unpack for Q3K {
     const MINS: bool = false;
     // From -4 · 31 to -4 · -32.
     const FOLD: Option<Fold> = Some(Fold { offset: 124, halved: false, largest: 124 + 128 });
+    const REACH: i32 = reach(Self::LARGEST);
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]

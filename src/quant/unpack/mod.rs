@@ -61,6 +61,9 @@ pub trait Unpack: Copy + Send + Sync + 'static {
     /// Whether [`Scale::d`] is not a half-precision number but an exponent `e`, for 2^(e − 128).
     const EXPONENT: bool = false;
 
+    /// The largest size of the quants of activations: 127, or what leaves room for lanes in the same byte ([`reach`](crate::simd::reach)).
+    const REACH: i32 = 127;
+
     /// Where quants times scales fit a byte, what [`Unpack::fold`] makes of them: then a span needs no scales.
     const FOLD: Option<Fold> = None;
 

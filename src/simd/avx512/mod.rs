@@ -7,6 +7,10 @@ mod across;
 mod blocks;
 mod codebook;
 mod eights;
+mod pairs;
+mod spread;
+mod sums;
+mod tile;
 mod transpose;
 
 use std::arch::x86_64::*;
@@ -18,8 +22,8 @@ use super::bf16::Avx512Bf16;
 use super::pairs::{Pairs, group_of_pairs};
 use super::span::{group_of_words, span_of_dots, span_of_words};
 use super::{
-    Codebook, Isa, Kernel, MAX_LANES, MAX_ROWS, OfRows, SpanTile, TileKernel, across_one_by_one, checked,
-    checked_mut, one_by_one_scaled,
+    Codebook, Isa, Kernel, MAX_LANES, MAX_ROWS, OfRows, SpanTile, SpansTile, TileKernel, across_one_by_one,
+    checked, checked_mut, one_by_one_scaled,
 };
 
 /// Proof that the machine has AVX-512 F, BW, VL and DQ, and VNNI if `VNNI`.
@@ -55,6 +59,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     const BLOCKWISE: usize = if VNNI { 32 } else { 0 };
     const SWEPT: usize = if VNNI { 4 } else { 2 };
     const EIGHTS: bool = VNNI;
+    const SUMS: bool = VNNI;
     const STAYS_PACKED: bool = VNNI;
     const FLOAT_SCALES: bool = VNNI;
     const PAIRED_SCALES: bool = VNNI;
@@ -70,6 +75,11 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     #[inline(always)]
     fn eights(self) -> Option<Avx512Eights> {
         self.proof_of_eights()
+    }
+
+    #[inline(always)]
+    fn multiplies_sums(self) -> bool {
+        VNNI && sums::adds_elsewhere()
     }
 
     #[inline(always)]
@@ -551,6 +561,26 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         unsafe { dot_token(dot, [rows[0], rows[1]], token) };
     }
     #[inline(always)]
+    fn f_pairs_tile<const R: usize, const T: usize, const MINS: bool>(
+        self,
+        totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+        tile: &SpansTile,
+    ) {
+        assert!(VNNI);
+        // Sound: the token proves AVX-512 with VNNI.
+        unsafe { pairs::tile::<Self, R, T, MINS>(self, totals, tile) };
+    }
+    #[inline(always)]
+    fn f_sums_tile<const R: usize, const T: usize, const MINS: bool>(
+        self,
+        totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+        tile: &SpansTile,
+    ) {
+        assert!(VNNI);
+        // Sound: the token proves AVX-512 with VNNI.
+        unsafe { sums::tile::<Self, R, T, MINS>(self, totals, tile) };
+    }
+    #[inline(always)]
     fn f_span_tile<const R: usize, const T: usize>(self, sum: &mut [[Self::F; R]; T], span: &SpanTile) {
         if VNNI {
             span_of_dots(self, sum, span);
@@ -761,40 +791,5 @@ impl<const VNNI: bool> Pairs for Avx512With<VNNI> {
     fn w_signed(self, u: Self::W, a: Self::W) -> Self::W {
         // A byte below 128 has no top bit.
         unsafe { _mm512_mask_sub_epi8(a, !_mm512_movepi8_mask(u), _mm512_setzero_si512(), a) }
-    }
-}
-
-impl<const VNNI: bool> Avx512With<VNNI> {
-    /// In every row, i16 lanes 0..8 all hold lane `2 * pair` of `v`, lanes 8..16 lane `2 * pair + 1`.
-    #[inline(always)]
-    fn spread_i16(self, v: __m512i, pair: usize) -> __m512i {
-        unsafe {
-            // The same order within each row; a 32-bit lane's index covers two 16-bit ones.
-            let (a, b) = ((2 * pair) as i32 * 0x0001_0001, (2 * pair + 1) as i32 * 0x0001_0001);
-            let (c, d) = (a + 0x0010_0010, b + 0x0010_0010);
-            let which = _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
-            _mm512_permutexvar_epi16(which, v)
-        }
-    }
-
-    /// In every row, i16 lanes 0..4 all hold lane `4 * four` of `v`, then four hold lane `4 * four + 2`, four `4 * four + 1`, and the last
-    /// `4 * four + 3`: the order of [`_mm512_packs_epi32`].
-    #[inline(always)]
-    fn spread_four_i16(self, v: __m512i, four: usize) -> __m512i {
-        unsafe {
-            let a = (4 * four) as i32 * 0x0001_0001;
-            let (b, c, d) = (a + 0x0001_0001, a + 0x0002_0002, a + 0x0003_0003);
-            let (e, f, g, h) = (a + 0x0010_0010, b + 0x0010_0010, c + 0x0010_0010, d + 0x0010_0010);
-            let which = _mm512_setr_epi32(a, a, c, c, b, b, d, d, e, e, g, g, f, f, h, h);
-            _mm512_permutexvar_epi16(which, v)
-        }
-    }
-
-    #[inline(always)]
-    fn sixteen_each(self, from: OfRows<&[u8; 16]>) -> __m256i {
-        unsafe {
-            let first = _mm_loadu_si128(from[0].as_ptr().cast());
-            _mm256_set_m128i(_mm_loadu_si128(from[1].as_ptr().cast()), first)
-        }
     }
 }

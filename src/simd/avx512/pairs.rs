@@ -1,0 +1,267 @@
+//! Tiles of products of lanes, whose scales are in pairs: see [`Scales::Pairs`](crate::simd::Scales::Pairs).
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+use super::tile::{Span, ZERO, check, mins, tokens, total, totals, value};
+use crate::simd::span::{add_span_of_pairs, fits};
+use crate::simd::{Isa, MAX_LANES, SpansTile};
+
+/// What the sums of the second group of a pair start from.
+macro_rules! second {
+    (Starts, $tile:literal, $t:literal, $x:literal, $y:literal) => {
+        concat!(
+            "vpbroadcastd zmm",
+            $x,
+            ", [{starts} + 4 * (",
+            $tile,
+            " + ",
+            $t,
+            ")]\n",
+            "vmovdqa64 zmm",
+            $y,
+            ", zmm",
+            $x,
+            "\n",
+        )
+    };
+    (None, $tile:literal, $t:literal, $x:literal, $y:literal) => {
+        concat!("vpxord zmm", $x, ", zmm31, zmm31\n", "vpxord zmm", $y, ", zmm31, zmm31\n")
+    };
+}
+
+/// Raises the sums of the second group to the high halves; the low ones start from what the first group's do, raised by what zmm31 has.
+macro_rules! first {
+    (Starts, $t:literal, $x:literal, $y:literal) => {
+        concat!(
+            "vpaddd zmm26, zmm31, dword ptr [{starts} + 4 * ",
+            $t,
+            "]{{1to16}}\n",
+            "vpslld zmm",
+            $x,
+            ", zmm",
+            $x,
+            ", 16\n",
+            "vpslld zmm",
+            $y,
+            ", zmm",
+            $y,
+            ", 16\n",
+            "vpaddd zmm",
+            $x,
+            ", zmm",
+            $x,
+            ", zmm26\n",
+            "vpaddd zmm",
+            $y,
+            ", zmm",
+            $y,
+            ", zmm26\n",
+        )
+    };
+    (None, $t:literal, $x:literal, $y:literal) => {
+        concat!(
+            "vpslld zmm",
+            $x,
+            ", zmm",
+            $x,
+            ", 16\n",
+            "vpslld zmm",
+            $y,
+            ", zmm",
+            $y,
+            ", 16\n",
+            "vpaddd zmm",
+            $x,
+            ", zmm",
+            $x,
+            ", zmm31\n",
+            "vpaddd zmm",
+            $y,
+            ", zmm",
+            $y,
+            ", zmm31\n",
+        )
+    };
+}
+
+/// Adds the products of eight columns: the first quads of the rows are in zmm24 and 25, the others in 26 and 27.
+macro_rules! add {
+    ($tile:literal, $t:literal, $x:literal, $y:literal) => {
+        concat!(
+            "vpbroadcastd zmm28, [{tokens} + 4 * ",
+            $t,
+            "]\n",
+            "vpdpbusd zmm",
+            $x,
+            ", zmm24, zmm28\n",
+            "vpdpbusd zmm",
+            $y,
+            ", zmm25, zmm28\n",
+            "vpbroadcastd zmm29, [{tokens} + 4 * (",
+            $tile,
+            " + ",
+            $t,
+            ")]\n",
+            "vpdpbusd zmm",
+            $x,
+            ", zmm26, zmm29\n",
+            "vpdpbusd zmm",
+            $y,
+            ", zmm27, zmm29\n",
+        )
+    };
+}
+
+/// Adds the sums of both groups times their scales, which are in zmm24 and 25. The low half is a signed number again when its top bit is
+/// flipped.
+macro_rules! scale {
+    ($x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
+        concat!(
+            "vpxord zmm",
+            $x,
+            ", zmm",
+            $x,
+            ", zmm31\n",
+            "vpxord zmm",
+            $y,
+            ", zmm",
+            $y,
+            ", zmm31\n",
+            "vpdpwssd zmm",
+            $to_x,
+            ", zmm",
+            $x,
+            ", zmm24\n",
+            "vpdpwssd zmm",
+            $to_y,
+            ", zmm",
+            $y,
+            ", zmm25\n",
+        )
+    };
+}
+
+/// A group of columns, from `{rows}` and `{tokens}` on.
+macro_rules! group {
+    ($tile:literal, $label:literal, $again:literal, $($token:expr),+) => {
+        concat!(
+            "mov {left}, {quads}\n",
+            $label, ":\n",
+            "vmovdqu64 zmm24, [{rows}]\n",
+            "vmovdqu64 zmm25, [{rows} + 64]\n",
+            "vmovdqu64 zmm26, [{rows} + 128]\n",
+            "vmovdqu64 zmm27, [{rows} + 192]\n",
+            $($token,)+
+            "add {rows}, 256\n",
+            "add {tokens}, 8 * ", $tile, "\n",
+            "sub {left}, 2\n",
+            "jnz ", $again, "\n",
+        )
+    };
+}
+
+/// The scaled sums of a span, in `$words`.
+macro_rules! pairs {
+    ($tile:literal, $has:ident, $words:ident, $span:ident, $starts:ident, $scales:ident, $all:ident,
+     [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal, $reg_x:tt, $reg_y:tt)),+]) => {
+        asm!(
+            "mov {left:e}, 0x8000",
+            "vpbroadcastd zmm31, {left:e}",
+            $(
+                concat!("vpxord zmm", $to_x, ", zmm31, zmm31"),
+                concat!("vpxord zmm", $to_y, ", zmm31, zmm31"),
+            )+
+            "2:",
+            "add {rows}, {row_bytes}",
+            "add {tokens}, {token_bytes}",
+            $(second!($has, $tile, $t, $x, $y),)+
+            group!($tile, "3", "3b", $(add!($tile, $t, $x, $y)),+),
+            $(first!($has, $t, $x, $y),)+
+            "sub {rows}, {row_bytes}",
+            "sub {rows}, {row_bytes}",
+            "sub {tokens}, {token_bytes}",
+            "sub {tokens}, {token_bytes}",
+            group!($tile, "4", "4b", $(add!($tile, $t, $x, $y)),+),
+            "add {rows}, {row_bytes}",
+            "add {tokens}, {token_bytes}",
+            "vmovdqu64 zmm24, [{scales}]",
+            "vmovdqu64 zmm25, [{scales} + 64]",
+            $(scale!($x, $y, $to_x, $to_y),)+
+            concat!("add {starts}, 8 * ", $tile),
+            "add {scales}, 128",
+            "sub {groups}, 2",
+            "jnz 2b",
+            rows = inout(reg) $span.rows => _,
+            tokens = inout(reg) $span.tokens => _,
+            starts = inout(reg) $starts => _,
+            scales = inout(reg) $scales => _,
+            groups = inout(reg) $all.groups => _,
+            quads = in(reg) $all.quads,
+            row_bytes = in(reg) 128 * $all.quads,
+            token_bytes = in(reg) 4 * $tile * $all.quads,
+            left = out(reg) _,
+            $(out($reg_x) $words[2 * $t], out($reg_y) $words[2 * $t + 1],)+
+            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
+            out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+            out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _,
+            out("zmm28") _, out("zmm29") _, out("zmm30") _, out("zmm31") _,
+            options(readonly, nostack),
+        )
+    };
+}
+
+/// [`Isa::f_pairs_tile`](crate::simd::Isa::f_pairs_tile).
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
+    isa: I,
+    totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+    tile: &SpansTile,
+) {
+    const { assert!(R == 2 && (T == 4 || T == 6)) };
+    check::<T, MINS>(tile);
+    let (groups, partials, has_starts) = (tile.groups, totals.len(), !tile.starts.is_empty());
+    assert!(groups.is_multiple_of(2) && tile.scales.len() >= 16 * groups * tile.spans);
+    assert!(!has_starts || tile.starts.len() >= T * groups * tile.spans);
+    for s in 0..tile.spans {
+        if !fits(tile.largest[s]) {
+            any_span::<I, R, T, MINS>(isa, totals, tile, s);
+            continue;
+        }
+        let total = &mut totals[s % partials];
+        let before = if s < partials { ZERO.as_ptr() } else { total.as_ptr().cast() };
+        let mut words = [_mm512_setzero_si512(); 12];
+        // Sound: the slices have what is read of them, which is checked, and a total has a vector for each token and row vector.
+        unsafe {
+            let span = Span::of::<T, MINS>(tile, s);
+            let scales = tile.scales.as_ptr().add(16 * groups * s);
+            let starts = tile.starts.as_ptr().wrapping_add(T * groups * s);
+            match (T, has_starts) {
+                (6, true) => tokens!(6, pairs!(Starts, words, span, starts, scales, tile)),
+                (6, false) => tokens!(6, pairs!(None, words, span, starts, scales, tile)),
+                (_, true) => tokens!(4, pairs!(Starts, words, span, starts, scales, tile)),
+                _ => tokens!(4, pairs!(None, words, span, starts, scales, tile)),
+            }
+            match (T, MINS) {
+                (6, true) => tokens!(6, totals!(Mins, words, span, before, total)),
+                (6, false) => tokens!(6, totals!(Plain, words, span, before, total)),
+                (_, true) => tokens!(4, totals!(Mins, words, span, before, total)),
+                _ => tokens!(4, totals!(Plain, words, span, before, total)),
+            }
+        }
+    }
+}
+
+/// Adds a span whose sums may not fit. (As in `sums`, a function of its own.)
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn any_span<I: Isa, const R: usize, const T: usize, const MINS: bool>(
+    isa: I,
+    totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+    tile: &SpansTile,
+    s: usize,
+) {
+    add_span_of_pairs::<I, R, T, MINS>(isa, totals, tile, s);
+}
