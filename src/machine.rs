@@ -30,12 +30,12 @@ pub fn default_threads() -> usize {
 
 /// Asks for large pages, where the system has such, for what `memory` has room for: of what is read from end to end again and again the
 /// processor then looks up one address where it would look up 512. Only a hint, and best before anything is written.
-pub fn prefer_large_pages(memory: &mut Vec<u8>) {
+pub fn prefer_large_pages<T>(memory: &mut Vec<T>) {
     #[cfg(target_os = "linux")]
     {
         const PAGE: usize = 4096;
         let start = (memory.as_mut_ptr() as usize).next_multiple_of(PAGE);
-        let end = (memory.as_mut_ptr() as usize + memory.capacity()) / PAGE * PAGE;
+        let end = (memory.as_mut_ptr() as usize + memory.capacity() * size_of::<T>()) / PAGE * PAGE;
         if start < end {
             // SAFETY: whole pages of the vector's own allocation; the advice changes no byte. Where pages are larger the call fails, harmlessly.
             unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::{Backend, Gate, Heads, Matrix, Part, Rotation, Vector};
 use crate::kernel::matmul::PackedTokens;
 use crate::kernel::{Activations, Pool, SharedMut, activation, elementwise};
+use crate::machine::prefer_large_pages;
 use crate::simd::Level;
 use crate::{Result, quant};
 
@@ -61,6 +62,9 @@ impl Buffer {
     fn resize(&mut self, rows: usize, columns: usize) {
         (self.rows, self.columns) = (rows, columns);
         if self.storage.len() < rows * columns {
+            // Anew, so that the pages are large ones from the first write on: rows of a column lie far apart.
+            self.storage = Vec::with_capacity(rows * columns);
+            prefer_large_pages(&mut self.storage);
             self.storage.resize(rows * columns, 0.0);
         }
     }
