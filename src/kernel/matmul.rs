@@ -438,6 +438,12 @@ impl<F: Unpack> PanelProducts<'_, F> {
         tile: usize,
         tiles: usize,
     ) {
+        // (Constants are evaluated for formats without such products, too.)
+        const {
+            assert!(
+                !(if P::SUMS { has_sums::<F, I>() } else { has_pairs::<F, I>() }) || F::BLOCK == 2 * F::SPAN
+            )
+        };
         let Panel { lanes: panel, totals } = &mut *self.panel;
         let (tokens, spans, wide) = (self.tokens, self.columns / F::SPAN, I::LANES * R);
         prefetch_part(isa, self.next, tile, tiles);
@@ -458,7 +464,6 @@ impl<F: Unpack> PanelProducts<'_, F> {
         }
         let of = SpansTile {
             spans,
-            of_block: F::BLOCK / F::SPAN,
             groups: F::SPAN / F::GROUP,
             quads: F::GROUP / 4,
             rows: &panel.lanes[..self.columns / 4 * wide],
@@ -478,7 +483,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
                 tokens: &tokens.scales[each.0..][..each.1],
             },
         };
-        let totals = &mut tiles_of::<R, T>(totals)[..partial_sums(F::SPAN)];
+        let totals = tiles_of::<R, T>(totals).first_chunk_mut().expect("a tile's partial sums");
         match (P::SUMS, F::MINS) {
             (true, true) => isa.f_sums_tile::<R, T, true>(totals, &of),
             (true, false) => isa.f_sums_tile::<R, T, false>(totals, &of),

@@ -369,12 +369,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
         span_of_words(self, sum, span);
     }
 
-    /// The products of a tile as `totals`, to which the spans go in turns, with scales in pairs; of a format with `MINS` or without. A total that no
-    /// span goes to is left as it is.
+    /// The products of a tile as `totals`, to which the spans go in turns, with scales in pairs; of a format with `MINS` or without. There
+    /// is at least one block.
     #[inline(always)]
     fn f_pairs_tile<const R: usize, const T: usize, const MINS: bool>(
         self,
-        totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+        totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
         tile: &SpansTile,
     ) {
         tile_of_pairs::<Self, R, T, MINS>(self, totals, tile);
@@ -384,7 +384,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn f_sums_tile<const R: usize, const T: usize, const MINS: bool>(
         self,
-        totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+        totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
         tile: &SpansTile,
     ) {
         tile_of_sums::<Self, R, T, MINS>(self, totals, tile);

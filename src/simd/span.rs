@@ -42,9 +42,8 @@ pub enum Scales<'a> {
 /// The operands of [`Isa::f_pairs_tile`] and [`Isa::f_sums_tile`]: a tile's rows and tokens over spans of columns.
 #[derive(Clone, Copy)]
 pub struct SpansTile<'a> {
+    /// Two a block.
     pub spans: usize,
-    /// Spans of a block.
-    pub of_block: usize,
     /// Groups of columns in a span.
     pub groups: usize,
     /// Quads in a group.
@@ -76,7 +75,7 @@ impl SpansTile<'_> {
     /// The floats of span `s` of tiles of `wide` rows and `T` tokens.
     #[inline(always)]
     fn floats<const T: usize, const MINS: bool>(&self, s: usize, wide: usize) -> SpanFloats<'_> {
-        let (all, block) = (&self.floats, s / self.of_block);
+        let (all, block) = (&self.floats, s / 2);
         let (d, tokens) = (&all.d[block * wide..][..wide], &all.tokens[s * T..][..T]);
         if !MINS {
             return SpanFloats { d, dmin: &[], mins: &[], sums: &[], tokens };
@@ -102,7 +101,7 @@ pub const fn fits(largest: i32) -> bool {
 #[inline(always)]
 pub(super) fn tile_of_pairs<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
     tile: &SpansTile,
 ) {
     for s in 0..tile.spans {
@@ -114,7 +113,7 @@ pub(super) fn tile_of_pairs<I: Isa, const R: usize, const T: usize, const MINS: 
 #[inline(always)]
 pub(super) fn add_span_of_pairs<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
     tile: &SpansTile,
     s: usize,
 ) {
@@ -144,14 +143,13 @@ pub(super) fn add_span_of_pairs<I: Isa, const R: usize, const T: usize, const MI
 #[inline(always)]
 pub(super) fn add_span_to<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
     sum: &[[I::F; R]; T],
     tile: &SpansTile,
     s: usize,
 ) {
-    let partials = totals.len();
-    let (total, floats) = (&mut totals[s % partials], tile.floats::<T, MINS>(s, R * I::LANES));
-    if s < partials {
+    let (total, floats) = (&mut totals[s % 2], tile.floats::<T, MINS>(s, R * I::LANES));
+    if s < 2 {
         add_span::<I, R, T, true>(isa, total, sum, floats);
     } else {
         add_span::<I, R, T, false>(isa, total, sum, floats);

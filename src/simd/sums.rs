@@ -59,7 +59,7 @@ impl SpansTile<'_> {
 #[inline(always)]
 pub(super) fn tile_of_sums<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
     tile: &SpansTile,
 ) {
     for s in 0..tile.spans {
@@ -71,7 +71,7 @@ pub(super) fn tile_of_sums<I: Isa, const R: usize, const T: usize, const MINS: b
 #[inline(always)]
 pub(super) fn add_span_of_sums<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
     tile: &SpansTile,
     s: usize,
 ) {

@@ -563,7 +563,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     #[inline(always)]
     fn f_pairs_tile<const R: usize, const T: usize, const MINS: bool>(
         self,
-        totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+        totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
         tile: &SpansTile,
     ) {
         assert!(VNNI);
@@ -573,7 +573,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     #[inline(always)]
     fn f_sums_tile<const R: usize, const T: usize, const MINS: bool>(
         self,
-        totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+        totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
         tile: &SpansTile,
     ) {
         assert!(VNNI);

@@ -216,12 +216,12 @@ macro_rules! pairs {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
     tile: &SpansTile,
 ) {
     const { assert!(R == 2 && (T == 4 || T == 6)) };
     check::<T, MINS>(tile);
-    let (groups, partials, has_starts) = (tile.groups, totals.len(), !tile.starts.is_empty());
+    let (groups, has_starts) = (tile.groups, !tile.starts.is_empty());
     assert!(groups.is_multiple_of(2) && tile.scales.len() >= 16 * groups * tile.spans);
     assert!(!has_starts || tile.starts.len() >= T * groups * tile.spans);
     for s in 0..tile.spans {
@@ -229,8 +229,8 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
             any_span::<I, R, T, MINS>(isa, totals, tile, s);
             continue;
         }
-        let total = &mut totals[s % partials];
-        let before = if s < partials { ZERO.as_ptr() } else { total.as_ptr().cast() };
+        let total = &mut totals[s % 2];
+        let before = if s < 2 { ZERO.as_ptr() } else { total.as_ptr().cast() };
         let mut words = [_mm512_setzero_si512(); 12];
         // Sound: the slices have what is read of them, which is checked, and a total has a vector for each token and row vector.
         unsafe {
@@ -259,7 +259,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn any_span<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
     tile: &SpansTile,
     s: usize,
 ) {

@@ -167,12 +167,12 @@ struct Sums {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
     tile: &SpansTile,
 ) {
     const { assert!(R == 2 && (T == 4 || T == 6)) };
     check::<T, MINS>(tile);
-    let (groups, partials) = (tile.groups, totals.len());
+    let groups = tile.groups;
     assert!(tile.starts.len() >= T * groups * tile.spans && tile.scales.len() >= 32 * groups * tile.spans);
     assert!(tile.corrections.len() >= 32 * groups * tile.spans && tile.correction.len() >= 32 * tile.spans);
     for s in 0..tile.spans {
@@ -181,8 +181,8 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
             any_span::<I, R, T, MINS>(isa, totals, tile, s);
             continue;
         }
-        let total = &mut totals[s % partials];
-        let before = if s < partials { ZERO.as_ptr() } else { total.as_ptr().cast() };
+        let total = &mut totals[s % 2];
+        let before = if s < 2 { ZERO.as_ptr() } else { total.as_ptr().cast() };
         let mut words = [_mm512_setzero_si512(); 12];
         // Sound: the slices have what is read of them, which is checked, and a total has a vector for each token and row vector.
         unsafe {
@@ -215,7 +215,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn any_span<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]],
+    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
     tile: &SpansTile,
     s: usize,
 ) {

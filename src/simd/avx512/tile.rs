@@ -175,7 +175,7 @@ impl Span {
     /// `tile` passed [`check`] and has so many spans.
     #[inline(always)]
     pub unsafe fn of<const T: usize, const MINS: bool>(tile: &SpansTile, s: usize) -> Self {
-        let (quads, block, floats) = (tile.quads * tile.groups * s, s / tile.of_block, &tile.floats);
+        let (quads, block, floats) = (tile.quads * tile.groups * s, s / 2, &tile.floats);
         unsafe {
             Self {
                 rows: tile.rows.as_ptr().add(32 * quads),
@@ -194,7 +194,7 @@ impl Span {
 /// Panics unless the slices of `tile` that all tiles have are as long as its counts say.
 pub(super) fn check<const T: usize, const MINS: bool>(tile: &SpansTile) {
     let SpansTile { spans, groups, quads, floats, .. } = *tile;
-    let blocks = spans.div_ceil(tile.of_block);
+    let blocks = spans.div_ceil(2);
     assert!(groups > 0 && quads > 0 && quads.is_multiple_of(2));
     assert!(
         tile.rows.len() >= 32 * quads * groups * spans && tile.tokens.len() >= T * quads * groups * spans
