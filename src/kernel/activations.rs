@@ -256,7 +256,7 @@ fn quantize_span<I: Isa>(isa: I, source: &[f32], reach: f32, quants: &mut [i8]) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::unpack::{Q4_0, Q4K};
+    use crate::quant::unpack::{Q4_0, Q4K, Q5K};
 
     #[test]
     fn quants_are_within_half_a_step_and_padding_is_zero() {
@@ -274,6 +274,18 @@ mod tests {
             let sum: i16 = a.quants[row * 256..][..16].iter().map(|&q| i16::from(q)).sum();
             assert_eq!(a.sums[row * 16], sum);
         }
+    }
+
+    #[test]
+    fn the_largest_quant_leaves_room_for_the_lanes_that_are_added_to_it() {
+        let source: Vec<f32> = (0..256).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        let mut a = Activations::default();
+        a.quantize(Q4_0, &source, 256);
+        assert!(a.quants.iter().all(|q| q.abs() == 127));
+        a.quantize(Q4K, &source, 256);
+        assert!(a.quants.iter().all(|q| q.abs() == 120) && a.scales.iter().all(|&d| d == 1.0 / 120.0));
+        a.quantize(Q5K, &source, 256);
+        assert!(a.quants.iter().all(|q| q.abs() == 112));
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //! first one [`lowered`], and activations must be so small that neither sum leaves its range ([`reach`]). The two columns are in the same place of
 //! two neighbouring quads.
 
-use super::span::{add_span_to, fits, to_floats};
+use super::span::{add_span_to, to_floats};
 use super::{Isa, MAX_LANES, SpansTile};
 
 /// The largest size of activations that can be added to lanes up to `largest`.
@@ -30,29 +30,6 @@ pub const fn raised(largest: u8) -> i32 {
 /// What lanes of the even quads are lowered by: with the least activation they are -128.
 pub const fn lowered(largest: u8) -> i32 {
     128 - reach(largest)
-}
-
-/// Which sums of a span's groups are known to fit 16 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fit {
-    /// Also those that are not corrected yet.
-    Uncorrected,
-    Corrected,
-    None,
-}
-
-impl SpansTile<'_> {
-    /// Which sums of span `s` fit.
-    #[inline(always)]
-    pub(super) fn fit(&self, s: usize) -> Fit {
-        if fits(self.largest[s] + self.largest_correction[s]) {
-            Fit::Uncorrected
-        } else if fits(self.largest[s]) {
-            Fit::Corrected
-        } else {
-            Fit::None
-        }
-    }
 }
 
 /// [`Isa::f_sums_tile`], whether sums fit 16 bits or not.

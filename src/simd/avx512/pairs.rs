@@ -8,21 +8,12 @@ use crate::simd::span::{add_span_of_pairs, fits};
 use crate::simd::{Isa, MAX_LANES, SpansTile};
 
 /// What the sums of the second group of a pair start from.
+#[rustfmt::skip]
 macro_rules! second {
     (Starts, $tile:literal, $t:literal, $x:literal, $y:literal) => {
         concat!(
-            "vpbroadcastd zmm",
-            $x,
-            ", [{starts} + 4 * (",
-            $tile,
-            " + ",
-            $t,
-            ")]\n",
-            "vmovdqa64 zmm",
-            $y,
-            ", zmm",
-            $x,
-            "\n",
+            "vpbroadcastd zmm", $x, ", [{starts} + 4 * (", $tile, " + ", $t, ")]\n",
+            "vmovdqa64 zmm", $y, ", zmm", $x, "\n",
         )
     };
     (None, $tile:literal, $t:literal, $x:literal, $y:literal) => {
@@ -31,118 +22,58 @@ macro_rules! second {
 }
 
 /// Raises the sums of the second group to the high halves; the low ones start from what the first group's do, raised by what zmm31 has.
+#[rustfmt::skip]
 macro_rules! first {
     (Starts, $t:literal, $x:literal, $y:literal) => {
         concat!(
-            "vpaddd zmm26, zmm31, dword ptr [{starts} + 4 * ",
-            $t,
-            "]{{1to16}}\n",
-            "vpslld zmm",
-            $x,
-            ", zmm",
-            $x,
-            ", 16\n",
-            "vpslld zmm",
-            $y,
-            ", zmm",
-            $y,
-            ", 16\n",
-            "vpaddd zmm",
-            $x,
-            ", zmm",
-            $x,
-            ", zmm26\n",
-            "vpaddd zmm",
-            $y,
-            ", zmm",
-            $y,
-            ", zmm26\n",
+            "vpaddd zmm26, zmm31, dword ptr [{starts} + 4 * ", $t, "]{{1to16}}\n",
+            "vpslld zmm", $x, ", zmm", $x, ", 16\n",
+            "vpslld zmm", $y, ", zmm", $y, ", 16\n",
+            "vpaddd zmm", $x, ", zmm", $x, ", zmm26\n",
+            "vpaddd zmm", $y, ", zmm", $y, ", zmm26\n",
         )
     };
     (None, $t:literal, $x:literal, $y:literal) => {
         concat!(
-            "vpslld zmm",
-            $x,
-            ", zmm",
-            $x,
-            ", 16\n",
-            "vpslld zmm",
-            $y,
-            ", zmm",
-            $y,
-            ", 16\n",
-            "vpaddd zmm",
-            $x,
-            ", zmm",
-            $x,
-            ", zmm31\n",
-            "vpaddd zmm",
-            $y,
-            ", zmm",
-            $y,
-            ", zmm31\n",
+            "vpslld zmm", $x, ", zmm", $x, ", 16\n",
+            "vpslld zmm", $y, ", zmm", $y, ", 16\n",
+            "vpaddd zmm", $x, ", zmm", $x, ", zmm31\n",
+            "vpaddd zmm", $y, ", zmm", $y, ", zmm31\n",
         )
     };
 }
 
 /// Adds the products of eight columns: the first quads of the rows are in zmm24 and 25, the others in 26 and 27.
+#[rustfmt::skip]
 macro_rules! add {
     ($tile:literal, $t:literal, $x:literal, $y:literal) => {
         concat!(
-            "vpbroadcastd zmm28, [{tokens} + 4 * ",
-            $t,
-            "]\n",
-            "vpdpbusd zmm",
-            $x,
-            ", zmm24, zmm28\n",
-            "vpdpbusd zmm",
-            $y,
-            ", zmm25, zmm28\n",
-            "vpbroadcastd zmm29, [{tokens} + 4 * (",
-            $tile,
-            " + ",
-            $t,
-            ")]\n",
-            "vpdpbusd zmm",
-            $x,
-            ", zmm26, zmm29\n",
-            "vpdpbusd zmm",
-            $y,
-            ", zmm27, zmm29\n",
+            "vpbroadcastd zmm28, [{tokens} + 4 * ", $t, "]\n",
+            "vpdpbusd zmm", $x, ", zmm24, zmm28\n",
+            "vpdpbusd zmm", $y, ", zmm25, zmm28\n",
+            "vpbroadcastd zmm29, [{tokens} + 4 * (", $tile, " + ", $t, ")]\n",
+            "vpdpbusd zmm", $x, ", zmm26, zmm29\n",
+            "vpdpbusd zmm", $y, ", zmm27, zmm29\n",
         )
     };
 }
 
 /// Adds the sums of both groups times their scales, which are in zmm24 and 25. The low half is a signed number again when its top bit is
 /// flipped.
+#[rustfmt::skip]
 macro_rules! scale {
     ($x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
         concat!(
-            "vpxord zmm",
-            $x,
-            ", zmm",
-            $x,
-            ", zmm31\n",
-            "vpxord zmm",
-            $y,
-            ", zmm",
-            $y,
-            ", zmm31\n",
-            "vpdpwssd zmm",
-            $to_x,
-            ", zmm",
-            $x,
-            ", zmm24\n",
-            "vpdpwssd zmm",
-            $to_y,
-            ", zmm",
-            $y,
-            ", zmm25\n",
+            "vpxord zmm", $x, ", zmm", $x, ", zmm31\n",
+            "vpxord zmm", $y, ", zmm", $y, ", zmm31\n",
+            "vpdpwssd zmm", $to_x, ", zmm", $x, ", zmm24\n",
+            "vpdpwssd zmm", $to_y, ", zmm", $y, ", zmm25\n",
         )
     };
 }
 
 /// A group of columns, from `{rows}` and `{tokens}` on.
+#[rustfmt::skip]
 macro_rules! group {
     ($tile:literal, $label:literal, $again:literal, $($token:expr),+) => {
         concat!(

@@ -5,8 +5,8 @@ use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
 use super::tile::{Span, ZERO, check, mins, tokens, total, totals, value};
-use crate::simd::sums::{Fit, add_span_of_sums};
-use crate::simd::{Isa, MAX_LANES, SpansTile};
+use crate::simd::sums::add_span_of_sums;
+use crate::simd::{Isa, MAX_LANES, SpansTile, fits};
 
 /// Whether the CPU adds in pipes that it does not multiply in. AMD's do, since they have AVX-512; Intel's do both in the same ones.
 pub(super) fn adds_elsewhere() -> bool {
@@ -18,6 +18,7 @@ pub(super) fn adds_elsewhere() -> bool {
 }
 
 /// What scaled sums start from: the sum of all corrections, or nothing where each group's sums are corrected.
+#[rustfmt::skip]
 macro_rules! begin {
     (Uncorrected, $to_x:literal, $to_y:literal) => {
         concat!("vmovdqa64 zmm", $to_x, ", zmm24\n", "vmovdqa64 zmm", $to_y, ", zmm25\n")
@@ -29,77 +30,46 @@ macro_rules! begin {
 
 /// What the sums of a group start from: what depends on the token, less the correction of the rows, which is in zmm24 and 25, where sums are
 /// corrected.
+#[rustfmt::skip]
 macro_rules! start {
     (Uncorrected, $t:literal, $x:literal, $y:literal) => {
         concat!(
-            "vpbroadcastd zmm",
-            $x,
-            ", [{starts} + 4 * ",
-            $t,
-            "]\n",
-            "vmovdqa64 zmm",
-            $y,
-            ", zmm",
-            $x,
-            "\n",
+            "vpbroadcastd zmm", $x, ", [{starts} + 4 * ", $t, "]\n",
+            "vmovdqa64 zmm", $y, ", zmm", $x, "\n",
         )
     };
     (Corrected, $t:literal, $x:literal, $y:literal) => {
         concat!(
-            "vpaddd zmm",
-            $x,
-            ", zmm24, dword ptr [{starts} + 4 * ",
-            $t,
-            "]{{1to16}}\n",
-            "vpaddd zmm",
-            $y,
-            ", zmm25, dword ptr [{starts} + 4 * ",
-            $t,
-            "]{{1to16}}\n",
+            "vpaddd zmm", $x, ", zmm24, dword ptr [{starts} + 4 * ", $t, "]{{1to16}}\n",
+            "vpaddd zmm", $y, ", zmm25, dword ptr [{starts} + 4 * ", $t, "]{{1to16}}\n",
         )
     };
 }
 
 /// Adds the products of eight columns: the even quads of the rows are in zmm24 and 25, the odd ones in 26 and 27.
+#[rustfmt::skip]
 macro_rules! add {
     ($tile:literal, $t:literal, $x:literal, $y:literal) => {
         concat!(
-            "vpbroadcastd zmm28, [{tokens} + 4 * ",
-            $t,
-            "]\n",
-            "vpbroadcastd zmm29, [{tokens} + 4 * (",
-            $tile,
-            " + ",
-            $t,
-            ")]\n",
+            "vpbroadcastd zmm28, [{tokens} + 4 * ", $t, "]\n",
+            "vpbroadcastd zmm29, [{tokens} + 4 * (", $tile, " + ", $t, ")]\n",
             "vpaddb zmm30, zmm28, zmm26\n",
             "vpaddb zmm31, zmm29, zmm24\n",
-            "vpdpbusd zmm",
-            $x,
-            ", zmm30, zmm31\n",
+            "vpdpbusd zmm", $x, ", zmm30, zmm31\n",
             "vpaddb zmm28, zmm28, zmm27\n",
             "vpaddb zmm29, zmm29, zmm25\n",
-            "vpdpbusd zmm",
-            $y,
-            ", zmm28, zmm29\n",
+            "vpdpbusd zmm", $y, ", zmm28, zmm29\n",
         )
     };
 }
 
 /// Adds sums times scales, which are in zmm24 and 25.
+#[rustfmt::skip]
 macro_rules! scale {
     ($x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
         concat!(
-            "vpdpwssd zmm",
-            $to_x,
-            ", zmm",
-            $x,
-            ", zmm24\n",
-            "vpdpwssd zmm",
-            $to_y,
-            ", zmm",
-            $y,
-            ", zmm25\n",
+            "vpdpwssd zmm", $to_x, ", zmm", $x, ", zmm24\n",
+            "vpdpwssd zmm", $to_y, ", zmm", $y, ", zmm25\n",
         )
     };
 }
@@ -154,6 +124,29 @@ macro_rules! sums {
     };
 }
 
+/// Which sums of a span's groups are known to fit 16 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    /// Also those that are not corrected yet.
+    Uncorrected,
+    Corrected,
+    None,
+}
+
+impl Fit {
+    /// Which sums of span `s` fit.
+    #[inline(always)]
+    fn of(tile: &SpansTile, s: usize) -> Self {
+        if fits(tile.largest[s] + tile.largest_correction[s]) {
+            Fit::Uncorrected
+        } else if fits(tile.largest[s]) {
+            Fit::Corrected
+        } else {
+            Fit::None
+        }
+    }
+}
+
 /// Where the operands of a span are that other products do not have.
 struct Sums {
     starts: *const i32,
@@ -176,7 +169,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     assert!(tile.starts.len() >= T * groups * tile.spans && tile.scales.len() >= 32 * groups * tile.spans);
     assert!(tile.corrections.len() >= 32 * groups * tile.spans && tile.correction.len() >= 32 * tile.spans);
     for s in 0..tile.spans {
-        let fit = tile.fit(s);
+        let fit = Fit::of(tile, s);
         if fit == Fit::None {
             any_span::<I, R, T, MINS>(isa, totals, tile, s);
             continue;

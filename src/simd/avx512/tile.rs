@@ -7,77 +7,34 @@
 use crate::simd::{MAX_LANES, SpansTile};
 
 /// The floats of the rows times the scaled sums in `$to`, in their place.
+#[rustfmt::skip]
 macro_rules! value {
     (Plain, $tile:literal, $t:literal, $x:literal, $to:literal, $d:literal, $dmin:literal, $low:literal, $high:literal) => {
-        concat!("vcvtdq2ps zmm", $to, ", zmm", $to, "\n", "vmulps zmm", $to, ", zmm", $to, ", zmm", $d, "\n",)
+        concat!(
+            "vcvtdq2ps zmm", $to, ", zmm", $to, "\n",
+            "vmulps zmm", $to, ", zmm", $to, ", zmm", $d, "\n",
+        )
     };
     (Mins, $tile:literal, $t:literal, $x:literal, $to:literal, $d:literal, $dmin:literal, $low:literal, $high:literal) => {
         concat!(
-            "vpxor xmm",
-            $x,
-            ", xmm",
-            $x,
-            ", xmm",
-            $x,
-            "\n",
-            "vpdpwssd zmm",
-            $x,
-            ", zmm",
-            $low,
-            ", dword ptr [{sums} + 4 * ",
-            $t,
-            "]{{1to16}}\n",
-            "vpdpwssd zmm",
-            $x,
-            ", zmm",
-            $high,
-            ", dword ptr [{sums} + 4 * (",
-            $tile,
-            " + ",
-            $t,
-            ")]{{1to16}}\n",
+            "vpxor xmm", $x, ", xmm", $x, ", xmm", $x, "\n",
+            "vpdpwssd zmm", $x, ", zmm", $low, ", dword ptr [{sums} + 4 * ", $t, "]{{1to16}}\n",
+            "vpdpwssd zmm", $x, ", zmm", $high, ", dword ptr [{sums} + 4 * (", $tile, " + ", $t, ")]{{1to16}}\n",
             value!(Plain, $tile, $t, $x, $to, $d, $dmin, $low, $high),
-            "vcvtdq2ps zmm",
-            $x,
-            ", zmm",
-            $x,
-            "\n",
-            "vfnmadd231ps zmm",
-            $to,
-            ", zmm",
-            $dmin,
-            ", zmm",
-            $x,
-            "\n",
+            "vcvtdq2ps zmm", $x, ", zmm", $x, "\n",
+            "vfnmadd231ps zmm", $to, ", zmm", $dmin, ", zmm", $x, "\n",
         )
     };
 }
 
 /// Adds that times the float of the token to the total with number `2 $t + $r`.
+#[rustfmt::skip]
 macro_rules! total {
     ($t:literal, $r:literal, $x:literal, $to:literal) => {
         concat!(
-            "vbroadcastss zmm",
-            $x,
-            ", [{floats} + 4 * ",
-            $t,
-            "]\n",
-            "vfmadd213ps zmm",
-            $x,
-            ", zmm",
-            $to,
-            ", [{before} + 64 * (2 * ",
-            $t,
-            " + ",
-            $r,
-            ")]\n",
-            "vmovups [{total} + 64 * (2 * ",
-            $t,
-            " + ",
-            $r,
-            ")], zmm",
-            $x,
-            "\n",
+            "vbroadcastss zmm", $x, ", [{floats} + 4 * ", $t, "]\n",
+            "vfmadd213ps zmm", $x, ", zmm", $to, ", [{before} + 64 * (2 * ", $t, " + ", $r, ")]\n",
+            "vmovups [{total} + 64 * (2 * ", $t, " + ", $r, ")], zmm", $x, "\n",
         )
     };
 }
