@@ -127,7 +127,6 @@ impl Unpack for Q5K {
     const BYTEWISE: Option<usize> = Some(176);
     const FLOATS_FIRST: bool = true;
     const EIGHTS: Option<EightRows> = Some(EightRows { first: 16, chunks: 5, signed: false });
-    const REACH: i32 = reach(Self::LARGEST);
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
