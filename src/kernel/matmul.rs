@@ -420,7 +420,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
             let of = Span { panel, at: s, tokens, tile, number: s };
             let total = &mut tiles_of::<R, T>(totals)[s % partials];
             let sum = span::<F, I, R, T>(isa, of);
-            let floats = floats::<F, I, R, T>(of);
+            let floats = floats::<F, I, R, T>(of, 1);
             if s < partials {
                 add_span::<I, R, T, true>(isa, total, &sum, floats);
             } else {
@@ -449,14 +449,8 @@ impl<F: Unpack> PanelProducts<'_, F> {
         prefetch_part(isa, self.next, tile, tiles);
         // A tile's part of what is there for each `columns` of a token, or of all tokens.
         let of = |columns: usize| (tile * tokens.padded / columns * T, spans * F::SPAN / columns * T);
-        let (quads, groups, each) = (of(4), of(F::GROUP), of(F::SPAN));
-        let (rows, blocks) = (spans * F::SPAN / F::GROUP * wide, self.columns / F::BLOCK * wide);
-        let (mut dmin, mut mins, mut sums) = (&[][..], &[][..], &[][..]);
-        if F::MINS {
-            let pairs = of(2 * min_columns::<F>());
-            sums = &tokens.sums[pairs.0..][..pairs.1];
-            (dmin, mins) = (&panel.dmin[..blocks], &panel.mins[..pairs.1 / T * wide]);
-        }
+        let (quads, groups) = (of(4), of(F::GROUP));
+        let rows = spans * F::SPAN / F::GROUP * wide;
         let (mut corrections, mut correction, mut largest_correction) = (&[][..], &[][..], &[][..]);
         if P::SUMS {
             (corrections, correction) = (&panel.corrections[..rows], &panel.correction[..spans * wide]);
@@ -473,15 +467,9 @@ impl<F: Unpack> PanelProducts<'_, F> {
             scales: &panel.scales[..if P::SUMS { rows } else { rows / 2 }],
             corrections,
             correction,
-            largest: &tokens.largest[each.0 / T..][..spans],
+            largest: &tokens.largest[tile * tokens.padded / F::SPAN..][..spans],
             largest_correction,
-            floats: SpanFloats {
-                d: &panel.d[..blocks],
-                dmin,
-                mins,
-                sums,
-                tokens: &tokens.scales[each.0..][..each.1],
-            },
+            floats: floats::<F, I, R, T>(Span { panel, at: 0, tokens, tile, number: 0 }, spans),
         };
         let totals = tiles_of::<R, T>(totals).first_chunk_mut().expect("a tile's partial sums");
         match (P::SUMS, F::MINS) {
@@ -516,7 +504,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
                         span::<F, I, R, T>(isa, of)
                     };
                     let total = &mut tiles_of::<R, T>(totals)[tile * partials + s % partials];
-                    add_span::<I, R, T, false>(isa, total, &sum, floats::<F, I, R, T>(of));
+                    add_span::<I, R, T, false>(isa, total, &sum, floats::<F, I, R, T>(of, 1));
                 }
             }
         }
@@ -644,22 +632,27 @@ fn span_of_packed<F: Unpack, I: Isa, const R: usize, const T: usize>(
     packed_span::<F, I, R, T>(isa, Operands { panel, span: half, tokens, starts, ahead })
 }
 
-/// What the sums of a span become floats with.
+/// What the sums of `count` spans from `of` on become floats with.
 #[inline(always)]
-fn floats<'a, F: Unpack, I: Isa, const R: usize, const T: usize>(of: Span<'a>) -> SpanFloats<'a> {
+fn floats<'a, F: Unpack, I: Isa, const R: usize, const T: usize>(
+    of: Span<'a>,
+    count: usize,
+) -> SpanFloats<'a> {
     let Span { panel, at, tokens, tile, number: s } = of;
-    let (wide, b) = (I::LANES * R, at * F::SPAN / F::BLOCK);
-    let d = &panel.d[b * wide..][..wide];
-    let scales = &tokens.scales[(tile * tokens.padded / F::SPAN + s) * T..][..T];
+    let wide = I::LANES * R;
+    let (b, blocks) = (at * F::SPAN / F::BLOCK, (count * F::SPAN).div_ceil(F::BLOCK));
+    let d = &panel.d[b * wide..][..blocks * wide];
+    let scales = &tokens.scales[(tile * tokens.padded / F::SPAN + s) * T..][..count * T];
     if !F::MINS {
         return SpanFloats { d, dmin: &[], mins: &[], sums: &[], tokens: scales };
     }
     let pairs = F::SPAN / 2 / min_columns::<F>();
+    let first = tile * tokens.padded / 2 / min_columns::<F>() + s * pairs;
     SpanFloats {
         d,
-        dmin: &panel.dmin[b * wide..][..wide],
-        mins: &panel.mins[at * pairs * wide..][..pairs * wide],
-        sums: &tokens.sums[(tile * tokens.padded / 2 / min_columns::<F>() + s * pairs) * T..][..pairs * T],
+        dmin: &panel.dmin[b * wide..][..blocks * wide],
+        mins: &panel.mins[at * pairs * wide..][..count * pairs * wide],
+        sums: &tokens.sums[first * T..][..count * pairs * T],
         tokens: scales,
     }
 }

@@ -42,8 +42,8 @@ pub use sums::{low_halves, lowered, raised, reach};
 
 use std::sync::OnceLock;
 
-use self::span::{group_of_words, span_of_words, tile_of_pairs};
-use self::sums::tile_of_sums;
+use self::span::{add_span_of_pairs, group_of_words, span_of_words};
+use self::sums::add_span_of_sums;
 
 /// The most lanes a wide vector has on any ISA; sizes buffers that are shared by all of them.
 pub const MAX_LANES: usize = 16;
@@ -377,7 +377,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
         totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
         tile: &SpansTile,
     ) {
-        tile_of_pairs::<Self, R, T, MINS>(self, totals, tile);
+        for s in 0..tile.spans {
+            add_span_of_pairs::<Self, R, T, MINS>(self, totals, tile, s);
+        }
     }
 
     /// As [`Isa::f_pairs_tile`], by products of sums.
@@ -387,7 +389,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
         totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
         tile: &SpansTile,
     ) {
-        tile_of_sums::<Self, R, T, MINS>(self, totals, tile);
+        for s in 0..tile.spans {
+            add_span_of_sums::<Self, R, T, MINS>(self, totals, tile, s);
+        }
     }
 
     /// As [`Isa::n_dot2_i16`].

@@ -34,9 +34,8 @@ pub enum Scales<'a> {
     Words(&'a [i32]),
     /// The same, where [`Isa::FLOAT_SCALES`] and sums over `exact` groups, which are all or half of them, fit a float.
     Floats { scales: &'a [f32], exact: usize },
-    /// `[groups / 2, R, LANES]`, where [`Isa::PAIRED_SCALES`]: two groups' as two i16, the first in the low half. `fit`: no group's sum exceeds
-    /// 16 bits, whatever the rows.
-    Pairs { scales: &'a [i32], fit: bool },
+    /// `[groups / 2, R, LANES]`, where [`Isa::PAIRED_SCALES`]: two groups' as two i16, the first in the low half.
+    Pairs(&'a [i32]),
 }
 
 /// The operands of [`Isa::f_pairs_tile`] and [`Isa::f_sums_tile`]: a tile's rows and tokens over spans of columns.
@@ -97,19 +96,7 @@ pub const fn fits(largest: i32) -> bool {
     largest <= i16::MAX as i32
 }
 
-/// [`Isa::f_pairs_tile`], whether sums fit 16 bits or not.
-#[inline(always)]
-pub(super) fn tile_of_pairs<I: Isa, const R: usize, const T: usize, const MINS: bool>(
-    isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
-    tile: &SpansTile,
-) {
-    for s in 0..tile.spans {
-        add_span_of_pairs::<I, R, T, MINS>(isa, totals, tile, s);
-    }
-}
-
-/// Adds span `s` to its total.
+/// Adds span `s` to its total, whether sums fit 16 bits or not.
 #[inline(always)]
 pub(super) fn add_span_of_pairs<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
@@ -128,10 +115,7 @@ pub(super) fn add_span_of_pairs<I: Isa, const R: usize, const T: usize, const MI
         } else {
             Some(&tile.starts[s * groups * T..][..groups * T])
         },
-        scales: Scales::Pairs {
-            scales: &tile.scales[s * groups / 2 * wide..][..groups / 2 * wide],
-            fit: fits(tile.largest[s]),
-        },
+        scales: Scales::Pairs(&tile.scales[s * groups / 2 * wide..][..groups / 2 * wide]),
         largest: tile.largest_lane,
     };
     let mut sum = [[isa.f_splat(0.0); R]; T];
@@ -209,10 +193,6 @@ pub fn add_span<I: Isa, const R: usize, const T: usize, const FIRST: bool>(
     }
 }
 
-/// What the low of two sums in a word is raised by while it is added up, so that it is never negative and the high one stays whole.
-#[cfg(target_arch = "x86_64")]
-const RAISE: i32 = 1 << 15;
-
 /// [`Isa::w_group_tile`] by [`Isa::w_dot4`].
 #[inline(always)]
 pub(super) fn group_of_words<I: Isa, const R: usize, const T: usize>(
@@ -273,7 +253,6 @@ pub(super) fn span_of_dots<I: Isa, const R: usize, const T: usize>(
 ) {
     match span.scales {
         Scales::Floats { scales, exact } => return span_of_floats(isa, sum, span, scales, exact),
-        Scales::Pairs { scales, fit: true } => return span_of_pairs(isa, sum, span, scales),
         Scales::None if span.groups == 1 => {}
         _ => return span_of_words(isa, sum, span),
     }
@@ -314,63 +293,6 @@ fn span_of_floats<I: Isa, const R: usize, const T: usize>(
     }
 }
 
-/// [`Isa::f_span_tile`] with scales in pairs, where sums fit: the second group's sum is raised to the high half of its word while the first
-/// group's is added up in the low one, and one product of pairs scales both.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn span_of_pairs<I: Isa, const R: usize, const T: usize>(
-    isa: I,
-    sum: &mut [[I::F; R]; T],
-    span: &SpanTile,
-    scales: &[i32],
-) {
-    let wide = R * I::LANES;
-    let mut words = [[isa.w_splat(0); R]; T];
-    for p in 0..span.groups / 2 {
-        let mut dot = started::<I, R, T>(isa, section(span.starts, 2 * p + 1, T));
-        dots_of_group(isa, &mut dot, span, 2 * p + 1);
-        raise(isa, &mut dot, section(span.starts, 2 * p, T));
-        dots_of_group(isa, &mut dot, span, 2 * p);
-        add_pairs(isa, &mut words, &dot, &scales[p * wide..(p + 1) * wide]);
-    }
-    to_floats(isa, sum, &words);
-}
-
-/// Raises sums to the high halves; another group's, from `starts` on, go to the low ones.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn raise<I: Isa, const R: usize, const T: usize>(isa: I, dot: &mut [[I::W; R]; T], starts: Option<&[i32]>) {
-    for t in 0..T {
-        let start = match starts {
-            Some(starts) => isa.w_splat(starts[t].wrapping_add(RAISE)),
-            None => isa.w_splat(RAISE),
-        };
-        for r in 0..R {
-            dot[t][r] = isa.w_add(isa.w_raised(dot[t][r]), start);
-        }
-    }
-}
-
-/// Adds two groups' sums times their `scales` (`[R, LANES]` pairs).
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn add_pairs<I: Isa, const R: usize, const T: usize>(
-    isa: I,
-    sum: &mut [[I::W; R]; T],
-    dot: &[[I::W; R]; T],
-    scales: &[i32],
-) {
-    let raise = isa.b_from_w(isa.w_splat(RAISE));
-    for r in 0..R {
-        let scale = isa.w_load(&scales[r * I::LANES..]);
-        for t in 0..T {
-            // Lowered by flipping the top bit: the low half is a signed number again.
-            let both = isa.w_from_b(isa.b_xor(isa.b_from_w(dot[t][r]), raise));
-            sum[t][r] = isa.w_dot2_i16(sum[t][r], both, scale);
-        }
-    }
-}
-
 /// Adds the dot products of group `g`.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
@@ -407,7 +329,7 @@ pub(super) fn span_of_words<I: Isa, const R: usize, const T: usize>(
     for g in 0..span.groups {
         let scales = match span.scales {
             Scales::Words(scales) => Some(&scales[g * wide..(g + 1) * wide]),
-            Scales::Pairs { scales, .. } => {
+            Scales::Pairs(scales) => {
                 half_of_pairs(isa, &scales[g / 2 * wide..(g / 2 + 1) * wide], g % 2, &mut apart);
                 Some(&apart[..wide])
             }

@@ -32,19 +32,7 @@ pub const fn lowered(largest: u8) -> i32 {
     128 - reach(largest)
 }
 
-/// [`Isa::f_sums_tile`], whether sums fit 16 bits or not.
-#[inline(always)]
-pub(super) fn tile_of_sums<I: Isa, const R: usize, const T: usize, const MINS: bool>(
-    isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
-    tile: &SpansTile,
-) {
-    for s in 0..tile.spans {
-        add_span_of_sums::<I, R, T, MINS>(isa, totals, tile, s);
-    }
-}
-
-/// Adds span `s` to its total.
+/// Adds span `s` to its total, whether sums fit 16 bits or not.
 #[inline(always)]
 pub(super) fn add_span_of_sums<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,

@@ -3,7 +3,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::tile::{Span, ZERO, check, mins, tokens, total, totals, value};
+use super::tile::{Span, ZERO, add_totals, check, mins, tokens, total, totals, value};
 use crate::simd::span::{add_span_of_pairs, fits};
 use crate::simd::{Isa, MAX_LANES, SpansTile};
 
@@ -21,25 +21,26 @@ macro_rules! second {
     };
 }
 
-/// Raises the sums of the second group to the high halves; the low ones start from what the first group's do, raised by what zmm31 has.
+/// Raises the sums of the second group to the high halves; the low ones start from what is in the register `$from`.
 #[rustfmt::skip]
-macro_rules! first {
-    (Starts, $t:literal, $x:literal, $y:literal) => {
+macro_rules! raise {
+    ($from:literal, $x:literal, $y:literal) => {
         concat!(
-            "vpaddd zmm26, zmm31, dword ptr [{starts} + 4 * ", $t, "]{{1to16}}\n",
             "vpslld zmm", $x, ", zmm", $x, ", 16\n",
             "vpslld zmm", $y, ", zmm", $y, ", 16\n",
-            "vpaddd zmm", $x, ", zmm", $x, ", zmm26\n",
-            "vpaddd zmm", $y, ", zmm", $y, ", zmm26\n",
+            "vpaddd zmm", $x, ", zmm", $x, ", zmm", $from, "\n",
+            "vpaddd zmm", $y, ", zmm", $y, ", zmm", $from, "\n",
         )
     };
+}
+
+/// The same, from what the first group's sums do, raised by what zmm31 has.
+macro_rules! first {
+    (Starts, $t:literal, $x:literal, $y:literal) => {
+        concat!("vpaddd zmm26, zmm31, dword ptr [{starts} + 4 * ", $t, "]{{1to16}}\n", raise!(26, $x, $y))
+    };
     (None, $t:literal, $x:literal, $y:literal) => {
-        concat!(
-            "vpslld zmm", $x, ", zmm", $x, ", 16\n",
-            "vpslld zmm", $y, ", zmm", $y, ", 16\n",
-            "vpaddd zmm", $x, ", zmm", $x, ", zmm31\n",
-            "vpaddd zmm", $y, ", zmm", $y, ", zmm31\n",
-        )
+        raise!(31, $x, $y)
     };
 }
 
@@ -174,12 +175,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
                 (_, true) => tokens!(4, pairs!(Starts, words, span, starts, scales, tile)),
                 _ => tokens!(4, pairs!(None, words, span, starts, scales, tile)),
             }
-            match (T, MINS) {
-                (6, true) => tokens!(6, totals!(Mins, words, span, before, total)),
-                (6, false) => tokens!(6, totals!(Plain, words, span, before, total)),
-                (_, true) => tokens!(4, totals!(Mins, words, span, before, total)),
-                _ => tokens!(4, totals!(Plain, words, span, before, total)),
-            }
+            add_totals!(T, MINS, words, span, before, total);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use super::tile::{Span, ZERO, check, mins, tokens, total, totals, value};
+use super::tile::{Span, ZERO, add_totals, check, mins, tokens, total, totals, value};
 use crate::simd::sums::add_span_of_sums;
 use crate::simd::{Isa, MAX_LANES, SpansTile, fits};
 
@@ -192,12 +192,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
                 (_, Fit::Uncorrected) => tokens!(4, sums!(Uncorrected, words, span, rows, tile)),
                 _ => tokens!(4, sums!(Corrected, words, span, rows, tile)),
             }
-            match (T, MINS) {
-                (6, true) => tokens!(6, totals!(Mins, words, span, before, total)),
-                (6, false) => tokens!(6, totals!(Plain, words, span, before, total)),
-                (_, true) => tokens!(4, totals!(Mins, words, span, before, total)),
-                _ => tokens!(4, totals!(Plain, words, span, before, total)),
-            }
+            add_totals!(T, MINS, words, span, before, total);
         }
     }
 }

@@ -109,7 +109,19 @@ macro_rules! tokens {
     };
 }
 
-pub(super) use {mins, tokens, total, totals, value};
+/// Adds `$words`, scaled sums of `$tile` tokens, to the totals, of a format with mins if `$mins`.
+macro_rules! add_totals {
+    ($tile:ident, $mins:ident, $words:ident, $span:ident, $before:ident, $total:ident) => {
+        match ($tile, $mins) {
+            (6, true) => tokens!(6, totals!(Mins, $words, $span, $before, $total)),
+            (6, false) => tokens!(6, totals!(Plain, $words, $span, $before, $total)),
+            (_, true) => tokens!(4, totals!(Mins, $words, $span, $before, $total)),
+            _ => tokens!(4, totals!(Plain, $words, $span, $before, $total)),
+        }
+    };
+}
+
+pub(super) use {add_totals, mins, tokens, total, totals, value};
 
 /// What a total starts from.
 pub(super) static ZERO: [f32; 12 * MAX_LANES] = [0.0; 12 * MAX_LANES];
