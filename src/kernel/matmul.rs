@@ -13,8 +13,8 @@ use super::panel::{
 use super::{Lines, Pool, SharedMut, pair, partial_sums, prefetch_part, sum};
 use crate::quant::unpack::Unpack;
 use crate::simd::{
-    Isa, Kernel, Level, MAX_LANES, MAX_ROWS, Scales, SpanFloats, SpanTile, SpansTile, TileKernel, add_span,
-    dispatch_at, lowered, raised,
+    Finished, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, Partials, Scales, SpanFloats, SpanTile, SpansTile,
+    TileKernel, add_span, dispatch_at, lowered, raised,
 };
 
 /// Activations laid out for tiles of tokens: for each tile all columns, for each four columns the tile's tokens.
@@ -386,7 +386,8 @@ impl<F: Unpack> TileKernel for PanelProducts<'_, F> {
             return self.blocks::<I, R, T>(isa);
         }
         let (tiles, partials) = (self.tokens.tiles(), partial_sums(F::SPAN));
-        self.panel.totals.resize(partials * T * R * MAX_LANES);
+        // Twice, so that a tile can be stored while the next one is computed.
+        self.panel.totals.resize(2 * partials * T * R * MAX_LANES);
         // Partial sums that no span of a narrow matrix goes to are 0.
         self.panel.totals.fill(0.0);
         for tile in 0..tiles {
@@ -471,14 +472,28 @@ impl<F: Unpack> PanelProducts<'_, F> {
             largest_correction,
             floats: floats::<F, I, R, T>(Span { panel, at: 0, tokens, tile, number: 0 }, spans),
         };
-        let totals = tiles_of::<R, T>(totals).first_chunk_mut().expect("a tile's partial sums");
-        match (P::SUMS, F::MINS) {
-            (true, true) => isa.f_sums_tile::<R, T, true>(totals, &of),
-            (true, false) => isa.f_sums_tile::<R, T, false>(totals, &of),
-            (false, true) => isa.f_pairs_tile::<R, T, true>(totals, &of),
-            (false, false) => isa.f_pairs_tile::<R, T, false>(totals, &of),
+        let (even, odd) = tiles_of::<R, T>(totals).split_at_mut(2);
+        let (totals, before) = if tile.is_multiple_of(2) { (even, odd) } else { (odd, even) };
+        let totals = totals.first_chunk_mut().expect("a tile's partial sums");
+        let is_whole = self.rows.len() == self.row_bytes * wide;
+        let mut finished = None;
+        if is_whole && tile > 0 {
+            let before = before.first_chunk().expect("a tile's partial sums");
+            finished = Some(Finished::new(
+                before,
+                out_of(self.out, ((tile - 1) * T, self.out_stride), self.first, wide),
+            ));
         }
-        self.store::<I, R, T>(isa, tile, 0);
+        match (P::SUMS, F::MINS) {
+            (true, true) => isa.f_sums_tile::<R, T, true>(totals, &of, finished),
+            (true, false) => isa.f_sums_tile::<R, T, false>(totals, &of, finished),
+            (false, true) => isa.f_pairs_tile::<R, T, true>(totals, &of, finished),
+            (false, false) => isa.f_pairs_tile::<R, T, false>(totals, &of, finished),
+        }
+        // The next tile stores this one, if there is a next one.
+        if !is_whole || tile + 1 == tiles {
+            self.store::<I, R, T>(isa, tile, tile % 2);
+        }
     }
 
     /// The products of all tokens with the panel, block by block.
@@ -546,12 +561,21 @@ impl<F: Unpack> PanelProducts<'_, F> {
     }
 }
 
-/// Sums of a register tile in memory: a vector for each token and row vector.
-type Sums<const R: usize, const T: usize> = [[[f32; MAX_LANES]; R]; T];
+/// `count` floats from `first` on of each of `T` rows of `out`, which are `stride` floats long, from row `row` on.
+#[inline(always)]
+fn out_of<'a, const T: usize>(
+    out: &'a SharedMut<f32>,
+    (row, stride): (usize, usize),
+    first: usize,
+    count: usize,
+) -> [&'a mut [f32]; T] {
+    // Sound: panels are given disjoint rows of weights, and tiles within a panel disjoint tokens.
+    std::array::from_fn(|t| unsafe { out.slice((row + t) * stride + first, count) })
+}
 
 /// `lines` as sums of whole tiles.
 #[inline(always)]
-fn tiles_of<const R: usize, const T: usize>(lines: &mut [f32]) -> &mut [Sums<R, T>] {
+fn tiles_of<const R: usize, const T: usize>(lines: &mut [f32]) -> &mut [Partials<R, T>] {
     lines.as_chunks_mut().0.as_chunks_mut().0.as_chunks_mut().0
 }
 

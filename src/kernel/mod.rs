@@ -6,6 +6,7 @@
 
 use std::marker::PhantomData;
 
+use crate::machine::prefer_large_pages;
 use crate::quant::unpack::Unpack;
 use crate::simd::Isa;
 
@@ -93,6 +94,15 @@ impl<T: Word> Lines<T> {
     /// At least `length` words; new ones are 0.
     pub fn resize(&mut self, length: usize) {
         self.0.resize(length.div_ceil(16), Line([T::default(); 16]));
+    }
+
+    /// `length` words, all 0, in large pages where the system has such.
+    pub fn in_large_pages(length: usize) -> Self {
+        let mut lines = Self(Vec::with_capacity(length.div_ceil(16)));
+        // Before the first write, which decides what pages there are.
+        prefer_large_pages(&mut lines.0);
+        lines.resize(length);
+        lines
     }
 }
 

@@ -18,6 +18,7 @@ mod bf16;
 mod codebook;
 mod eights;
 mod exponential;
+mod finished;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "x86_64")]
@@ -34,6 +35,7 @@ pub use bf16::{DotBf16, NoDotBf16};
 pub use codebook::Codebook;
 pub use eights::{EIGHT, Eights, NoEights};
 pub use exponential::IsaExt;
+pub use finished::{Finished, Partials};
 #[cfg(target_arch = "aarch64")]
 pub use neon::{Neon, NeonDot, NeonI8mm};
 pub use scalar::Scalar;
@@ -374,11 +376,15 @@ pub trait Isa: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn f_pairs_tile<const R: usize, const T: usize, const MINS: bool>(
         self,
-        totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
+        totals: &mut [Partials<R, T>; 2],
         tile: &SpansTile,
+        before: Option<Finished<R, T>>,
     ) {
         for s in 0..tile.spans {
             add_span_of_pairs::<Self, R, T, MINS>(self, totals, tile, s);
+        }
+        if let Some(mut before) = before {
+            before.store_rest(self);
         }
     }
 
@@ -386,11 +392,15 @@ pub trait Isa: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn f_sums_tile<const R: usize, const T: usize, const MINS: bool>(
         self,
-        totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
+        totals: &mut [Partials<R, T>; 2],
         tile: &SpansTile,
+        before: Option<Finished<R, T>>,
     ) {
         for s in 0..tile.spans {
             add_span_of_sums::<Self, R, T, MINS>(self, totals, tile, s);
+        }
+        if let Some(mut before) = before {
+            before.store_rest(self);
         }
     }
 

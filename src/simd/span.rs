@@ -2,7 +2,7 @@
 //!
 //! The dot products take the pipes that multiply, all the time; what counts is how few other instructions take them, too.
 
-use super::{Isa, MAX_LANES};
+use super::{Isa, MAX_LANES, Partials};
 
 /// The operands of [`Isa::f_span_tile`], laid out as [`Isa::w_group_tile`] wants each group's.
 #[derive(Clone, Copy)]
@@ -100,7 +100,7 @@ pub const fn fits(largest: i32) -> bool {
 #[inline(always)]
 pub(super) fn add_span_of_pairs<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
+    totals: &mut [Partials<R, T>; 2],
     tile: &SpansTile,
     s: usize,
 ) {
@@ -127,7 +127,7 @@ pub(super) fn add_span_of_pairs<I: Isa, const R: usize, const T: usize, const MI
 #[inline(always)]
 pub(super) fn add_span_to<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
+    totals: &mut [Partials<R, T>; 2],
     sum: &[[I::F; R]; T],
     tile: &SpansTile,
     s: usize,
@@ -163,7 +163,7 @@ const MAX_MIN_PAIRS: usize = 4;
 #[inline(always)]
 pub fn add_span<I: Isa, const R: usize, const T: usize, const FIRST: bool>(
     isa: I,
-    total: &mut [[[f32; MAX_LANES]; R]; T],
+    total: &mut Partials<R, T>,
     sum: &[[I::F; R]; T],
     floats: SpanFloats,
 ) {

@@ -15,7 +15,7 @@
 //! two neighbouring quads.
 
 use super::span::{add_span_to, to_floats};
-use super::{Isa, MAX_LANES, SpansTile};
+use super::{Isa, Partials, SpansTile};
 
 /// The largest size of activations that can be added to lanes up to `largest`.
 pub const fn reach(largest: u8) -> i32 {
@@ -36,7 +36,7 @@ pub const fn lowered(largest: u8) -> i32 {
 #[inline(always)]
 pub(super) fn add_span_of_sums<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
+    totals: &mut [Partials<R, T>; 2],
     tile: &SpansTile,
     s: usize,
 ) {

@@ -13,8 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Backend, Gate, Heads, Matrix, Part, Rotation, Vector};
 use crate::kernel::matmul::PackedTokens;
-use crate::kernel::{Activations, Pool, SharedMut, activation, elementwise};
-use crate::machine::prefer_large_pages;
+use crate::kernel::{Activations, Lines, Pool, SharedMut, activation, elementwise};
 use crate::simd::Level;
 use crate::{Result, quant};
 
@@ -36,7 +35,7 @@ struct Scratch {
 #[derive(Clone, Debug, Default)]
 pub struct Buffer {
     /// Keeps the length of the largest use, so that growing back costs nothing.
-    storage: Vec<f32>,
+    storage: Lines<f32>,
     rows: usize,
     columns: usize,
 }
@@ -62,10 +61,8 @@ impl Buffer {
     fn resize(&mut self, rows: usize, columns: usize) {
         (self.rows, self.columns) = (rows, columns);
         if self.storage.len() < rows * columns {
-            // Anew, so that the pages are large ones from the first write on: rows of a column lie far apart.
-            self.storage = Vec::with_capacity(rows * columns);
-            prefer_large_pages(&mut self.storage);
-            self.storage.resize(rows * columns, 0.0);
+            // Rows of a column lie far apart: without large pages each has its own.
+            self.storage = Lines::in_large_pages(rows * columns);
         }
     }
 

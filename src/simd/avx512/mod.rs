@@ -22,8 +22,8 @@ use super::bf16::Avx512Bf16;
 use super::pairs::{Pairs, group_of_pairs};
 use super::span::{group_of_words, span_of_dots, span_of_words};
 use super::{
-    Codebook, Isa, Kernel, MAX_LANES, MAX_ROWS, OfRows, SpanTile, SpansTile, TileKernel, across_one_by_one,
-    checked, checked_mut, one_by_one_scaled,
+    Codebook, Finished, Isa, Kernel, MAX_LANES, MAX_ROWS, OfRows, Partials, SpanTile, SpansTile, TileKernel,
+    across_one_by_one, checked, checked_mut, one_by_one_scaled,
 };
 
 /// Proof that the machine has AVX-512 F, BW, VL and DQ, and VNNI if `VNNI`.
@@ -563,22 +563,24 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     #[inline(always)]
     fn f_pairs_tile<const R: usize, const T: usize, const MINS: bool>(
         self,
-        totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
+        totals: &mut [Partials<R, T>; 2],
         tile: &SpansTile,
+        before: Option<Finished<R, T>>,
     ) {
         assert!(VNNI);
         // Sound: the token proves AVX-512 with VNNI.
-        unsafe { pairs::tile::<Self, R, T, MINS>(self, totals, tile) };
+        unsafe { pairs::tile::<Self, R, T, MINS>(self, totals, tile, before) };
     }
     #[inline(always)]
     fn f_sums_tile<const R: usize, const T: usize, const MINS: bool>(
         self,
-        totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
+        totals: &mut [Partials<R, T>; 2],
         tile: &SpansTile,
+        before: Option<Finished<R, T>>,
     ) {
         assert!(VNNI);
         // Sound: the token proves AVX-512 with VNNI.
-        unsafe { sums::tile::<Self, R, T, MINS>(self, totals, tile) };
+        unsafe { sums::tile::<Self, R, T, MINS>(self, totals, tile, before) };
     }
     #[inline(always)]
     fn f_span_tile<const R: usize, const T: usize>(self, sum: &mut [[Self::F; R]; T], span: &SpanTile) {

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::tile::{Span, ZERO, add_totals, check, mins, tokens, total, totals, value};
 use crate::simd::span::{add_span_of_pairs, fits};
-use crate::simd::{Isa, MAX_LANES, SpansTile};
+use crate::simd::{Finished, Isa, Partials, SpansTile};
 
 /// What the sums of the second group of a pair start from.
 #[rustfmt::skip]
@@ -148,8 +148,9 @@ macro_rules! pairs {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
+    totals: &mut [Partials<R, T>; 2],
     tile: &SpansTile,
+    mut before: Option<Finished<R, T>>,
 ) {
     const { assert!(R == 2 && (T == 4 || T == 6)) };
     check::<T, MINS>(tile);
@@ -157,12 +158,15 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     assert!(groups.is_multiple_of(2) && tile.scales.len() >= 16 * groups * tile.spans);
     assert!(!has_starts || tile.starts.len() >= T * groups * tile.spans);
     for s in 0..tile.spans {
+        if let Some(before) = &mut before {
+            before.at_span(isa, s);
+        }
         if !fits(tile.largest[s]) {
             any_span::<I, R, T, MINS>(isa, totals, tile, s);
             continue;
         }
         let total = &mut totals[s % 2];
-        let before = if s < 2 { ZERO.as_ptr() } else { total.as_ptr().cast() };
+        let from = if s < 2 { ZERO.as_ptr() } else { total.as_ptr().cast() };
         let mut words = [_mm512_setzero_si512(); 12];
         // Sound: the slices have what is read of them, which is checked, and a total has a vector for each token and row vector.
         unsafe {
@@ -175,8 +179,11 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
                 (_, true) => tokens!(4, pairs!(Starts, words, span, starts, scales, tile)),
                 _ => tokens!(4, pairs!(None, words, span, starts, scales, tile)),
             }
-            add_totals!(T, MINS, words, span, before, total);
+            add_totals!(T, MINS, words, span, from, total);
         }
+    }
+    if let Some(mut before) = before {
+        before.store_rest(isa);
     }
 }
 
@@ -186,7 +193,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn any_span<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
+    totals: &mut [Partials<R, T>; 2],
     tile: &SpansTile,
     s: usize,
 ) {

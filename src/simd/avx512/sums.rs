@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use super::tile::{Span, ZERO, add_totals, check, mins, tokens, total, totals, value};
 use crate::simd::sums::add_span_of_sums;
-use crate::simd::{Isa, MAX_LANES, SpansTile, fits};
+use crate::simd::{Finished, Isa, Partials, SpansTile, fits};
 
 /// Whether the CPU adds in pipes that it does not multiply in. AMD's do, since they have AVX-512; Intel's do both in the same ones.
 pub(super) fn adds_elsewhere() -> bool {
@@ -42,6 +42,20 @@ macro_rules! start {
         concat!(
             "vpaddd zmm", $x, ", zmm24, dword ptr [{starts} + 4 * ", $t, "]{{1to16}}\n",
             "vpaddd zmm", $y, ", zmm25, dword ptr [{starts} + 4 * ", $t, "]{{1to16}}\n",
+        )
+    };
+}
+
+/// The corrections of a group's rows, where its sums are corrected.
+macro_rules! corrections {
+    (Uncorrected) => {
+        "/* no {corrections} */"
+    };
+    (Corrected) => {
+        concat!(
+            "vmovdqu64 zmm24, [{corrections}]\n",
+            "vmovdqu64 zmm25, [{corrections} + 64]\n",
+            "add {corrections}, 128\n",
         )
     };
 }
@@ -83,8 +97,7 @@ macro_rules! sums {
             "vmovdqu64 zmm25, [{correction} + 64]",
             $(begin!($fit, $to_x, $to_y),)+
             "2:",
-            "vmovdqu64 zmm24, [{corrections}]",
-            "vmovdqu64 zmm25, [{corrections} + 64]",
+            corrections!($fit),
             $(start!($fit, $t, $x, $y),)+
             "mov {pair}, {pairs}",
             "3:",
@@ -102,7 +115,6 @@ macro_rules! sums {
             $(scale!($x, $y, $to_x, $to_y),)+
             concat!("add {starts}, 4 * ", $tile),
             "add {scales}, 128",
-            "add {corrections}, 128",
             "dec {groups}",
             "jnz 2b",
             rows = inout(reg) $span.rows => _,
@@ -160,8 +172,9 @@ struct Sums {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
+    totals: &mut [Partials<R, T>; 2],
     tile: &SpansTile,
+    mut before: Option<Finished<R, T>>,
 ) {
     const { assert!(R == 2 && (T == 4 || T == 6)) };
     check::<T, MINS>(tile);
@@ -169,13 +182,16 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     assert!(tile.starts.len() >= T * groups * tile.spans && tile.scales.len() >= 32 * groups * tile.spans);
     assert!(tile.corrections.len() >= 32 * groups * tile.spans && tile.correction.len() >= 32 * tile.spans);
     for s in 0..tile.spans {
+        if let Some(before) = &mut before {
+            before.at_span(isa, s);
+        }
         let fit = Fit::of(tile, s);
         if fit == Fit::None {
             any_span::<I, R, T, MINS>(isa, totals, tile, s);
             continue;
         }
         let total = &mut totals[s % 2];
-        let before = if s < 2 { ZERO.as_ptr() } else { total.as_ptr().cast() };
+        let from = if s < 2 { ZERO.as_ptr() } else { total.as_ptr().cast() };
         let mut words = [_mm512_setzero_si512(); 12];
         // Sound: the slices have what is read of them, which is checked, and a total has a vector for each token and row vector.
         unsafe {
@@ -192,8 +208,11 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
                 (_, Fit::Uncorrected) => tokens!(4, sums!(Uncorrected, words, span, rows, tile)),
                 _ => tokens!(4, sums!(Corrected, words, span, rows, tile)),
             }
-            add_totals!(T, MINS, words, span, before, total);
+            add_totals!(T, MINS, words, span, from, total);
         }
+    }
+    if let Some(mut before) = before {
+        before.store_rest(isa);
     }
 }
 
@@ -203,7 +222,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn any_span<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
-    totals: &mut [[[[f32; MAX_LANES]; R]; T]; 2],
+    totals: &mut [Partials<R, T>; 2],
     tile: &SpansTile,
     s: usize,
 ) {

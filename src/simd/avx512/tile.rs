@@ -33,7 +33,7 @@ macro_rules! total {
     ($t:literal, $r:literal, $x:literal, $to:literal) => {
         concat!(
             "vbroadcastss zmm", $x, ", [{floats} + 4 * ", $t, "]\n",
-            "vfmadd213ps zmm", $x, ", zmm", $to, ", [{before} + 64 * (2 * ", $t, " + ", $r, ")]\n",
+            "vfmadd213ps zmm", $x, ", zmm", $to, ", [{from} + 64 * (2 * ", $t, " + ", $r, ")]\n",
             "vmovups [{total} + 64 * (2 * ", $t, " + ", $r, ")], zmm", $x, "\n",
         )
     };
@@ -58,7 +58,7 @@ macro_rules! mins {
 
 /// Adds `$words` to the totals.
 macro_rules! totals {
-    ($tile:literal, $has:ident, $words:ident, $span:ident, $before:ident, $total:ident,
+    ($tile:literal, $has:ident, $words:ident, $span:ident, $from:ident, $total:ident,
      [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal, $reg_x:tt, $reg_y:tt)),+]) => {
         std::arch::asm!(
             "vmovups zmm24, [{d}]",
@@ -75,7 +75,7 @@ macro_rules! totals {
             mins = in(reg) $span.mins,
             sums = in(reg) $span.sums,
             floats = in(reg) $span.floats,
-            before = in(reg) $before,
+            from = in(reg) $from,
             total = in(reg) $total.as_mut_ptr(),
             $(inout($reg_x) $words[2 * $t] => _, inout($reg_y) $words[2 * $t + 1] => _,)+
             out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
@@ -111,12 +111,12 @@ macro_rules! tokens {
 
 /// Adds `$words`, scaled sums of `$tile` tokens, to the totals, of a format with mins if `$mins`.
 macro_rules! add_totals {
-    ($tile:ident, $mins:ident, $words:ident, $span:ident, $before:ident, $total:ident) => {
+    ($tile:ident, $mins:ident, $words:ident, $span:ident, $from:ident, $total:ident) => {
         match ($tile, $mins) {
-            (6, true) => tokens!(6, totals!(Mins, $words, $span, $before, $total)),
-            (6, false) => tokens!(6, totals!(Plain, $words, $span, $before, $total)),
-            (_, true) => tokens!(4, totals!(Mins, $words, $span, $before, $total)),
-            _ => tokens!(4, totals!(Plain, $words, $span, $before, $total)),
+            (6, true) => tokens!(6, totals!(Mins, $words, $span, $from, $total)),
+            (6, false) => tokens!(6, totals!(Plain, $words, $span, $from, $total)),
+            (_, true) => tokens!(4, totals!(Mins, $words, $span, $from, $total)),
+            _ => tokens!(4, totals!(Plain, $words, $span, $from, $total)),
         }
     };
 }

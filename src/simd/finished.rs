@@ -1,0 +1,65 @@
+//! Stores of a tile's sums that are spread over the time of the next one.
+
+use super::{Isa, MAX_LANES};
+
+/// The partial sums of a register tile in memory: a vector for each token and row vector.
+pub type Partials<const R: usize, const T: usize> = [[[f32; MAX_LANES]; R]; T];
+
+/// A tile whose products are complete: its partial sums are added up and stored while those of the next tile are computed, a vector now and
+/// then. Rows of the result lie far apart, so that each store is likely to miss the caches, and several in a row hold up all that is stored
+/// after them.
+pub struct Finished<'a, const R: usize, const T: usize> {
+    partials: &'a [Partials<R, T>; 2],
+    /// Of each token, `R` vectors.
+    out: [&'a mut [f32]; T],
+    /// The number of the vector that is stored next.
+    next: usize,
+}
+
+impl<'a, const R: usize, const T: usize> Finished<'a, R, T> {
+    /// The sums of two `partials` that belong to `out`, which has `R` vectors of each token.
+    pub fn new(partials: &'a [Partials<R, T>; 2], out: [&'a mut [f32]; T]) -> Self {
+        Self { partials, out, next: 0 }
+    }
+
+    /// What is done while span number `s` of the next tile is computed: a vector is stored every second span, and its lines are asked for three
+    /// spans before that.
+    #[inline(always)]
+    pub(super) fn at_span<I: Isa>(&mut self, isa: I, s: usize) {
+        if !s.is_multiple_of(2) {
+            return self.store_one(isa);
+        }
+        if s == 0 {
+            self.ask(isa, 0);
+        }
+        self.ask(isa, s / 2 + 1);
+    }
+
+    /// Asks for where vector `i` goes.
+    #[inline(always)]
+    fn ask<I: Isa>(&self, isa: I, i: usize) {
+        if i < R * T {
+            isa.prefetch(self.out[i / R].as_ptr().wrapping_add(i % R * I::LANES).cast());
+        }
+    }
+
+    /// Stores a vector if any is left.
+    #[inline(always)]
+    fn store_one<I: Isa>(&mut self, isa: I) {
+        if self.next < R * T {
+            let (t, r) = (self.next / R, self.next % R);
+            let [even, odd] = self.partials;
+            let sum = isa.f_add(isa.f_load(&even[t][r]), isa.f_load(&odd[t][r]));
+            isa.f_store(sum, &mut self.out[t][r * I::LANES..]);
+            self.next += 1;
+        }
+    }
+
+    /// Stores all that is left.
+    #[inline(always)]
+    pub(super) fn store_rest<I: Isa>(&mut self, isa: I) {
+        while self.next < R * T {
+            self.store_one(isa);
+        }
+    }
+}
