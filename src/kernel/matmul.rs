@@ -14,7 +14,7 @@ use super::{Lines, Pool, SharedMut, pair, partial_sums, prefetch_part, sum};
 use crate::quant::unpack::Unpack;
 use crate::simd::{
     Finished, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, Partials, Scales, SpanFloats, SpanTile, SpansTile,
-    TileKernel, add_span, dispatch_at, lowered, raised,
+    TileKernel, add_span, dispatch_at, lowered, raised, sum_of_partials,
 };
 
 /// Activations laid out for tiles of tokens: for each tile all columns, for each four columns the tile's tokens.
@@ -412,14 +412,23 @@ impl<F: Unpack> PanelProducts<'_, F> {
     /// The products of the panel with one of the `tiles` of `T` tokens.
     #[inline(always)]
     fn tile<I: Isa, const R: usize, const T: usize>(&mut self, isa: I, tile: usize, tiles: usize) {
+        let Panel { lanes: panel, totals } = &mut *self.panel;
         let tokens = self.tokens;
         let partials = partial_sums(F::SPAN);
         let spans = self.columns / F::SPAN;
+        let (totals, before) = two_tiles::<R, T>(totals, tile);
+        let mut finished = None;
+        if tile > 0 && self.rows.len() == self.row_bytes * I::LANES * R {
+            let to = ((tile - 1) * T, self.out_stride);
+            finished = Some(Finished::new(before, out_of(self.out, to, self.first, I::LANES * R)));
+        }
         for s in 0..spans {
             prefetch_part(isa, self.next, tile * spans + s, tiles * spans);
-            let Panel { lanes: panel, totals } = &mut *self.panel;
+            if let Some(finished) = &mut finished {
+                finished.at_span(isa, s);
+            }
             let of = Span { panel, at: s, tokens, tile, number: s };
-            let total = &mut tiles_of::<R, T>(totals)[s % partials];
+            let total = &mut totals[s % partials];
             let sum = span::<F, I, R, T>(isa, of);
             let floats = floats::<F, I, R, T>(of, 1);
             if s < partials {
@@ -428,7 +437,10 @@ impl<F: Unpack> PanelProducts<'_, F> {
                 add_span::<I, R, T, false>(isa, total, &sum, floats);
             }
         }
-        self.store::<I, R, T>(isa, tile, 0);
+        if let Some(mut finished) = finished {
+            finished.store_rest(isa);
+        }
+        self.store_last::<I, R, T>(isa, tile, tiles);
     }
 
     /// As [`PanelProducts::tile`], with all spans at once: by products of sums, or with scales in pairs.
@@ -472,17 +484,12 @@ impl<F: Unpack> PanelProducts<'_, F> {
             largest_correction,
             floats: floats::<F, I, R, T>(Span { panel, at: 0, tokens, tile, number: 0 }, spans),
         };
-        let (even, odd) = tiles_of::<R, T>(totals).split_at_mut(2);
-        let (totals, before) = if tile.is_multiple_of(2) { (even, odd) } else { (odd, even) };
+        let (totals, before) = two_tiles::<R, T>(totals, tile);
         let totals = totals.first_chunk_mut().expect("a tile's partial sums");
-        let is_whole = self.rows.len() == self.row_bytes * wide;
         let mut finished = None;
-        if is_whole && tile > 0 {
-            let before = before.first_chunk().expect("a tile's partial sums");
-            finished = Some(Finished::new(
-                before,
-                out_of(self.out, ((tile - 1) * T, self.out_stride), self.first, wide),
-            ));
+        if tile > 0 && self.rows.len() == self.row_bytes * wide {
+            let to = ((tile - 1) * T, self.out_stride);
+            finished = Some(Finished::new(before, out_of(self.out, to, self.first, wide)));
         }
         match (P::SUMS, F::MINS) {
             (true, true) => isa.f_sums_tile::<R, T, true>(totals, &of, finished),
@@ -490,8 +497,13 @@ impl<F: Unpack> PanelProducts<'_, F> {
             (false, true) => isa.f_pairs_tile::<R, T, true>(totals, &of, finished),
             (false, false) => isa.f_pairs_tile::<R, T, false>(totals, &of, finished),
         }
-        // The next tile stores this one, if there is a next one.
-        if !is_whole || tile + 1 == tiles {
+        self.store_last::<I, R, T>(isa, tile, tiles);
+    }
+
+    /// Stores `tile` unless the next one does, which there has to be, and for which the panel has to be whole.
+    #[inline(always)]
+    fn store_last<I: Isa, const R: usize, const T: usize>(&mut self, isa: I, tile: usize, tiles: usize) {
+        if tile + 1 == tiles || self.rows.len() < self.row_bytes * I::LANES * R {
             self.store::<I, R, T>(isa, tile, tile % 2);
         }
     }
@@ -536,13 +548,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
         let totals = &tiles_of::<R, T>(&mut self.panel.totals)[from * partials..(from + 1) * partials];
         for t in 0..T.min(tokens.rows - tile * T) {
             for r in 0..R.min(rows.div_ceil(I::LANES)) {
-                let l = |i: usize| isa.f_load(&totals[i][t][r]);
-                let sum = if partials == 2 {
-                    isa.f_add(l(0), l(1))
-                } else {
-                    let even = isa.f_add(isa.f_add(l(0), l(4)), isa.f_add(l(2), l(6)));
-                    isa.f_add(even, isa.f_add(isa.f_add(l(1), l(5)), isa.f_add(l(3), l(7))))
-                };
+                let sum = sum_of_partials(isa, totals, t, r);
                 let count = (rows - r * I::LANES).min(I::LANES);
                 let at = (tile * T + t) * self.out_stride + self.first + r * I::LANES;
                 // Sound: panels are given disjoint rows, and tiles within a panel disjoint tokens.
@@ -571,6 +577,17 @@ fn out_of<'a, const T: usize>(
 ) -> [&'a mut [f32]; T] {
     // Sound: panels are given disjoint rows of weights, and tiles within a panel disjoint tokens.
     std::array::from_fn(|t| unsafe { out.slice((row + t) * stride + first, count) })
+}
+
+/// The partial sums of `tile` and of the one before it, which are in both halves of `totals` in turns.
+#[inline(always)]
+fn two_tiles<const R: usize, const T: usize>(
+    totals: &mut [f32],
+    tile: usize,
+) -> (&mut [Partials<R, T>], &[Partials<R, T>]) {
+    let all = tiles_of::<R, T>(totals);
+    let (even, odd) = all.split_at_mut(all.len() / 2);
+    if tile.is_multiple_of(2) { (even, odd) } else { (odd, even) }
 }
 
 /// `lines` as sums of whole tiles.

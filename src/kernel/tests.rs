@@ -144,6 +144,8 @@ fn check_format<F: Unpack>(format: F, kind: TensorType) {
         (35, 3, 33, Size::Usual),
         (64, 2, 34, Size::Even),
         (33, 2, 40, Size::Extreme),
+        // More spans than a tile has vectors to store.
+        (34, 13, 37, Size::Usual),
     ] {
         let columns = blocks * F::BLOCK;
         let weights = random_blocks::<F>(&mut random, kind, rows * blocks, size == Size::Extreme);

@@ -9,7 +9,8 @@ pub type Partials<const R: usize, const T: usize> = [[[f32; MAX_LANES]; R]; T];
 /// then. Rows of the result lie far apart, so that each store is likely to miss the caches, and several in a row hold up all that is stored
 /// after them.
 pub struct Finished<'a, const R: usize, const T: usize> {
-    partials: &'a [Partials<R, T>; 2],
+    /// Two, or eight.
+    partials: &'a [Partials<R, T>],
     /// Of each token, `R` vectors.
     out: [&'a mut [f32]; T],
     /// The number of the vector that is stored next.
@@ -17,15 +18,15 @@ pub struct Finished<'a, const R: usize, const T: usize> {
 }
 
 impl<'a, const R: usize, const T: usize> Finished<'a, R, T> {
-    /// The sums of two `partials` that belong to `out`, which has `R` vectors of each token.
-    pub fn new(partials: &'a [Partials<R, T>; 2], out: [&'a mut [f32]; T]) -> Self {
+    /// The sums of `partials`, which belong to `out`: `R` vectors of each token.
+    pub fn new(partials: &'a [Partials<R, T>], out: [&'a mut [f32]; T]) -> Self {
         Self { partials, out, next: 0 }
     }
 
     /// What is done while span number `s` of the next tile is computed: a vector is stored every second span, and its lines are asked for three
     /// spans before that.
     #[inline(always)]
-    pub(super) fn at_span<I: Isa>(&mut self, isa: I, s: usize) {
+    pub fn at_span<I: Isa>(&mut self, isa: I, s: usize) {
         if !s.is_multiple_of(2) {
             return self.store_one(isa);
         }
@@ -48,8 +49,7 @@ impl<'a, const R: usize, const T: usize> Finished<'a, R, T> {
     fn store_one<I: Isa>(&mut self, isa: I) {
         if self.next < R * T {
             let (t, r) = (self.next / R, self.next % R);
-            let [even, odd] = self.partials;
-            let sum = isa.f_add(isa.f_load(&even[t][r]), isa.f_load(&odd[t][r]));
+            let sum = sum_of_partials(isa, self.partials, t, r);
             isa.f_store(sum, &mut self.out[t][r * I::LANES..]);
             self.next += 1;
         }
@@ -57,9 +57,25 @@ impl<'a, const R: usize, const T: usize> Finished<'a, R, T> {
 
     /// Stores all that is left.
     #[inline(always)]
-    pub(super) fn store_rest<I: Isa>(&mut self, isa: I) {
+    pub fn store_rest<I: Isa>(&mut self, isa: I) {
         while self.next < R * T {
             self.store_one(isa);
         }
     }
+}
+
+/// The sum of two or eight partial sums of token `t` and row vector `r`, in the order that is part of every product's contract.
+#[inline(always)]
+pub fn sum_of_partials<I: Isa, const R: usize, const T: usize>(
+    isa: I,
+    partials: &[Partials<R, T>],
+    t: usize,
+    r: usize,
+) -> I::F {
+    let l = |i: usize| isa.f_load(&partials[i][t][r]);
+    if partials.len() == 2 {
+        return isa.f_add(l(0), l(1));
+    }
+    let even = isa.f_add(isa.f_add(l(0), l(4)), isa.f_add(l(2), l(6)));
+    isa.f_add(even, isa.f_add(isa.f_add(l(1), l(5)), isa.f_add(l(3), l(7))))
 }

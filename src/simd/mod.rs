@@ -35,7 +35,7 @@ pub use bf16::{DotBf16, NoDotBf16};
 pub use codebook::Codebook;
 pub use eights::{EIGHT, Eights, NoEights};
 pub use exponential::IsaExt;
-pub use finished::{Finished, Partials};
+pub use finished::{Finished, Partials, sum_of_partials};
 #[cfg(target_arch = "aarch64")]
 pub use neon::{Neon, NeonDot, NeonI8mm};
 pub use scalar::Scalar;
