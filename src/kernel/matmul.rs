@@ -418,9 +418,9 @@ impl<F: Unpack> PanelProducts<'_, F> {
         let spans = self.columns / F::SPAN;
         let (totals, before) = two_tiles::<R, T>(totals, tile);
         let mut finished = None;
-        if tile > 0 && self.rows.len() == self.row_bytes * I::LANES * R {
-            let to = ((tile - 1) * T, self.out_stride);
-            finished = Some(Finished::new(before, out_of(self.out, to, self.first, I::LANES * R)));
+        if tile > 0 && is_whole::<I, R>(self.rows, self.row_bytes) {
+            finished =
+                Some(finished_tile::<I, R, T>(before, tile - 1, self.out, self.out_stride, self.first));
         }
         for s in 0..spans {
             prefetch_part(isa, self.next, tile * spans + s, tiles * spans);
@@ -487,9 +487,9 @@ impl<F: Unpack> PanelProducts<'_, F> {
         let (totals, before) = two_tiles::<R, T>(totals, tile);
         let totals = totals.first_chunk_mut().expect("a tile's partial sums");
         let mut finished = None;
-        if tile > 0 && self.rows.len() == self.row_bytes * wide {
-            let to = ((tile - 1) * T, self.out_stride);
-            finished = Some(Finished::new(before, out_of(self.out, to, self.first, wide)));
+        if tile > 0 && is_whole::<I, R>(self.rows, self.row_bytes) {
+            finished =
+                Some(finished_tile::<I, R, T>(before, tile - 1, self.out, self.out_stride, self.first));
         }
         match (P::SUMS, F::MINS) {
             (true, true) => isa.f_sums_tile::<R, T, true>(totals, &of, finished),
@@ -503,7 +503,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
     /// Stores `tile` unless the next one does, which there has to be, and for which the panel has to be whole.
     #[inline(always)]
     fn store_last<I: Isa, const R: usize, const T: usize>(&mut self, isa: I, tile: usize, tiles: usize) {
-        if tile + 1 == tiles || self.rows.len() < self.row_bytes * I::LANES * R {
+        if tile + 1 == tiles || !is_whole::<I, R>(self.rows, self.row_bytes) {
             self.store::<I, R, T>(isa, tile, tile % 2);
         }
     }
@@ -567,16 +567,24 @@ impl<F: Unpack> PanelProducts<'_, F> {
     }
 }
 
-/// `count` floats from `first` on of each of `T` rows of `out`, which are `stride` floats long, from row `row` on.
+/// Whether `rows` are as many as a panel has.
 #[inline(always)]
-fn out_of<'a, const T: usize>(
+fn is_whole<I: Isa, const R: usize>(rows: &[u8], row_bytes: usize) -> bool {
+    rows.len() == row_bytes * I::LANES * R
+}
+
+/// The `partials` of `tile`, of a whole panel and with all its tokens, to be stored from `first` on in rows of `out` that are `stride` floats long.
+#[inline(always)]
+fn finished_tile<'a, I: Isa, const R: usize, const T: usize>(
+    partials: &'a [Partials<R, T>],
+    tile: usize,
     out: &'a SharedMut<f32>,
-    (row, stride): (usize, usize),
+    stride: usize,
     first: usize,
-    count: usize,
-) -> [&'a mut [f32]; T] {
+) -> Finished<'a, R, T> {
     // Sound: panels are given disjoint rows of weights, and tiles within a panel disjoint tokens.
-    std::array::from_fn(|t| unsafe { out.slice((row + t) * stride + first, count) })
+    let out = std::array::from_fn(|t| unsafe { out.slice((tile * T + t) * stride + first, I::LANES * R) });
+    Finished::new(partials, out)
 }
 
 /// The partial sums of `tile` and of the one before it, which are in both halves of `totals` in turns.
