@@ -417,16 +417,11 @@ impl<F: Unpack> PanelProducts<'_, F> {
         let partials = partial_sums(F::SPAN);
         let spans = self.columns / F::SPAN;
         let (totals, before) = two_tiles::<R, T>(totals, tile);
-        let mut finished = None;
-        if tile > 0 && is_whole::<I, R>(self.rows, self.row_bytes) {
-            finished =
-                Some(finished_tile::<I, R, T>(before, tile - 1, self.out, self.out_stride, self.first));
-        }
+        let is_whole = is_whole::<I, R>(self.rows, self.row_bytes);
+        let mut before = left::<I, R, T>(before, tile, is_whole, self.out, self.out_stride, self.first);
         for s in 0..spans {
             prefetch_part(isa, self.next, tile * spans + s, tiles * spans);
-            if let Some(finished) = &mut finished {
-                finished.at_span(isa, s);
-            }
+            before.at_span(isa, s);
             let of = Span { panel, at: s, tokens, tile, number: s };
             let total = &mut totals[s % partials];
             let sum = span::<F, I, R, T>(isa, of);
@@ -437,9 +432,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
                 add_span::<I, R, T, false>(isa, total, &sum, floats);
             }
         }
-        if let Some(mut finished) = finished {
-            finished.store_rest(isa);
-        }
+        before.store_rest(isa);
         self.store_last::<I, R, T>(isa, tile, tiles);
     }
 
@@ -486,16 +479,13 @@ impl<F: Unpack> PanelProducts<'_, F> {
         };
         let (totals, before) = two_tiles::<R, T>(totals, tile);
         let totals = totals.first_chunk_mut().expect("a tile's partial sums");
-        let mut finished = None;
-        if tile > 0 && is_whole::<I, R>(self.rows, self.row_bytes) {
-            finished =
-                Some(finished_tile::<I, R, T>(before, tile - 1, self.out, self.out_stride, self.first));
-        }
+        let is_whole = is_whole::<I, R>(self.rows, self.row_bytes);
+        let before = left::<I, R, T>(before, tile, is_whole, self.out, self.out_stride, self.first);
         match (P::SUMS, F::MINS) {
-            (true, true) => isa.f_sums_tile::<R, T, true>(totals, &of, finished),
-            (true, false) => isa.f_sums_tile::<R, T, false>(totals, &of, finished),
-            (false, true) => isa.f_pairs_tile::<R, T, true>(totals, &of, finished),
-            (false, false) => isa.f_pairs_tile::<R, T, false>(totals, &of, finished),
+            (true, true) => isa.f_sums_tile::<R, T, true>(totals, &of, before),
+            (true, false) => isa.f_sums_tile::<R, T, false>(totals, &of, before),
+            (false, true) => isa.f_pairs_tile::<R, T, true>(totals, &of, before),
+            (false, false) => isa.f_pairs_tile::<R, T, false>(totals, &of, before),
         }
         self.store_last::<I, R, T>(isa, tile, tiles);
     }
@@ -573,17 +563,23 @@ fn is_whole<I: Isa, const R: usize>(rows: &[u8], row_bytes: usize) -> bool {
     rows.len() == row_bytes * I::LANES * R
 }
 
-/// The `partials` of `tile`, of a whole panel and with all its tokens, to be stored from `first` on in rows of `out` that are `stride` floats long.
+/// What is left to `tile` to store: the `partials` of the tile before it if there is one and the panel `is_whole`, from `first` on in rows of `out`
+/// that are `stride` floats long.
 #[inline(always)]
-fn finished_tile<'a, I: Isa, const R: usize, const T: usize>(
+fn left<'a, I: Isa, const R: usize, const T: usize>(
     partials: &'a [Partials<R, T>],
     tile: usize,
+    is_whole: bool,
     out: &'a SharedMut<f32>,
     stride: usize,
     first: usize,
 ) -> Finished<'a, R, T> {
+    if tile == 0 || !is_whole {
+        return Finished::nothing();
+    }
     // Sound: panels are given disjoint rows of weights, and tiles within a panel disjoint tokens.
-    let out = std::array::from_fn(|t| unsafe { out.slice((tile * T + t) * stride + first, I::LANES * R) });
+    let out =
+        std::array::from_fn(|t| unsafe { out.slice(((tile - 1) * T + t) * stride + first, I::LANES * R) });
     Finished::new(partials, out)
 }
 

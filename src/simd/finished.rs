@@ -23,6 +23,11 @@ impl<'a, const R: usize, const T: usize> Finished<'a, R, T> {
         Self { partials, out, next: 0 }
     }
 
+    /// Nothing to store.
+    pub fn nothing() -> Self {
+        Self { partials: &[], out: std::array::from_fn(|_| &mut [][..]), next: R * T }
+    }
+
     /// What is done while span number `s` of the next tile is computed: a vector is stored every second span, and its lines are asked for three
     /// spans before that.
     #[inline(always)]
@@ -36,10 +41,10 @@ impl<'a, const R: usize, const T: usize> Finished<'a, R, T> {
         self.ask(isa, s / 2 + 1);
     }
 
-    /// Asks for where vector `i` goes.
+    /// Asks for where vector `i` goes, if it is still to be stored.
     #[inline(always)]
     fn ask<I: Isa>(&self, isa: I, i: usize) {
-        if i < R * T {
+        if self.next <= i && i < R * T {
             isa.prefetch(self.out[i / R].as_ptr().wrapping_add(i % R * I::LANES).cast());
         }
     }

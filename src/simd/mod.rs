@@ -378,14 +378,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
         self,
         totals: &mut [Partials<R, T>; 2],
         tile: &SpansTile,
-        before: Option<Finished<R, T>>,
+        mut before: Finished<R, T>,
     ) {
         for s in 0..tile.spans {
             add_span_of_pairs::<Self, R, T, MINS>(self, totals, tile, s);
         }
-        if let Some(mut before) = before {
-            before.store_rest(self);
-        }
+        before.store_rest(self);
     }
 
     /// As [`Isa::f_pairs_tile`], by products of sums.
@@ -394,14 +392,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
         self,
         totals: &mut [Partials<R, T>; 2],
         tile: &SpansTile,
-        before: Option<Finished<R, T>>,
+        mut before: Finished<R, T>,
     ) {
         for s in 0..tile.spans {
             add_span_of_sums::<Self, R, T, MINS>(self, totals, tile, s);
         }
-        if let Some(mut before) = before {
-            before.store_rest(self);
-        }
+        before.store_rest(self);
     }
 
     /// As [`Isa::n_dot2_i16`].

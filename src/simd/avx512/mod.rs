@@ -565,7 +565,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         self,
         totals: &mut [Partials<R, T>; 2],
         tile: &SpansTile,
-        before: Option<Finished<R, T>>,
+        before: Finished<R, T>,
     ) {
         assert!(VNNI);
         // Sound: the token proves AVX-512 with VNNI.
@@ -576,7 +576,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         self,
         totals: &mut [Partials<R, T>; 2],
         tile: &SpansTile,
-        before: Option<Finished<R, T>>,
+        before: Finished<R, T>,
     ) {
         assert!(VNNI);
         // Sound: the token proves AVX-512 with VNNI.

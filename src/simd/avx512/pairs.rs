@@ -150,7 +150,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
     totals: &mut [Partials<R, T>; 2],
     tile: &SpansTile,
-    mut before: Option<Finished<R, T>>,
+    mut before: Finished<R, T>,
 ) {
     const { assert!(R == 2 && (T == 4 || T == 6)) };
     check::<T, MINS>(tile);
@@ -158,9 +158,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     assert!(groups.is_multiple_of(2) && tile.scales.len() >= 16 * groups * tile.spans);
     assert!(!has_starts || tile.starts.len() >= T * groups * tile.spans);
     for s in 0..tile.spans {
-        if let Some(before) = &mut before {
-            before.at_span(isa, s);
-        }
+        before.at_span(isa, s);
         if !fits(tile.largest[s]) {
             any_span::<I, R, T, MINS>(isa, totals, tile, s);
             continue;
@@ -182,9 +180,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
             add_totals!(T, MINS, words, span, from, total);
         }
     }
-    if let Some(mut before) = before {
-        before.store_rest(isa);
-    }
+    before.store_rest(isa);
 }
 
 /// Adds a span whose sums may not fit. (As in `sums`, a function of its own.)

@@ -174,7 +174,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     isa: I,
     totals: &mut [Partials<R, T>; 2],
     tile: &SpansTile,
-    mut before: Option<Finished<R, T>>,
+    mut before: Finished<R, T>,
 ) {
     const { assert!(R == 2 && (T == 4 || T == 6)) };
     check::<T, MINS>(tile);
@@ -182,9 +182,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     assert!(tile.starts.len() >= T * groups * tile.spans && tile.scales.len() >= 32 * groups * tile.spans);
     assert!(tile.corrections.len() >= 32 * groups * tile.spans && tile.correction.len() >= 32 * tile.spans);
     for s in 0..tile.spans {
-        if let Some(before) = &mut before {
-            before.at_span(isa, s);
-        }
+        before.at_span(isa, s);
         let fit = Fit::of(tile, s);
         if fit == Fit::None {
             any_span::<I, R, T, MINS>(isa, totals, tile, s);
@@ -211,9 +209,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
             add_totals!(T, MINS, words, span, from, total);
         }
     }
-    if let Some(mut before) = before {
-        before.store_rest(isa);
-    }
+    before.store_rest(isa);
 }
 
 /// Adds a span whose sums may not fit. (A function of its own, so that its vectors are not put aside around those of the others.)
