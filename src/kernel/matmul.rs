@@ -4,18 +4,33 @@
 //! every row side by side as the dot-product instruction wants them, and then swept by all tokens in
 //! register tiles. No repacked copy of the weights outlives its panel.
 
+mod tiles;
+
 use super::activations::{Activations, has_eights, sizes_of_sixteen};
 use super::matvec::{eights, swept};
 use super::panel::{
     Ahead, Lanes, OfLanes, OfSums, Operands, Product, Scaling, Seen, blockwise_tokens, exact, has_sums,
-    largest_sum, min_columns, packed_span, resize_to_block, row_vectors, scaling, unpack, unpack_block,
+    has_tiles, largest_sum, min_columns, packed_span, resize_to_block, row_vectors, scaling, unpack,
+    unpack_block,
 };
 use super::{Lines, Pool, SharedMut, pair, partial_sums, prefetch_part, sum};
 use crate::quant::unpack::Unpack;
 use crate::simd::{
-    Finished, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, Partials, Scales, SpanFloats, SpanTile, SpansTile,
-    TileKernel, add_span, dispatch_at, lowered, raised, sum_of_partials,
+    Finished, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, PART, Partials, Scales, SpanFloats, SpanTile,
+    SpansTile, TileKernel, add_span, dispatch_at, lowered, raised, sum_of_partials,
 };
+
+/// How many tokens are multiplied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Way {
+    /// By dot products of lanes.
+    #[default]
+    Lanes,
+    /// By [`Isa::f_sums_tile`].
+    Sums,
+    /// By [`Isa::tiles`].
+    Tiles,
+}
 
 /// Activations laid out for tiles of tokens: for each tile all columns, for each four columns the tile's tokens.
 #[derive(Clone, Debug, Default)]
@@ -25,10 +40,9 @@ pub struct PackedTokens {
     pub padded: usize,
     pub span: usize,
     tile: usize,
-    /// Whether they are multiplied by [`Isa::f_sums_tile`].
-    of_sums: bool,
-    /// `[tiles, padded / 4 / WORDS, tile, WORDS]`: four i8 a word.
-    quads: Vec<i32>,
+    way: Way,
+    /// `[tiles, padded / 4 / WORDS, tile, WORDS]`: four i8 a word. For a matrix unit, see [`place_of_chunk`](crate::simd::place_of_chunk).
+    quads: Lines<i32>,
     /// `[tiles, padded / span, tile]`.
     scales: Vec<f32>,
     /// `[tiles, padded / group, tile]`: what a group's dot products start from, so that the format's offset is taken off, and what
@@ -43,29 +57,29 @@ pub struct PackedTokens {
 impl PackedTokens {
     /// Packs `tokens` for `_format` and the tile of `level`, on the threads of `pool`.
     pub fn pack<F: Unpack>(&mut self, format: F, level: Level, tokens: &Activations, pool: &Pool) {
-        let of_sums = dispatch_at(level, WantsSums { tokens: tokens.rows, _format: format });
-        self.pack_as(format, level, tokens, pool, of_sums);
+        let way = dispatch_at(level, Best { tokens: tokens.rows, _format: format });
+        self.pack_as(format, level, tokens, pool, way);
     }
 
-    /// As [`PackedTokens::pack`], for products of sums, if there are such, or for others.
+    /// As [`PackedTokens::pack`], for products made that `way`, if there are such, or for those by lanes.
     pub(super) fn pack_as<F: Unpack>(
         &mut self,
         _format: F,
         level: Level,
         tokens: &Activations,
         pool: &Pool,
-        of_sums: bool,
+        way: Way,
     ) {
         assert_eq!(tokens.span, F::SPAN);
         let padded = tokens.padded();
-        let (tile, group, of_sums) = dispatch_at(level, Shape { tokens: tokens.rows, of_sums, _format });
+        let (tile, group, way) = dispatch_at(level, Shape { tokens: tokens.rows, way, _format });
         (self.rows, self.padded, self.span, self.tile) = (tokens.rows, padded, tokens.span, tile);
-        self.of_sums = of_sums;
+        self.way = way;
         let tiles = self.tiles();
         let (quads, scales) = (padded / 4 * tile, padded / F::SPAN * tile);
         let starts = padded / group * tile;
         let sums = if F::MINS { padded / 2 / min_columns::<F>() * tile } else { 0 };
-        self.quads.resize(tiles * quads, 0);
+        self.quads.resize(tiles * quads);
         self.scales.resize(tiles * scales, 0.0);
         self.starts.resize(tiles * starts, 0);
         self.sums.resize(tiles * sums, 0);
@@ -85,7 +99,7 @@ impl PackedTokens {
                     from: tokens,
                     first: i * tile,
                     tile,
-                    of_sums,
+                    way,
                     quads: all.0.slice(i * quads, quads),
                     scales: all.1.slice(i * scales, scales),
                     starts: all.2.slice(i * starts, starts),
@@ -109,7 +123,7 @@ struct PackTile<'a, F> {
     from: &'a Activations,
     first: usize,
     tile: usize,
-    of_sums: bool,
+    way: Way,
     quads: &'a mut [i32],
     scales: &'a mut [f32],
     starts: &'a mut [i32],
@@ -125,6 +139,9 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
     fn run<I: Isa>(mut self, isa: I) {
         let padded = self.from.padded();
         self.largest.fill(0);
+        if const { has_tiles::<F, I>() } && self.way == Way::Tiles {
+            return self.for_tiles();
+        }
         for t in 0..self.tile {
             let row = self.first + t;
             if row >= self.from.rows {
@@ -137,7 +154,7 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
                 self.sums(sums, t);
             }
             // The constants alone decide what code there is.
-            if const { has_sums::<F, I>() } && self.of_sums {
+            if const { has_sums::<F, I>() } && self.way == Way::Sums {
                 self.limits(isa, row, sums);
                 self.starts_of_sums(isa, row, sums, t);
                 continue;
@@ -175,10 +192,16 @@ impl<F: Unpack> PackTile<'_, F> {
             let word = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
             self.quads[(q / words * tile + t) * words + q % words] = word;
         }
-        let spans = padded / F::SPAN;
+        self.scales(row, t);
+    }
+
+    /// Scales of `row` as those of token `t` of the tile.
+    #[inline(always)]
+    fn scales(&mut self, row: usize, t: usize) {
+        let spans = self.from.padded() / F::SPAN;
         let scales = &self.from.scales[row * spans..][..spans];
         for s in 0..spans {
-            self.scales[s * tile + t] = scales[s];
+            self.scales[s * self.tile + t] = scales[s];
         }
     }
 
@@ -243,7 +266,7 @@ impl<F: Unpack> PackTile<'_, F> {
 #[derive(Default)]
 pub struct Panel {
     lanes: Lanes,
-    /// `[partial sums, tile tokens, row vectors, MAX_LANES]`.
+    /// `[partial sums, tile tokens, row vectors, MAX_LANES]`. For a matrix unit, `[2, parts, row vectors, PART, MAX_LANES]`.
     totals: Lines<f32>,
 }
 
@@ -306,27 +329,33 @@ const SMALL_BATCH: usize = 32;
 /// The tokens of a tile for a batch of `tokens`, and the columns that share a start.
 struct Shape<F> {
     tokens: usize,
-    /// Whether products of sums are wanted.
-    of_sums: bool,
+    /// What is wanted.
+    way: Way,
     _format: F,
 }
 
 impl<F: Unpack> Kernel for Shape<F> {
-    /// `usize::MAX` columns where there are no starts. And whether there are products of sums.
-    type Output = (usize, usize, bool);
+    /// `usize::MAX` columns where there are no starts. And the way that there is.
+    type Output = (usize, usize, Way);
 
     #[inline(always)]
-    fn run<I: Isa>(self, _isa: I) -> (usize, usize, bool) {
+    fn run<I: Isa>(self, isa: I) -> (usize, usize, Way) {
         let (seen, large) = (const { Seen::of::<F, I, OfLanes>() }, I::TILE.1);
-        let of_sums = self.of_sums && has_sums::<F, I>();
+        let way = match self.way {
+            Way::Tiles if has_tiles::<F, I>() && isa.tiles().is_some() => {
+                return (PART, usize::MAX, Way::Tiles);
+            }
+            Way::Sums if has_sums::<F, I>() => Way::Sums,
+            _ => Way::Lanes,
+        };
         let is_small = self.tokens <= SMALL_BATCH
             && self.tokens.next_multiple_of(I::SMALL) < self.tokens.next_multiple_of(large);
         let group = match seen.offset {
-            _ if of_sums => F::GROUP,
+            _ if way == Way::Sums => F::GROUP,
             0 => usize::MAX,
             _ => seen.group,
         };
-        (if is_small { I::SMALL } else { large }, group, of_sums)
+        (if is_small { I::SMALL } else { large }, group, way)
     }
 }
 
@@ -335,19 +364,27 @@ const fn has_pairs<F: Unpack, I: Isa>() -> bool {
     matches!(scaling::<F, I, OfLanes>(), Scaling::Pairs)
 }
 
-/// Whether products of sums are the faster ones for a batch of `tokens`.
-struct WantsSums<F> {
+/// The fastest way for a batch of `tokens`.
+struct Best<F> {
     tokens: usize,
     _format: F,
 }
 
-impl<F: Unpack> Kernel for WantsSums<F> {
-    type Output = bool;
+impl<F: Unpack> Kernel for Best<F> {
+    type Output = Way;
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> bool {
-        let (exist, least) = const { (has_sums::<F, I>(), blockwise_tokens::<F, I>()) };
-        exist && self.tokens > least && isa.multiplies_sums()
+    fn run<I: Isa>(self, isa: I) -> Way {
+        let (sums, tiles) = const { (has_sums::<F, I>(), has_tiles::<F, I>()) };
+        if self.tokens <= const { blockwise_tokens::<F, I>() } {
+            Way::Lanes
+        } else if tiles && isa.tiles().is_some() {
+            Way::Tiles
+        } else if sums && isa.multiplies_sums() {
+            Way::Sums
+        } else {
+            Way::Lanes
+        }
     }
 }
 
@@ -364,7 +401,10 @@ impl<F: Unpack> Kernel for PanelProducts<'_, F> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         assert_eq!(self.tokens.span, F::SPAN);
-        if const { has_sums::<F, I>() } && self.tokens.of_sums {
+        if const { has_tiles::<F, I>() } && self.tokens.way == Way::Tiles {
+            return self.by_tiles(isa);
+        }
+        if const { has_sums::<F, I>() } && self.tokens.way == Way::Sums {
             unpack::<F, I, OfSums>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
         } else if !self.is_blockwise::<I>() {
             unpack::<F, I, OfLanes>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
@@ -391,7 +431,7 @@ impl<F: Unpack> TileKernel for PanelProducts<'_, F> {
         // Partial sums that no span of a narrow matrix goes to are 0.
         self.panel.totals.fill(0.0);
         for tile in 0..tiles {
-            if const { has_sums::<F, I>() } && self.tokens.of_sums {
+            if const { has_sums::<F, I>() } && self.tokens.way == Way::Sums {
                 self.spans::<I, OfSums, R, T>(isa, tile, tiles);
             } else if const { has_pairs::<F, I>() } {
                 self.spans::<I, OfLanes, R, T>(isa, tile, tiles);
@@ -406,7 +446,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
     /// Whether the panel is unpacked block by block.
     #[inline(always)]
     fn is_blockwise<I: Isa>(&self) -> bool {
-        !self.tokens.of_sums && self.tokens.rows <= const { blockwise_tokens::<F, I>() }
+        self.tokens.way == Way::Lanes && self.tokens.rows <= const { blockwise_tokens::<F, I>() }
     }
 
     /// The products of the panel with one of the `tiles` of `T` tokens.

@@ -4,7 +4,7 @@ use super::activations::Activations;
 use super::attention::{self, Attention, BLOCK, HeadPage};
 use super::float::{Bf16, F16, F32, Float, FloatProducts};
 use super::kv::{KvData, KvType, PAGE, padded_head};
-use super::matmul::{PackedTokens, Panel, PanelProducts, panel_rows};
+use super::matmul::{PackedTokens, Panel, PanelProducts, Way, panel_rows};
 use super::matvec::RowProducts;
 use super::panel::largest_sum;
 use super::{Pool, SharedMut, partial_sums};
@@ -161,9 +161,9 @@ fn check_format<F: Unpack>(format: F, kind: TensorType) {
         for level in Level::available() {
             let case = format!("{kind} {rows}×{columns}×{tokens} {level:?}");
             assert_eq!(few(format, level, &weights, row_bytes, &a), want, "matvec, {case}");
-            for of_sums in [false, true] {
-                let got = many(format, level, &weights, row_bytes, &a, of_sums);
-                assert_eq!(got, want, "matmul, {case}, of sums: {of_sums}");
+            for way in [Way::Lanes, Way::Sums, Way::Tiles] {
+                let got = many(format, level, &weights, row_bytes, &a, way);
+                assert_eq!(got, want, "matmul, {case}, by {way:?}");
             }
         }
     }
@@ -239,13 +239,13 @@ fn many<F: Unpack>(
     weights: &[u8],
     row_bytes: usize,
     a: &Activations,
-    of_sums: bool,
+    way: Way,
 ) -> Vec<f32> {
     let rows = weights.len() / row_bytes;
     let mut out = vec![f32::NAN; rows * a.rows];
     let shared = SharedMut::new(&mut out);
     let (mut tokens, mut panel) = (PackedTokens::default(), Panel::default());
-    tokens.pack_as(format, level, a, &Pool::new(1), of_sums);
+    tokens.pack_as(format, level, a, &Pool::new(1), way);
     for (i, bytes) in weights.chunks(panel_rows(level) * row_bytes).enumerate() {
         PanelProducts {
             format,

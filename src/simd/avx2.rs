@@ -8,7 +8,8 @@ use std::arch::x86_64::*;
 use super::pairs::{Pairs, group_of_pairs};
 use super::span::{group_of_words, span_of_dots, span_of_words};
 use super::{
-    Isa, Kernel, MAX_LANES, MAX_ROWS, NoDotBf16, NoEights, OfRows, SpanTile, TileKernel, checked, checked_mut,
+    Isa, Kernel, MAX_LANES, MAX_ROWS, NoDotBf16, NoEights, NoTiles, OfRows, SpanTile, TileKernel, checked,
+    checked_mut,
 };
 
 /// Proof that the machine has AVX2, FMA and F16C, and AVX-VNNI if `VNNI`.
@@ -99,6 +100,7 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
     type F = __m256;
     type DotBf16 = NoDotBf16;
     type Eights = NoEights;
+    type Tiles = NoTiles;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {

@@ -26,6 +26,7 @@ mod pairs;
 mod scalar;
 mod span;
 mod sums;
+mod tiles;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::{Avx2, AvxVnni};
@@ -41,6 +42,9 @@ pub use neon::{Neon, NeonDot, NeonI8mm};
 pub use scalar::Scalar;
 pub use span::{Scales, SpanFloats, SpanTile, SpansTile, add_span, fits};
 pub use sums::{low_halves, lowered, raised, reach};
+pub use tiles::{
+    NoTiles, PANEL, PART, Planes, SPAN, SPAN_BYTES, TileOperands, Tiles, place_of_chunk, place_of_quad,
+};
 
 use std::sync::OnceLock;
 
@@ -115,10 +119,18 @@ pub trait Isa: Copy + Send + Sync + 'static {
     type DotBf16: DotBf16<Self>;
     /// What [`Isa::eights`] may give.
     type Eights: Eights<Self>;
+    /// What [`Isa::tiles`] may give.
+    type Tiles: Tiles<Self>;
 
     /// Eight rows side by side, where vectors have room for them.
     #[inline(always)]
     fn eights(self) -> Option<Self::Eights> {
+        None
+    }
+
+    /// A unit that multiplies matrices of bytes, if there is one that is to be used.
+    #[inline(always)]
+    fn tiles(self) -> Option<Self::Tiles> {
         None
     }
 
@@ -591,6 +603,8 @@ pub enum Level {
     /// AVX-512 without VNNI.
     Avx512Plain,
     Avx512,
+    /// AVX-512 with VNNI, and AMX for many tokens.
+    Amx,
     Neon,
     NeonDot,
     NeonI8mm,
@@ -605,6 +619,7 @@ impl Level {
             Level::AvxVnni => "avxvnni",
             Level::Avx512Plain => "avx512-plain",
             Level::Avx512 => "avx512",
+            Level::Amx => "amx",
             Level::Neon => "neon",
             Level::NeonDot => "neon-dot",
             Level::NeonI8mm => "neon-i8mm",
@@ -616,6 +631,7 @@ impl Level {
         let mut levels = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
+            levels.extend(Avx512::with_amx().map(|_| Level::Amx));
             levels.extend(Avx512::new().map(|_| Level::Avx512));
             levels.extend(Avx512Plain::new().map(|_| Level::Avx512Plain));
             levels.extend(AvxVnni::new().map(|_| Level::AvxVnni));
@@ -652,6 +668,12 @@ pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
 /// Runs `kernel` at `level`, or on the scalar path where the machine lacks it.
 pub fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
     match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx => {
+            if let Some(isa) = Avx512::with_amx() {
+                return isa.vectorize(kernel);
+            }
+        }
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => {
             if let Some(isa) = Avx512::new() {

@@ -1,6 +1,6 @@
 //! The portable path: plain arrays. It is the reference that the other ISAs are tested against.
 
-use super::{Isa, Kernel, MAX_ROWS, NoDotBf16, NoEights, OfRows, TileKernel};
+use super::{Isa, Kernel, MAX_ROWS, NoDotBf16, NoEights, NoTiles, OfRows, TileKernel};
 
 /// The token that every machine has.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,7 @@ impl Isa for Scalar {
     type F = [f32; 8];
     type DotBf16 = NoDotBf16;
     type Eights = NoEights;
+    type Tiles = NoTiles;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {

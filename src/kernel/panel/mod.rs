@@ -2,11 +2,13 @@
 
 mod columns;
 mod packed;
+mod planes;
 mod rows;
 mod sums;
 
 use self::columns::{Turned, block_words, is_turned};
 pub(super) use self::packed::{Ahead, Operands, span as packed_span};
+pub(super) use self::planes::{has_tiles, planes};
 use self::rows::Square;
 use super::{Lines, largest_quant, prefetch_ahead};
 use crate::quant::unpack::Unpack;
@@ -18,6 +20,8 @@ pub(super) trait Product {
     const PACKED: bool = false;
     /// Whether lanes are raised and lowered, for products of sums.
     const SUMS: bool = false;
+    /// Whether lanes are multiplied by their scales, for a matrix unit.
+    const TILES: bool = false;
 }
 
 /// By the dot products of lanes.
@@ -26,6 +30,8 @@ pub(super) struct OfLanes;
 pub(super) struct OfPacked;
 /// By [`Isa::f_sums_tile`].
 pub(super) struct OfSums;
+/// By [`Isa::tiles`].
+pub(super) struct OfTiles;
 
 impl Product for OfLanes {}
 impl Product for OfPacked {
@@ -33,6 +39,9 @@ impl Product for OfPacked {
 }
 impl Product for OfSums {
     const SUMS: bool = true;
+}
+impl Product for OfTiles {
+    const TILES: bool = true;
 }
 
 /// Whether there are products of sums of `F` for `I`.
@@ -58,7 +67,7 @@ impl Seen {
     #[inline(always)]
     pub(super) const fn of<F: Unpack, I: Isa, P: Product>() -> Self {
         match F::FOLD {
-            Some(fold) if fold.largest <= I::LARGEST_FOLDED && !P::SUMS => Self {
+            Some(fold) if fold.largest <= I::LARGEST_FOLDED && !P::SUMS && !P::TILES => Self {
                 folded: true,
                 halved: fold.halved,
                 group: F::SPAN,
@@ -89,7 +98,9 @@ pub(super) const fn min_columns<F: Unpack>() -> usize {
 pub(super) struct Lanes {
     /// `[columns / 4 / WORDS, panel rows, WORDS]`: four lanes a word.
     pub lanes: Lines<i32>,
-    /// Instead of them, where they are made as they are multiplied: `[row vectors, block_words]` of one block.
+    /// For a matrix unit, quants times scales: see [`place_of_quad`](crate::simd::place_of_quad).
+    pub planes: Lines<i32>,
+    /// Instead of lanes, where they are made as they are multiplied: `[row vectors, block_words]` of one block.
     pub packed: Lines<i32>,
     /// `[columns / group, panel rows]`; where they are [`Scaling::Pairs`] half as many, two i16 a word.
     pub scales: Lines<i32>,
@@ -140,9 +151,7 @@ pub(super) fn unpack<F: Unpack, I: Isa, P: Product>(
                 self::columns::prefetch::<F, I>(isa, &vectors[v], block);
                 self::columns::unpack::<F, I, P>(isa, &vectors[v], words, block, block, v * I::LANES, panel);
             }
-            if P::SUMS {
-                self::sums::prepare::<F, I>(isa, block, panel);
-            }
+            prepare::<F, I, P>(isa, block, panel);
         }
         return;
     }
@@ -153,11 +162,19 @@ pub(super) fn unpack<F: Unpack, I: Isa, P: Product>(
             let blocks = blocks.clone();
             self::rows::unpack::<F, I, P>(isa, rows, row_bytes, blocks, v * I::LANES, &mut square, panel);
         }
-        if P::SUMS {
-            for block in blocks {
-                self::sums::prepare::<F, I>(isa, block, panel);
-            }
+        for block in blocks {
+            prepare::<F, I, P>(isa, block, panel);
         }
+    }
+}
+
+/// What is still to be done with block number `block` when all its rows are unpacked.
+#[inline(always)]
+fn prepare<F: Unpack, I: Isa, P: Product>(isa: I, block: usize, panel: &mut Lanes) {
+    if P::SUMS {
+        self::sums::prepare::<F, I>(isa, block, panel);
+    } else if P::TILES {
+        self::planes::prepare::<F, I>(isa, block, panel);
     }
 }
 
@@ -218,6 +235,9 @@ fn resize<F: Unpack, I: Isa, P: Product>(columns: usize, panel: &mut Lanes) {
         panel.corrections.resize(columns / F::GROUP * wide);
         panel.correction.resize(columns / F::SPAN * wide);
         panel.largest_correction.resize(columns / F::SPAN, 0);
+    }
+    if P::TILES {
+        self::planes::resize::<F, I>(columns, &mut panel.planes);
     }
     match const { scaling::<F, I, P>() } {
         Scaling::None => {}
@@ -307,6 +327,8 @@ pub(super) const fn scaling<F: Unpack, I: Isa, P: Product>() -> Scaling {
     let size = if F::OFFSET == 0 { above / 2 } else { largest_quant::<F>() };
     if !Seen::of::<F, I, P>().scaled {
         Scaling::None
+    } else if P::TILES {
+        Scaling::Words
     } else if P::SUMS {
         Scaling::Halves
     } else if I::PAIRED_SCALES && !P::PACKED && size * F::GROUP as i32 * LIKELY <= i16::MAX as i32 {

@@ -4,6 +4,7 @@
 //! the intrinsics need, and loads and stores go through references or bounds-checked slices.
 
 mod across;
+mod amx;
 mod blocks;
 mod codebook;
 mod eights;
@@ -15,6 +16,7 @@ mod transpose;
 
 use std::arch::x86_64::*;
 
+use self::amx::Amx;
 use self::blocks::{add_pairs, dot_token, opaque};
 use self::eights::Avx512Eights;
 use super::avx2::{largest8, sum8};
@@ -26,9 +28,9 @@ use super::{
     across_one_by_one, checked, checked_mut, one_by_one_scaled,
 };
 
-/// Proof that the machine has AVX-512 F, BW, VL and DQ, and VNNI if `VNNI`.
+/// Proof that the machine has AVX-512 F, BW, VL and DQ, and VNNI if `VNNI`; and AMX, if that is to be used.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512With<const VNNI: bool>(());
+pub struct Avx512With<const VNNI: bool>(Option<Amx>);
 
 pub type Avx512 = Avx512With<true>;
 pub type Avx512Plain = Avx512With<false>;
@@ -43,7 +45,17 @@ impl<const VNNI: bool> Avx512With<VNNI> {
             && (!VNNI || is_x86_feature_detected!("avx512vnni"))
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c"))
-        .then_some(Self(()))
+        .then_some(Self(None))
+    }
+}
+
+impl Avx512 {
+    /// The token that uses AMX, if the machine has it and the system allows it.
+    pub fn with_amx() -> Option<Self> {
+        match (Self::new(), Amx::new()) {
+            (Some(_), Some(amx)) => Some(Self(Some(amx))),
+            _ => None,
+        }
     }
 }
 
@@ -71,10 +83,16 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     type F = __m512;
     type DotBf16 = Avx512Bf16;
     type Eights = Avx512Eights;
+    type Tiles = Amx;
 
     #[inline(always)]
     fn eights(self) -> Option<Avx512Eights> {
         self.proof_of_eights()
+    }
+
+    #[inline(always)]
+    fn tiles(self) -> Option<Amx> {
+        self.0
     }
 
     #[inline(always)]

@@ -217,7 +217,7 @@ impl Path {
             // Encoders have no use for dot products.
             let wanted = match wanted.as_str() {
                 "avxvnni" => "avx2",
-                "avx512-plain" => "avx512",
+                "avx512-plain" | "amx" => "avx512",
                 other => other,
             };
             let asked = Path::available().find(|path| path.name() == wanted);

@@ -9,7 +9,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::marker::PhantomData;
 
-use super::{Isa, Kernel, MAX_ROWS, NoDotBf16, NoEights, OfRows, TileKernel, checked, checked_mut};
+use super::{Isa, Kernel, MAX_ROWS, NoDotBf16, NoEights, NoTiles, OfRows, TileKernel, checked, checked_mut};
 use products::{Products, Words};
 
 /// Proof that the machine has NEON and what `P` needs.
@@ -102,6 +102,7 @@ impl<P: Products> Isa for On<P> {
     type F = Floats;
     type DotBf16 = NoDotBf16;
     type Eights = NoEights;
+    type Tiles = NoTiles;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {

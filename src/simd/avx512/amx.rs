@@ -1,0 +1,446 @@
+//! Products by AMX: registers of 16 × 64 bytes and an instruction that multiplies two of them as matrices.
+//!
+//! A *unit* of work is a span of 32 tokens with one row vector in two planes, or with both row vectors where there is one plane: eight products in
+//! four registers of sums, two operands of tokens and two of rows. Sums go through memory, for there is no other way from these registers to
+//! vectors. While a unit is multiplied, vectors make floats of the sums of the one before it: the matrix unit needs sixteen cycles for a product,
+//! and takes the pipes that multiply vectors away from half of these; what adds, moves and shuffles goes on beside it.
+//!
+//! Safety, for every `unsafe` in this file: an [`Amx`] exists only if `new()` found the features and the system's permission; [`check`] compares
+//! the lengths of operands with what the loops read; registers are set up by [`Setup`] as long as they are used.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::sync::OnceLock;
+
+use crate::simd::tiles::{PANEL, PART, Planes, SPAN_BYTES, TileOperands, Tiles};
+use crate::simd::{Isa, MAX_LANES};
+
+/// Proof that the machine has AMX with products of bytes, AVX-512 F, BW and VNNI, and that this process may use the registers.
+#[derive(Clone, Copy, Debug)]
+pub struct Amx(());
+
+impl Amx {
+    /// The proof, if the machine has the features and the system allows their use.
+    #[inline(always)]
+    pub fn new() -> Option<Self> {
+        static ALLOWED: OnceLock<bool> = OnceLock::new();
+        if *ALLOWED.get_or_init(|| has_features() && is_allowed()) { Some(Self(())) } else { None }
+    }
+}
+
+/// AMX-TILE and AMX-INT8: bits 24 and 25 of EDX of leaf 7. (Intel's Software Developer's Manual, volume 1, chapter 18.)
+#[cold]
+fn has_features() -> bool {
+    const BITS: u32 = 0b11 << 24;
+    __cpuid(0).eax >= 7
+        && __cpuid_count(7, 0).edx & BITS == BITS
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vnni")
+}
+
+/// Asks Linux for the use of the registers, whose 8 KiB it otherwise does not save: `arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`. It
+/// says no where a thread's stack for signals is too small for them.
+#[cold]
+#[cfg(target_os = "linux")]
+fn is_allowed() -> bool {
+    const REQUEST: libc::c_ulong = 0x1023;
+    const TILE_DATA: libc::c_ulong = 18;
+    // Sound: the call takes two numbers and changes only what threads may do.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) == 0 }
+}
+
+#[cold]
+#[cfg(not(target_os = "linux"))]
+fn is_allowed() -> bool {
+    false
+}
+
+/// Palette 1: eight registers of 16 rows of 64 bytes.
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+static WHOLE: Configuration = Configuration {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// The registers, set up and zero, until it is dropped: then the system need not save them when threads change.
+struct Setup;
+
+impl Setup {
+    fn new(_proof: Amx) -> Self {
+        // Sound: the proof says that the instruction exists and may be used; it reads 64 bytes.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE, options(nostack, readonly, preserves_flags));
+        }
+        Self
+    }
+}
+
+impl Drop for Setup {
+    fn drop(&mut self) {
+        // Sound: the instruction exists, for there is a `Setup`.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
+    }
+}
+
+/// Sums of a unit as they leave the registers: `[planes or vectors, sixteens, 16 tokens, 16 rows]`.
+#[repr(C, align(64))]
+struct Sums([[[[i32; 16]; 16]; 2]; 2]);
+
+/// Scales as i16, four a row: those of rows 0, 1, 4, 5, 8, …, and of the others.
+#[derive(Clone, Copy)]
+pub struct Factors([__m512i; 2]);
+
+impl<I: Isa<W = __m512i, F = __m512>> Tiles<I> for Amx {
+    type Factors = Factors;
+
+    #[inline(always)]
+    fn factors(self, scales: __m512i) -> Factors {
+        unsafe {
+            let twice = _mm512_or_si512(
+                _mm512_and_si512(scales, _mm512_set1_epi32(0xffff)),
+                _mm512_slli_epi32::<16>(scales),
+            );
+            Factors([
+                _mm512_shuffle_epi32::<0b01_01_00_00>(twice),
+                _mm512_shuffle_epi32::<0b11_11_10_10>(twice),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    fn planes(self, planes: Planes, lanes: __m512i, offset: u8, factors: Factors) -> [__m512i; 2] {
+        unsafe {
+            let (zero, offset) = (_mm512_setzero_si512(), _mm512_set1_epi16(offset.into()));
+            let first = _mm512_sub_epi16(_mm512_unpacklo_epi8(lanes, zero), offset);
+            let last = _mm512_sub_epi16(_mm512_unpackhi_epi8(lanes, zero), offset);
+            let (first, last) =
+                (_mm512_mullo_epi16(first, factors.0[0]), _mm512_mullo_epi16(last, factors.0[1]));
+            match planes {
+                Planes::Unsigned => [_mm512_packus_epi16(first, last), zero],
+                Planes::Signed => [_mm512_packs_epi16(first, last), zero],
+                Planes::Two => {
+                    let byte = _mm512_set1_epi16(0xff);
+                    let low =
+                        _mm512_packus_epi16(_mm512_and_si512(first, byte), _mm512_and_si512(last, byte));
+                    let high =
+                        _mm512_packs_epi16(_mm512_srai_epi16::<8>(first), _mm512_srai_epi16::<8>(last));
+                    [low, high]
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn products(self, planes: Planes, operands: &TileOperands, totals: &mut [f32]) {
+        // Sound: the proof covers the features of these functions.
+        unsafe {
+            match (planes, operands.pairs) {
+                (Planes::Unsigned, 0) => products::<UNSIGNED, 0>(self, operands, totals),
+                (Planes::Unsigned, 4) => products::<UNSIGNED, 4>(self, operands, totals),
+                (Planes::Signed, 0) => products::<SIGNED, 0>(self, operands, totals),
+                (Planes::Two, 0) => products::<TWO, 0>(self, operands, totals),
+                (Planes::Two, 2) => products::<TWO, 2>(self, operands, totals),
+                (planes, pairs) => unreachable!("no format has {planes:?} and {pairs} pairs of mins"),
+            }
+        }
+    }
+}
+
+const UNSIGNED: u8 = Planes::Unsigned as u8;
+const SIGNED: u8 = Planes::Signed as u8;
+const TWO: u8 = Planes::Two as u8;
+
+/// Panics unless the slices of `operands` and `totals` are as long as the counts say. Gives the parts.
+fn check(planes: usize, operands: &TileOperands, totals: &[f32]) -> usize {
+    let &TileOperands { spans, token_spans, pairs, .. } = operands;
+    let (blocks, words) = (spans.div_ceil(2), SPAN_BYTES / 4);
+    let parts = totals.len() / (2 * 2 * PART * MAX_LANES);
+    assert!(spans <= token_spans && parts > 0 && totals.len() == parts * 2 * 2 * PART * MAX_LANES);
+    assert!(operands.planes.len() >= spans * planes * words);
+    assert!(operands.tokens.len() >= parts * token_spans * words);
+    assert!(operands.d.len() >= blocks * PANEL && operands.floats.len() >= parts * token_spans * PART);
+    if pairs > 0 {
+        assert!(operands.dmin.len() >= blocks * PANEL && operands.mins.len() >= spans * pairs * PANEL);
+        assert!(operands.sums.len() >= parts * token_spans * pairs * PART);
+    }
+    parts
+}
+
+/// [`Tiles::products`] with `PAIRS` of mins; `PLANES` is one of [`Planes`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn products<const PLANES: u8, const PAIRS: usize>(amx: Amx, operands: &TileOperands, totals: &mut [f32]) {
+    let planes = const { if PLANES == TWO { 2 } else { 1 } };
+    let parts = check(planes, operands, totals);
+    let _setup = Setup::new(amx);
+    let mut sums = [const { Sums([[[[0; 16]; 16]; 2]; 2]) }; 2];
+    let [even, odd] = &mut sums;
+    let (mut to, mut from) = (even, odd);
+    let lines = operands.next.len().div_ceil(64);
+    let units = operands.spans * planes * parts;
+    let (mut number, mut before) = (0, None);
+    for s in 0..operands.spans {
+        for vector in 0..planes {
+            for part in 0..parts {
+                for line in lines * number / units..lines * (number + 1) / units {
+                    // Sound: within `next`.
+                    unsafe {
+                        _mm_prefetch::<_MM_HINT_T1>(operands.next.as_ptr().add(64 * line).cast());
+                    }
+                }
+                let unit = Unit::<PLANES, PAIRS>::of(operands, parts, s, vector, part);
+                // Sound: operands were checked, the registers are set up, `from` holds the sums of the unit before, but for those that are still
+                // in registers 2 and 3.
+                unsafe {
+                    match &before {
+                        Some(before) => unit.multiply::<true>(to, from, before, totals),
+                        None => unit.multiply::<false>(to, from, &unit, totals),
+                    }
+                }
+                (number, before) = (number + 1, Some(unit));
+                std::mem::swap(&mut to, &mut from);
+            }
+        }
+    }
+    if let Some(last) = before {
+        // Sound: as above.
+        unsafe {
+            last.take_rest(from);
+            last.add::<0, 32>(from, totals);
+        }
+    }
+}
+
+/// Where the operands of a unit are, and where its sums go to.
+#[derive(Clone, Copy)]
+struct Unit<const PLANES: u8, const PAIRS: usize> {
+    rows: *const i32,
+    tokens: *const i32,
+    d: *const f32,
+    dmin: *const f32,
+    mins: *const i32,
+    sums: *const i32,
+    floats: *const f32,
+    /// Place in the totals.
+    total: usize,
+    /// From one row vector of the totals to the next.
+    apart: usize,
+}
+
+/// A product of tokens (`$a`, signed) with the first plane or row vector (`$b`), added to `$to`.
+macro_rules! first {
+    (signed, $to:literal, $a:literal, $b:literal) => {
+        concat!("tdpbssd tmm", $to, ", tmm", $a, ", tmm", $b)
+    };
+    (unsigned, $to:literal, $a:literal, $b:literal) => {
+        concat!("tdpbsud tmm", $to, ", tmm", $a, ", tmm", $b)
+    };
+}
+
+/// The eight steps of a unit. Tokens are in registers 4 and 5, rows in 6 and 7; sums in 0 and 1 for the first plane or row vector, in 2 and 3 for the
+/// second. What is stored was complete two products before.
+macro_rules! steps {
+    ($unit:ident, $to:ident, $from:ident, $first:ident, $second:ident, $between:ident) => {{
+        let Unit { rows: b, tokens: a, .. } = *$unit;
+        let (to, from) = ((&raw mut *$to).cast::<u8>(), (&raw mut *$from).cast::<u8>());
+        asm!(
+            "tileloadd tmm4, [{a} + {stride}]",
+            "tileloadd tmm6, [{b} + {stride}]",
+            "tilezero tmm0",
+            first!($first, 0, 4, 6),
+            "tileloadd tmm5, [{a} + {stride} + 1024]",
+            "tilezero tmm1",
+            first!($first, 1, 5, 6),
+            "tilestored [{from} + {stride} + 2048], tmm2",
+            a = in(reg) a, b = in(reg) b, from = in(reg) from, stride = in(reg) 64usize,
+            options(nostack, preserves_flags),
+        );
+        $between!(0, 4);
+        asm!(
+            "tileloadd tmm7, [{b} + {stride} + 2048]",
+            "tilezero tmm2",
+            first!($second, 2, 4, 7),
+            "tilestored [{from} + {stride} + 3072], tmm3",
+            b = in(reg) b, from = in(reg) from, stride = in(reg) 64usize,
+            options(nostack, preserves_flags),
+        );
+        $between!(4, 8);
+        asm!(
+            "tileloadd tmm4, [{a} + {stride} + 2048]",
+            "tilezero tmm3",
+            first!($second, 3, 5, 7),
+            a = in(reg) a, stride = in(reg) 64usize,
+            options(nostack, readonly, preserves_flags),
+        );
+        $between!(8, 12);
+        asm!(
+            "tileloadd tmm6, [{b} + {stride} + 1024]",
+            first!($first, 0, 4, 6),
+            b = in(reg) b, stride = in(reg) 64usize,
+            options(nostack, readonly, preserves_flags),
+        );
+        $between!(12, 17);
+        asm!(
+            "tileloadd tmm5, [{a} + {stride} + 3072]",
+            first!($first, 1, 5, 6),
+            a = in(reg) a, stride = in(reg) 64usize,
+            options(nostack, readonly, preserves_flags),
+        );
+        $between!(17, 22);
+        asm!(
+            "tileloadd tmm7, [{b} + {stride} + 3072]",
+            first!($second, 2, 4, 7),
+            "tilestored [{to} + {stride}], tmm0",
+            b = in(reg) b, to = in(reg) to, stride = in(reg) 64usize,
+            options(nostack, preserves_flags),
+        );
+        $between!(22, 27);
+        asm!(
+            first!($second, 3, 5, 7),
+            "tilestored [{to} + {stride} + 1024], tmm1",
+            to = in(reg) to, stride = in(reg) 64usize,
+            options(nostack, preserves_flags),
+        );
+        $between!(27, 32);
+    }};
+}
+
+impl<const PLANES: u8, const PAIRS: usize> Unit<PLANES, PAIRS> {
+    const TWO: bool = PLANES == TWO;
+
+    /// Span `s` of `part`, and of row vector `vector` where there are two planes.
+    #[inline(always)]
+    fn of(operands: &TileOperands, parts: usize, s: usize, vector: usize, part: usize) -> Self {
+        let (at, words) = (part * operands.token_spans + s, SPAN_BYTES / 4);
+        let row = s / 2 * PANEL + vector * MAX_LANES;
+        let planes = if Self::TWO { 2 } else { 1 };
+        Self {
+            rows: operands.planes.as_ptr().wrapping_add((s * planes + vector) * words),
+            tokens: operands.tokens.as_ptr().wrapping_add(at * words),
+            d: operands.d.as_ptr().wrapping_add(row),
+            dmin: operands.dmin.as_ptr().wrapping_add(row),
+            mins: operands.mins.as_ptr().wrapping_add(s * PAIRS * PANEL + vector * MAX_LANES),
+            sums: operands.sums.as_ptr().wrapping_add(at * PAIRS * PART),
+            floats: operands.floats.as_ptr().wrapping_add(at * PART),
+            total: ((s % 2 * parts + part) * 2 + vector) * PART * MAX_LANES,
+            apart: PART * MAX_LANES,
+        }
+    }
+
+    /// Multiplies, so that half of the sums are in `to` and the others in registers 2 and 3. What is there of the unit `before` (if there `IS_ONE`) is
+    /// stored to `from`, and added to the totals.
+    ///
+    /// # Safety
+    /// The unit's places are those of checked operands, and the registers are set up.
+    #[inline(always)]
+    unsafe fn multiply<const IS_ONE: bool>(
+        &self,
+        to: &mut Sums,
+        from: &mut Sums,
+        before: &Self,
+        totals: &mut [f32],
+    ) {
+        macro_rules! add {
+            ($first:literal, $end:literal) => {
+                if IS_ONE {
+                    before.add::<$first, $end>(from, totals);
+                }
+            };
+        }
+        unsafe {
+            match PLANES {
+                TWO => steps!(self, to, from, unsigned, signed, add),
+                SIGNED => steps!(self, to, from, signed, signed, add),
+                _ => steps!(self, to, from, unsigned, unsigned, add),
+            }
+        }
+    }
+
+    /// Stores to `to` what [`Unit::multiply`] left in registers.
+    ///
+    /// # Safety
+    /// The registers are set up.
+    #[inline(always)]
+    unsafe fn take_rest(&self, to: &mut Sums) {
+        unsafe {
+            asm!(
+                "tilestored [{to} + {stride} + 2048], tmm2",
+                "tilestored [{to} + {stride} + 3072], tmm3",
+                to = in(reg) &raw mut *to, stride = in(reg) 64usize,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    /// Adds the sums of tokens `FIRST..END` to the totals.
+    ///
+    /// # Safety
+    /// The unit's places are those of checked operands.
+    #[inline(always)]
+    unsafe fn add<const FIRST: usize, const END: usize>(&self, sums: &Sums, totals: &mut [f32]) {
+        let totals = &mut totals[self.total..][..if Self::TWO { 1 } else { 2 } * self.apart];
+        unsafe {
+            if Self::TWO {
+                self.add_vector::<FIRST, END>(sums, 0, totals.as_mut_ptr());
+            } else {
+                self.add_vector::<FIRST, END>(sums, 0, totals.as_mut_ptr());
+                self.add_vector::<FIRST, END>(sums, 1, totals.as_mut_ptr().add(self.apart));
+            }
+        }
+    }
+
+    /// The same of one row vector; where there is one plane, number `vector`.
+    ///
+    /// # Safety
+    /// As [`Unit::add`], and there are `PART` vectors from `totals` on.
+    #[inline(always)]
+    unsafe fn add_vector<const FIRST: usize, const END: usize>(
+        &self,
+        sums: &Sums,
+        vector: usize,
+        totals: *mut f32,
+    ) {
+        unsafe {
+            let d = _mm512_loadu_ps(self.d.add(vector * MAX_LANES));
+            // Bytes one place up, which shifts leave to the pipe that multiplies.
+            let up = _mm512_set4_epi32(0x0e0d_0c80, 0x0a09_0880, 0x0605_0480, 0x0201_0080);
+            let (mut dmin, mut mins) = (d, [_mm512_setzero_si512(); 4]);
+            if PAIRS > 0 {
+                dmin = _mm512_loadu_ps(self.dmin.add(vector * MAX_LANES));
+                for p in 0..PAIRS {
+                    mins[p] = _mm512_loadu_si512(self.mins.add(p * PANEL + vector * MAX_LANES).cast());
+                }
+            }
+            for t in FIRST..END {
+                let mut sum = _mm512_load_si512(sums.0[vector][t / 16][t % 16].as_ptr().cast());
+                if Self::TWO {
+                    let high = _mm512_load_si512(sums.0[1][t / 16][t % 16].as_ptr().cast());
+                    sum = _mm512_add_epi32(sum, _mm512_shuffle_epi8(high, up));
+                }
+                let mut value = _mm512_mul_ps(d, _mm512_cvtepi32_ps(sum));
+                if PAIRS > 0 {
+                    let mut min = _mm512_madd_epi16(mins[0], _mm512_set1_epi32(*self.sums.add(t)));
+                    for p in 1..PAIRS {
+                        let pair = _mm512_set1_epi32(*self.sums.add(p * PART + t));
+                        min = _mm512_dpwssd_epi32(min, mins[p], pair);
+                    }
+                    value = _mm512_fnmadd_ps(dmin, _mm512_cvtepi32_ps(min), value);
+                }
+                let total = totals.add(t * MAX_LANES);
+                let float = _mm512_set1_ps(*self.floats.add(t));
+                _mm512_storeu_ps(total, _mm512_fmadd_ps(float, value, _mm512_loadu_ps(total)));
+            }
+        }
+    }
+}

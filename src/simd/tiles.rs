@@ -1,0 +1,134 @@
+//! Products by a unit that multiplies whole matrices of bytes (Intel's AMX), where an ISA has one.
+//!
+//! It has registers of 16 rows of 64 bytes. One holds 64 columns of 16 tokens, another the same columns of 16 rows of the weights, four columns
+//! of each row side by side, and one instruction adds all 16 × 16 sums of 64 products to a third. A scale for every 16 or 32 columns
+//! would mean to take sums out of the unit as often, so scales are multiplied into the weights before: quants times scales have up to 14
+//! bits and are split into *planes*, a low unsigned byte and a high signed one. A span's sums then leave the unit once a plane, and vectors
+//! make floats of them while the unit is at the next ones.
+
+use super::Isa;
+
+/// Tokens that go through the unit side by side.
+pub const PART: usize = 32;
+
+/// Rows of weights that do: two row vectors.
+pub const PANEL: usize = 32;
+
+/// Columns of a span; sums leave the unit after so many.
+pub const SPAN: usize = 128;
+
+/// Bytes of a register.
+const TILE: usize = 1024;
+
+/// Bytes of a span's columns of [`PART`] tokens, and of [`PANEL`] rows a plane.
+pub const SPAN_BYTES: usize = 4 * TILE;
+
+/// How quants times scales lie in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planes {
+    /// They fit unsigned bytes.
+    Unsigned,
+    /// They fit signed bytes.
+    Signed,
+    /// They take two planes: low bytes, unsigned, and high bytes, signed.
+    Two,
+}
+
+impl Planes {
+    /// What numbers from `least` to `most` need, which fit 16 bits.
+    pub const fn of(least: i32, most: i32) -> Self {
+        assert!(least >= i16::MIN as i32 && most <= i16::MAX as i32);
+        if least >= 0 && most <= u8::MAX as i32 {
+            Planes::Unsigned
+        } else if least >= i8::MIN as i32 && most <= i8::MAX as i32 {
+            Planes::Signed
+        } else {
+            Planes::Two
+        }
+    }
+
+    /// How many.
+    pub const fn count(self) -> usize {
+        match self {
+            Planes::Unsigned | Planes::Signed => 1,
+            Planes::Two => 2,
+        }
+    }
+}
+
+/// The place, in bytes, of columns `4 quad ..` of row 0 of row vector `vector` (0 or 1) in a panel's planes; rows follow each other there, four bytes
+/// each. The place in the second plane, if there are `planes` of them, is two registers further.
+#[inline(always)]
+pub const fn place_of_quad(quad: usize, vector: usize, planes: usize) -> usize {
+    let (span, half, row) = (quad / 32, quad / 16 % 2, quad % 16);
+    ((span * 2 + vector) * planes * 2 + half) * TILE + row * 64
+}
+
+/// The place, in bytes, of columns `64 chunk ..` of token `token` of a part.
+#[inline(always)]
+pub const fn place_of_chunk(chunk: usize, token: usize) -> usize {
+    (chunk * 2 + token / 16) * TILE + token % 16 * 64
+}
+
+/// What is multiplied: a panel of rows with parts of tokens, over all spans of columns.
+#[derive(Clone, Copy)]
+pub struct TileOperands<'a> {
+    /// Of the rows.
+    pub spans: usize,
+    /// Of the tokens, at least as many.
+    pub token_spans: usize,
+    /// Pairs of groups with mins in a span: 0, 2 or 4.
+    pub pairs: usize,
+    /// `[spans, vectors, planes, halves]` registers: see [`place_of_quad`].
+    pub planes: &'a [i32],
+    /// `[parts, token_spans, halves, sixteens]` registers: see [`place_of_chunk`].
+    pub tokens: &'a [i32],
+    /// `[spans / 2, PANEL]`.
+    pub d: &'a [f32],
+    pub dmin: &'a [f32],
+    /// `[spans, pairs, PANEL]`: two i16 a word.
+    pub mins: &'a [i32],
+    /// `[parts, token_spans, pairs, PART]`: likewise.
+    pub sums: &'a [i32],
+    /// `[parts, token_spans, PART]`.
+    pub floats: &'a [f32],
+    /// Bytes that are asked for meanwhile.
+    pub next: &'a [u8],
+}
+
+/// Proof that there is such a unit and that this process may use it.
+pub trait Tiles<I: Isa>: Copy {
+    /// What [`Tiles::planes`] multiplies with.
+    type Factors: Copy;
+
+    /// The scales of a group of a row vector, a word each, for [`Tiles::planes`].
+    fn factors(self, scales: I::W) -> Self::Factors;
+
+    /// Lanes of a row vector, four a word, less `offset`, times their factors, as `planes` of bytes. Where there is one plane only, the second
+    /// vector means nothing.
+    fn planes(self, planes: Planes, lanes: I::W, offset: u8, factors: Self::Factors) -> [I::W; 2];
+
+    /// Adds the spans of all parts to `totals`, `[parts, vectors, PART, LANES]` for even spans and the same for odd ones, as
+    /// [`add_span`](super::add_span) does.
+    fn products(self, planes: Planes, operands: &TileOperands, totals: &mut [f32]);
+}
+
+/// No ISA without such a unit has this.
+#[derive(Clone, Copy, Debug)]
+pub enum NoTiles {}
+
+impl<I: Isa> Tiles<I> for NoTiles {
+    type Factors = ();
+    #[inline(always)]
+    fn factors(self, _scales: I::W) {
+        match self {}
+    }
+    #[inline(always)]
+    fn planes(self, _planes: Planes, _lanes: I::W, _offset: u8, _factors: ()) -> [I::W; 2] {
+        match self {}
+    }
+    #[inline(always)]
+    fn products(self, _planes: Planes, _operands: &TileOperands, _totals: &mut [f32]) {
+        match self {}
+    }
+}
