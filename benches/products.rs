@@ -52,7 +52,8 @@ impl Case {
         let level = Level::current();
         let stride = self.weights.len() / self.row_bytes;
         let shared = SharedMut::new(out);
-        for (i, rows) in self.weights.chunks(panel_rows(level) * self.row_bytes).enumerate() {
+        let each = panel_rows(level, packed);
+        for (i, rows) in self.weights.chunks(each * self.row_bytes).enumerate() {
             PanelProducts {
                 format,
                 rows,
@@ -63,7 +64,7 @@ impl Case {
                 panel,
                 out: &shared,
                 out_stride: stride,
-                first: i * panel_rows(level),
+                first: i * each,
             }
             .compute(level);
         }

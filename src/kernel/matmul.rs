@@ -266,7 +266,9 @@ impl<F: Unpack> PackTile<'_, F> {
 #[derive(Default)]
 pub struct Panel {
     lanes: Lanes,
-    /// `[partial sums, tile tokens, row vectors, MAX_LANES]`. For a matrix unit, `[2, parts, row vectors, PART, MAX_LANES]`.
+    /// The second half of the rows, for a matrix unit.
+    second: Lanes,
+    /// `[partial sums, tile tokens, row vectors, MAX_LANES]`. For a matrix unit, `[2, row vectors, parts, PART, MAX_LANES]`.
     totals: Lines<f32>,
 }
 
@@ -288,17 +290,17 @@ pub struct PanelProducts<'a, F> {
     pub first: usize,
 }
 
-/// Rows of a panel at `level`.
-pub fn panel_rows(level: Level) -> usize {
-    struct Rows;
+/// Rows of a panel at `level` for products with `tokens`.
+pub fn panel_rows(level: Level, tokens: &PackedTokens) -> usize {
+    struct Rows(Way);
     impl Kernel for Rows {
         type Output = usize;
         #[inline(always)]
         fn run<I: Isa>(self, _isa: I) -> usize {
-            I::LANES * I::TILE.0
+            I::LANES * I::TILE.0 * if self.0 == Way::Tiles { tiles::PANELS } else { 1 }
         }
     }
-    dispatch_at(level, Rows)
+    dispatch_at(level, Rows(tokens.way))
 }
 
 /// What [`few_tokens`] is at most.
@@ -452,7 +454,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
     /// The products of the panel with one of the `tiles` of `T` tokens.
     #[inline(always)]
     fn tile<I: Isa, const R: usize, const T: usize>(&mut self, isa: I, tile: usize, tiles: usize) {
-        let Panel { lanes: panel, totals } = &mut *self.panel;
+        let Panel { lanes: panel, totals, .. } = &mut *self.panel;
         let tokens = self.tokens;
         let partials = partial_sums(F::SPAN);
         let spans = self.columns / F::SPAN;
@@ -490,7 +492,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
                 !(if P::SUMS { has_sums::<F, I>() } else { has_pairs::<F, I>() }) || F::BLOCK == 2 * F::SPAN
             )
         };
-        let Panel { lanes: panel, totals } = &mut *self.panel;
+        let Panel { lanes: panel, totals, .. } = &mut *self.panel;
         let (tokens, spans, wide) = (self.tokens, self.columns / F::SPAN, I::LANES * R);
         prefetch_part(isa, self.next, tile, tiles);
         // A tile's part of what is there for each `columns` of a token, or of all tokens.
@@ -549,7 +551,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
         for block in 0..blocks {
             unpack_block::<F, I>(isa, &rows, block, &mut self.panel.lanes);
             for tile in 0..tiles {
-                let Panel { lanes: panel, totals } = &mut *self.panel;
+                let Panel { lanes: panel, totals, .. } = &mut *self.panel;
                 for half in 0..2 {
                     let s = 2 * block + half;
                     let of = Span { panel, at: half, tokens: self.tokens, tile, number: s };

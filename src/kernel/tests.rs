@@ -246,7 +246,8 @@ fn many<F: Unpack>(
     let shared = SharedMut::new(&mut out);
     let (mut tokens, mut panel) = (PackedTokens::default(), Panel::default());
     tokens.pack_as(format, level, a, &Pool::new(1), way);
-    for (i, bytes) in weights.chunks(panel_rows(level) * row_bytes).enumerate() {
+    let each = panel_rows(level, &tokens);
+    for (i, bytes) in weights.chunks(each * row_bytes).enumerate() {
         PanelProducts {
             format,
             rows: bytes,
@@ -257,7 +258,7 @@ fn many<F: Unpack>(
             panel: &mut panel,
             out: &shared,
             out_stride: rows,
-            first: i * panel_rows(level),
+            first: i * each,
         }
         .compute(level);
     }

@@ -43,7 +43,8 @@ pub use scalar::Scalar;
 pub use span::{Scales, SpanFloats, SpanTile, SpansTile, add_span, fits};
 pub use sums::{low_halves, lowered, raised, reach};
 pub use tiles::{
-    NoTiles, PANEL, PART, Planes, SPAN, SPAN_BYTES, TileOperands, Tiles, place_of_chunk, place_of_quad,
+    NoTiles, PANEL, PART, Planes, SPAN, SPAN_BYTES, TileOperands, TilePanel, Tiles, place_of_chunk,
+    place_of_quad,
 };
 
 use std::sync::OnceLock;

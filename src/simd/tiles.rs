@@ -70,7 +70,7 @@ pub const fn place_of_chunk(chunk: usize, token: usize) -> usize {
     (chunk * 2 + token / 16) * TILE + token % 16 * 64
 }
 
-/// What is multiplied: a panel of rows with parts of tokens, over all spans of columns.
+/// What is multiplied: panels of rows with parts of tokens, over all spans of columns.
 #[derive(Clone, Copy)]
 pub struct TileOperands<'a> {
     /// Of the rows.
@@ -79,21 +79,27 @@ pub struct TileOperands<'a> {
     pub token_spans: usize,
     /// Pairs of groups with mins in a span: 0, 2 or 4.
     pub pairs: usize,
-    /// `[spans, vectors, planes, halves]` registers: see [`place_of_quad`].
-    pub planes: &'a [i32],
+    pub panels: &'a [TilePanel<'a>],
     /// `[parts, token_spans, halves, sixteens]` registers: see [`place_of_chunk`].
     pub tokens: &'a [i32],
-    /// `[spans / 2, PANEL]`.
-    pub d: &'a [f32],
-    pub dmin: &'a [f32],
-    /// `[spans, pairs, PANEL]`: two i16 a word.
-    pub mins: &'a [i32],
-    /// `[parts, token_spans, pairs, PART]`: likewise.
+    /// `[parts, token_spans, pairs, PART]`: the sums of two groups' activations, two i16 a word.
     pub sums: &'a [i32],
     /// `[parts, token_spans, PART]`.
     pub floats: &'a [f32],
     /// Bytes that are asked for meanwhile.
     pub next: &'a [u8],
+}
+
+/// [`PANEL`] rows of weights.
+#[derive(Clone, Copy)]
+pub struct TilePanel<'a> {
+    /// `[spans, vectors, planes, halves]` registers: see [`place_of_quad`].
+    pub planes: &'a [i32],
+    /// `[spans / 2, PANEL]`.
+    pub d: &'a [f32],
+    pub dmin: &'a [f32],
+    /// `[spans, pairs, PANEL]`: two i16 a word.
+    pub mins: &'a [i32],
 }
 
 /// Proof that there is such a unit and that this process may use it.
@@ -108,7 +114,7 @@ pub trait Tiles<I: Isa>: Copy {
     /// vector means nothing.
     fn planes(self, planes: Planes, lanes: I::W, offset: u8, factors: Self::Factors) -> [I::W; 2];
 
-    /// Adds the spans of all parts to `totals`, `[parts, vectors, PART, LANES]` for even spans and the same for odd ones, as
+    /// Adds the spans of all parts to `totals`, `[panels, vectors, parts, PART, LANES]` for even spans and the same for odd ones, as
     /// [`add_span`](super::add_span) does.
     fn products(self, planes: Planes, operands: &TileOperands, totals: &mut [f32]);
 }

@@ -186,7 +186,7 @@ impl Cpu {
     fn many_tokens<F: Unpack>(&self, format: F, w: &Matrix, scratch: &Scratch, out: &mut Buffer) {
         let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
         let to = SharedMut::new(out.data_mut());
-        let panel_rows = panel_rows(self.level);
+        let panel_rows = panel_rows(self.level, &scratch.packed);
         // Several panels a task, so that what a thread needs next is known, and at the end single ones, so that no thread waits long.
         let panels = w.rows.div_ceil(panel_rows);
         let each = (panels / self.threads() / TASKS_EACH).clamp(1, PANELS);

@@ -1,12 +1,15 @@
 //! Products by a unit that multiplies matrices of bytes ([`Isa::tiles`]).
 
-use super::{PackTile, PackedTokens, PanelProducts};
-use crate::kernel::panel::{OfTiles, min_columns, planes, unpack};
+use super::{PackTile, PackedTokens, Panel, PanelProducts};
+use crate::kernel::panel::{Lanes, OfTiles, min_columns, planes, unpack};
 use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, MAX_LANES, PANEL, PART, TileOperands, Tiles, place_of_chunk};
+use crate::simd::{Isa, MAX_LANES, PANEL, PART, TileOperands, TilePanel, Tiles, place_of_chunk};
 
-/// Parts of tokens that a panel is swept by at once: their totals stay in the first cache.
-const PARTS: usize = 4;
+/// Parts of tokens that a panel is swept by at once: half of their totals stay in the first cache.
+const PARTS: usize = 2;
+
+/// Panels of [`PANEL`] rows that are swept at once: tokens come from a far cache as often as there are such sweeps.
+pub(super) const PANELS: usize = 2;
 
 /// Columns that lie side by side in a register.
 const CHUNK: usize = 64;
@@ -48,70 +51,80 @@ impl<F: Unpack> PanelProducts<'_, F> {
         let Some(unit) = isa.tiles() else {
             unreachable!("tokens are packed so where there is a matrix unit only")
         };
-        let Self { tokens, panel, .. } = self;
-        unpack::<F, I, OfTiles>(isa, self.rows, self.row_bytes, self.columns, &mut panel.lanes);
-        let rows = self.rows.len() / self.row_bytes;
-        let parts = tokens.tiles();
-        for first in (0..parts).step_by(PARTS) {
-            let count = (parts - first).min(PARTS);
-            panel.totals.resize(2 * PARTS * PANEL * PART);
-            let totals = &mut panel.totals[..2 * count * PANEL * PART];
+        let Panel { lanes: first, second, totals } = self.panel;
+        let (tokens, half) = (self.tokens, (PANEL * self.row_bytes).min(self.rows.len()));
+        unpack::<F, I, OfTiles>(isa, &self.rows[..half], self.row_bytes, self.columns, first);
+        let mut count = 1;
+        if half < self.rows.len() {
+            // What planes were made of is not needed any more.
+            std::mem::swap(&mut first.lanes, &mut second.lanes);
+            unpack::<F, I, OfTiles>(isa, &self.rows[half..], self.row_bytes, self.columns, second);
+            std::mem::swap(&mut first.lanes, &mut second.lanes);
+            count = PANELS;
+        }
+        let panels = [of_panel(first), of_panel(second)];
+        let sweeps = tokens.tiles().div_ceil(PARTS);
+        for sweep in 0..sweeps {
+            let parts = (tokens.tiles() - sweep * PARTS).min(PARTS);
+            totals.resize(2 * PARTS * PANELS * PANEL * PART);
+            let totals = &mut totals[..2 * parts * count * PANEL * PART];
             totals.fill(0.0);
-            let next = part_of(self.next, first / PARTS, parts.div_ceil(PARTS));
-            let operands = operands::<F>(&panel.lanes, tokens, self.columns, first, count, next);
+            let operands = TileOperands {
+                panels: &panels[..count],
+                next: part_of(self.next, sweep, sweeps),
+                ..operands::<F>(tokens, self.columns, sweep * PARTS, parts)
+            };
             unit.products(const { planes::<F>() }, &operands, totals);
-            for t in 0..(count * PART).min(tokens.rows - first * PART) {
-                let at = (first * PART + t) * self.out_stride + self.first;
-                // Sound: panels are given disjoint rows, and there is one panel's worth of tokens.
-                let out = unsafe { self.out.slice(at, rows) };
-                store(isa, totals, count, t, out);
+            let (first, rows) = (sweep * PARTS * PART, self.rows.len() / self.row_bytes);
+            for t in 0..(parts * PART).min(tokens.rows - first) {
+                // Sound: panels are given disjoint rows, and each token is stored once.
+                let out = unsafe { self.out.slice((first + t) * self.out_stride + self.first, rows) };
+                store(isa, totals, parts, t, out);
             }
         }
     }
 }
 
+/// What a matrix unit needs of half a panel.
+fn of_panel(half: &Lanes) -> TilePanel<'_> {
+    TilePanel { planes: &half.planes, d: &half.d, dmin: &half.dmin, mins: &half.mins }
+}
+
 /// Part `number` of `parts` of `bytes`, whole lines.
-#[inline(always)]
 fn part_of(bytes: &[u8], number: usize, parts: usize) -> &[u8] {
     let each = bytes.len().div_ceil(64).div_ceil(parts) * 64;
     &bytes[(number * each).min(bytes.len())..((number + 1) * each).min(bytes.len())]
 }
 
-/// What `count` parts of `tokens` from number `first` on are multiplied with.
-#[inline(always)]
-fn operands<'a, F: Unpack>(
-    panel: &'a crate::kernel::panel::Lanes,
-    tokens: &'a PackedTokens,
+/// `parts` of `tokens` from number `first` on.
+fn operands<F: Unpack>(
+    tokens: &PackedTokens,
     columns: usize,
     first: usize,
-    count: usize,
-    next: &'a [u8],
-) -> TileOperands<'a> {
+    parts: usize,
+) -> TileOperands<'_> {
     let (spans, token_spans) = (columns / F::SPAN, tokens.padded / F::SPAN);
     let pairs = if F::MINS { F::SPAN / 2 / min_columns::<F>() } else { 0 };
     // Of every part so many of a kind.
-    let of = |each: usize| first * each..(first + count) * each;
+    let of = |each: usize| first * each..(first + parts) * each;
     TileOperands {
         spans,
         token_spans,
         pairs,
-        planes: &panel.planes,
+        panels: &[],
         tokens: &tokens.quads[of(tokens.padded / 4 * PART)],
-        d: &panel.d,
-        dmin: &panel.dmin,
-        mins: &panel.mins,
         sums: &tokens.sums[of(token_spans * pairs * PART)],
         floats: &tokens.scales[of(token_spans * PART)],
-        next,
+        next: &[],
     }
 }
 
 /// Stores the sums of token `t` of `parts` parts.
 #[inline(always)]
 fn store<I: Isa>(isa: I, totals: &[f32], parts: usize, t: usize, out: &mut [f32]) {
-    let (each, odd) = (PART * MAX_LANES, parts * PANEL * PART);
+    let (each, odd) = (parts * PART * MAX_LANES, totals.len() / 2);
     for (vector, out) in out.chunks_mut(MAX_LANES).enumerate() {
-        let at = (t / PART * 2 + vector) * each + t % PART * MAX_LANES;
+        let at = vector * each + t * MAX_LANES;
         let sum = isa.f_add(isa.f_load(&totals[at..]), isa.f_load(&totals[odd + at..]));
         if out.len() == MAX_LANES {
             isa.f_store(sum, out);

@@ -2,8 +2,8 @@
 //!
 //! A *unit* of work is a span of 32 tokens with one row vector in two planes, or with both row vectors where there is one plane: eight products in
 //! four registers of sums, two operands of tokens and two of rows. Sums go through memory, for there is no other way from these registers to
-//! vectors. While a unit is multiplied, vectors make floats of the sums of the one before it: the matrix unit needs sixteen cycles for a product,
-//! and takes the pipes that multiply vectors away from half of these; what adds, moves and shuffles goes on beside it.
+//! vectors. While a unit is multiplied, vectors make floats of the sums of the one before the last: the matrix unit needs sixteen cycles for a product,
+//! and takes one of the two pipes that multiply vectors; additions go on beside it as before.
 //!
 //! Safety, for every `unsafe` in this file: an [`Amx`] exists only if `new()` found the features and the system's permission; [`check`] compares
 //! the lengths of operands with what the loops read; registers are set up by [`Setup`] as long as they are used.
@@ -12,7 +12,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use crate::simd::tiles::{PANEL, PART, Planes, SPAN_BYTES, TileOperands, Tiles};
+use crate::simd::tiles::{PANEL, PART, Planes, SPAN_BYTES, TileOperands, TilePanel, Tiles};
 use crate::simd::{Isa, MAX_LANES};
 
 /// Proof that the machine has AMX with products of bytes, AVX-512 F, BW and VNNI, and that this process may use the registers.
@@ -98,6 +98,17 @@ impl Drop for Setup {
 #[repr(C, align(64))]
 struct Sums([[[[i32; 16]; 16]; 2]; 2]);
 
+/// The bits of 1.5 · 2²³, which an integer of less than 2²² is added to to get those of their sum: such a conversion and the subtraction after it leave
+/// the pipe that multiplies alone. Sums of a span's products of bytes, and of its mins, are at most 255 · 127 · 128.
+const ONES: i32 = 0x4b40_0000;
+
+/// Likewise of 1.5 · 2³¹, for an integer that counts 256 each.
+const BYTES: i32 = 0x4f40_0000;
+
+/// What is taken off again.
+const OFF: f32 = f32::from_bits(ONES.cast_unsigned());
+const OFF_BOTH: f32 = f32::from_bits(ONES.cast_unsigned()) + f32::from_bits(BYTES.cast_unsigned());
+
 /// Scales as i16, four a row: those of rows 0, 1, 4, 5, 8, …, and of the others.
 #[derive(Clone, Copy)]
 pub struct Factors([__m512i; 2]);
@@ -164,16 +175,19 @@ const TWO: u8 = Planes::Two as u8;
 
 /// Panics unless the slices of `operands` and `totals` are as long as the counts say. Gives the parts.
 fn check(planes: usize, operands: &TileOperands, totals: &[f32]) -> usize {
-    let &TileOperands { spans, token_spans, pairs, .. } = operands;
+    let &TileOperands { spans, token_spans, pairs, panels, .. } = operands;
     let (blocks, words) = (spans.div_ceil(2), SPAN_BYTES / 4);
-    let parts = totals.len() / (2 * 2 * PART * MAX_LANES);
-    assert!(spans <= token_spans && parts > 0 && totals.len() == parts * 2 * 2 * PART * MAX_LANES);
-    assert!(operands.planes.len() >= spans * planes * words);
+    let each = 2 * panels.len() * PANEL * PART;
+    let parts = totals.len() / each;
+    assert!(spans <= token_spans && parts > 0 && totals.len() == parts * each);
     assert!(operands.tokens.len() >= parts * token_spans * words);
-    assert!(operands.d.len() >= blocks * PANEL && operands.floats.len() >= parts * token_spans * PART);
-    if pairs > 0 {
-        assert!(operands.dmin.len() >= blocks * PANEL && operands.mins.len() >= spans * pairs * PANEL);
-        assert!(operands.sums.len() >= parts * token_spans * pairs * PART);
+    assert!(operands.floats.len() >= parts * token_spans * PART);
+    assert!(operands.sums.len() >= parts * token_spans * pairs * PART);
+    for panel in panels {
+        assert!(panel.planes.len() >= spans * planes * words && panel.d.len() >= blocks * PANEL);
+        if pairs > 0 {
+            assert!(panel.dmin.len() >= blocks * PANEL && panel.mins.len() >= spans * pairs * PANEL);
+        }
     }
     parts
 }
@@ -184,41 +198,72 @@ fn products<const PLANES: u8, const PAIRS: usize>(amx: Amx, operands: &TileOpera
     let planes = const { if PLANES == TWO { 2 } else { 1 } };
     let parts = check(planes, operands, totals);
     let _setup = Setup::new(amx);
-    let mut sums = [const { Sums([[[[0; 16]; 16]; 2]; 2]) }; 2];
-    let [even, odd] = &mut sums;
-    let (mut to, mut from) = (even, odd);
+    let mut ring = [const { Sums([[[[0; 16]; 16]; 2]; 2]) }; 3];
+    let [mut to, mut from, mut complete] = ring.each_mut();
     let lines = operands.next.len().div_ceil(64);
-    let units = operands.spans * planes * parts;
-    let (mut number, mut before) = (0, None);
-    for s in 0..operands.spans {
-        for vector in 0..planes {
-            for part in 0..parts {
-                for line in lines * number / units..lines * (number + 1) / units {
-                    // Sound: within `next`.
+    let units = operands.spans * operands.panels.len() * planes * parts;
+    // The unit whose sums are still on their way, and the one before it.
+    let (mut number, mut last, mut before) = (0, None, None);
+    for i in 0..operands.spans {
+        // Even spans, then odd ones: each half of the totals is all that the first cache has to hold of them.
+        let (even, half) = (operands.spans.div_ceil(2), operands.panels.len() * PANEL * PART * parts);
+        let (s, of_half) = if i < even { (2 * i, 0) } else { (2 * (i - even) + 1, half) };
+        for (p, panel) in operands.panels.iter().enumerate() {
+            for vector in 0..planes {
+                for part in 0..parts {
+                    ask(operands.next, lines * number / units..lines * (number + 1) / units);
+                    let mut unit = Unit::<PLANES, PAIRS>::of(operands, panel, s, vector, part);
+                    unit.total = of_half + ((2 * p + vector) * parts + part) * PART * MAX_LANES;
+                    unit.apart = parts * PART * MAX_LANES;
+                    // Sound: operands were checked, the registers are set up, `complete` holds the sums of `before`, and `from` those of `last` but
+                    // for what is still in registers 2 and 3.
                     unsafe {
-                        _mm_prefetch::<_MM_HINT_T1>(operands.next.as_ptr().add(64 * line).cast());
+                        match &before {
+                            Some(before) => unit.multiply::<true>(to, from, before, complete, totals),
+                            None => unit.multiply::<false>(to, from, &unit, complete, totals),
+                        }
                     }
+                    number += 1;
+                    (before, last) = (last, Some(unit));
+                    (to, from, complete) = (complete, to, from);
                 }
-                let unit = Unit::<PLANES, PAIRS>::of(operands, parts, s, vector, part);
-                // Sound: operands were checked, the registers are set up, `from` holds the sums of the unit before, but for those that are still
-                // in registers 2 and 3.
-                unsafe {
-                    match &before {
-                        Some(before) => unit.multiply::<true>(to, from, before, totals),
-                        None => unit.multiply::<false>(to, from, &unit, totals),
-                    }
-                }
-                (number, before) = (number + 1, Some(unit));
-                std::mem::swap(&mut to, &mut from);
             }
         }
     }
-    if let Some(last) = before {
-        // Sound: as above.
-        unsafe {
-            last.take_rest(from);
+    // Sound: as above.
+    unsafe {
+        take_rest(from);
+        if let Some(before) = before {
+            before.add::<0, 32>(complete, totals);
+        }
+        if let Some(last) = last {
             last.add::<0, 32>(from, totals);
         }
+    }
+}
+
+/// Asks for `lines` of `bytes`.
+#[inline(always)]
+fn ask(bytes: &[u8], lines: std::ops::Range<usize>) {
+    for line in lines {
+        // Sound: a prefetch of an address that is not mapped does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(64 * line).cast()) }
+    }
+}
+
+/// Stores to `to` what [`Unit::multiply`] left in registers.
+///
+/// # Safety
+/// The registers are set up.
+#[inline(always)]
+unsafe fn take_rest(to: &mut Sums) {
+    unsafe {
+        asm!(
+            "tilestored [{to} + {stride} + 2048], tmm2",
+            "tilestored [{to} + {stride} + 3072], tmm3",
+            to = in(reg) &raw mut *to, stride = in(reg) 64usize,
+            options(nostack, preserves_flags),
+        );
     }
 }
 
@@ -321,25 +366,26 @@ impl<const PLANES: u8, const PAIRS: usize> Unit<PLANES, PAIRS> {
 
     /// Span `s` of `part`, and of row vector `vector` where there are two planes.
     #[inline(always)]
-    fn of(operands: &TileOperands, parts: usize, s: usize, vector: usize, part: usize) -> Self {
+    fn of(operands: &TileOperands, panel: &TilePanel, s: usize, vector: usize, part: usize) -> Self {
         let (at, words) = (part * operands.token_spans + s, SPAN_BYTES / 4);
         let row = s / 2 * PANEL + vector * MAX_LANES;
         let planes = if Self::TWO { 2 } else { 1 };
         Self {
-            rows: operands.planes.as_ptr().wrapping_add((s * planes + vector) * words),
+            rows: panel.planes.as_ptr().wrapping_add((s * planes + vector) * words),
             tokens: operands.tokens.as_ptr().wrapping_add(at * words),
-            d: operands.d.as_ptr().wrapping_add(row),
-            dmin: operands.dmin.as_ptr().wrapping_add(row),
-            mins: operands.mins.as_ptr().wrapping_add(s * PAIRS * PANEL + vector * MAX_LANES),
+            d: panel.d.as_ptr().wrapping_add(row),
+            dmin: panel.dmin.as_ptr().wrapping_add(row),
+            mins: panel.mins.as_ptr().wrapping_add(s * PAIRS * PANEL + vector * MAX_LANES),
             sums: operands.sums.as_ptr().wrapping_add(at * PAIRS * PART),
             floats: operands.floats.as_ptr().wrapping_add(at * PART),
-            total: ((s % 2 * parts + part) * 2 + vector) * PART * MAX_LANES,
-            apart: PART * MAX_LANES,
+            total: 0,
+            apart: 0,
         }
     }
 
-    /// Multiplies, so that half of the sums are in `to` and the others in registers 2 and 3. What is there of the unit `before` (if there `IS_ONE`) is
-    /// stored to `from`, and added to the totals.
+    /// Multiplies, so that half of the sums are in `to` and the others in registers 2 and 3, where those of the last unit are stored to `from`.
+    /// Meanwhile those of the unit `before` that, if there `IS_ONE`, are added to the totals: what is loaded right after it was stored by
+    /// rows of a register has to wait until it is in the cache.
     ///
     /// # Safety
     /// The unit's places are those of checked operands, and the registers are set up.
@@ -349,12 +395,13 @@ impl<const PLANES: u8, const PAIRS: usize> Unit<PLANES, PAIRS> {
         to: &mut Sums,
         from: &mut Sums,
         before: &Self,
+        complete: &Sums,
         totals: &mut [f32],
     ) {
         macro_rules! add {
             ($first:literal, $end:literal) => {
                 if IS_ONE {
-                    before.add::<$first, $end>(from, totals);
+                    before.add::<$first, $end>(complete, totals);
                 }
             };
         }
@@ -367,29 +414,13 @@ impl<const PLANES: u8, const PAIRS: usize> Unit<PLANES, PAIRS> {
         }
     }
 
-    /// Stores to `to` what [`Unit::multiply`] left in registers.
-    ///
-    /// # Safety
-    /// The registers are set up.
-    #[inline(always)]
-    unsafe fn take_rest(&self, to: &mut Sums) {
-        unsafe {
-            asm!(
-                "tilestored [{to} + {stride} + 2048], tmm2",
-                "tilestored [{to} + {stride} + 3072], tmm3",
-                to = in(reg) &raw mut *to, stride = in(reg) 64usize,
-                options(nostack, preserves_flags),
-            );
-        }
-    }
-
     /// Adds the sums of tokens `FIRST..END` to the totals.
     ///
     /// # Safety
     /// The unit's places are those of checked operands.
     #[inline(always)]
     unsafe fn add<const FIRST: usize, const END: usize>(&self, sums: &Sums, totals: &mut [f32]) {
-        let totals = &mut totals[self.total..][..if Self::TWO { 1 } else { 2 } * self.apart];
+        let totals = &mut totals[self.total..][..if Self::TWO { 0 } else { self.apart } + PART * MAX_LANES];
         unsafe {
             if Self::TWO {
                 self.add_vector::<FIRST, END>(sums, 0, totals.as_mut_ptr());
@@ -413,8 +444,6 @@ impl<const PLANES: u8, const PAIRS: usize> Unit<PLANES, PAIRS> {
     ) {
         unsafe {
             let d = _mm512_loadu_ps(self.d.add(vector * MAX_LANES));
-            // Bytes one place up, which shifts leave to the pipe that multiplies.
-            let up = _mm512_set4_epi32(0x0e0d_0c80, 0x0a09_0880, 0x0605_0480, 0x0201_0080);
             let (mut dmin, mut mins) = (d, [_mm512_setzero_si512(); 4]);
             if PAIRS > 0 {
                 dmin = _mm512_loadu_ps(self.dmin.add(vector * MAX_LANES));
@@ -423,19 +452,25 @@ impl<const PLANES: u8, const PAIRS: usize> Unit<PLANES, PAIRS> {
                 }
             }
             for t in FIRST..END {
-                let mut sum = _mm512_load_si512(sums.0[vector][t / 16][t % 16].as_ptr().cast());
-                if Self::TWO {
+                let sum = _mm512_load_si512(sums.0[vector][t / 16][t % 16].as_ptr().cast());
+                let sum = _mm512_castsi512_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(ONES)));
+                let sum = if Self::TWO {
                     let high = _mm512_load_si512(sums.0[1][t / 16][t % 16].as_ptr().cast());
-                    sum = _mm512_add_epi32(sum, _mm512_shuffle_epi8(high, up));
-                }
-                let mut value = _mm512_mul_ps(d, _mm512_cvtepi32_ps(sum));
+                    let high = _mm512_castsi512_ps(_mm512_add_epi32(high, _mm512_set1_epi32(BYTES)));
+                    // Exact, and the sum is rounded once.
+                    _mm512_add_ps(sum, _mm512_sub_ps(high, _mm512_set1_ps(OFF_BOTH)))
+                } else {
+                    _mm512_sub_ps(sum, _mm512_set1_ps(OFF))
+                };
+                let mut value = _mm512_mul_ps(d, sum);
                 if PAIRS > 0 {
-                    let mut min = _mm512_madd_epi16(mins[0], _mm512_set1_epi32(*self.sums.add(t)));
-                    for p in 1..PAIRS {
+                    let mut min = _mm512_set1_epi32(ONES);
+                    for p in 0..PAIRS {
                         let pair = _mm512_set1_epi32(*self.sums.add(p * PART + t));
                         min = _mm512_dpwssd_epi32(min, mins[p], pair);
                     }
-                    value = _mm512_fnmadd_ps(dmin, _mm512_cvtepi32_ps(min), value);
+                    let min = _mm512_sub_ps(_mm512_castsi512_ps(min), _mm512_set1_ps(OFF));
+                    value = _mm512_fnmadd_ps(dmin, min, value);
                 }
                 let total = totals.add(t * MAX_LANES);
                 let float = _mm512_set1_ps(*self.floats.add(t));
