@@ -48,6 +48,7 @@ impl Planes {
     }
 
     /// How many.
+    #[inline(always)]
     pub const fn count(self) -> usize {
         match self {
             Planes::Unsigned | Planes::Signed => 1,
@@ -114,8 +115,8 @@ pub trait Tiles<I: Isa>: Copy {
     /// vector means nothing.
     fn planes(self, planes: Planes, lanes: I::W, offset: u8, factors: Self::Factors) -> [I::W; 2];
 
-    /// Adds the spans of all parts to `totals`, `[panels, vectors, parts, PART, LANES]` for even spans and the same for odd ones, as
-    /// [`add_span`](super::add_span) does.
+    /// The sums of the spans of all parts as `totals`, `[panels, vectors, parts, PART, LANES]` for even spans and the same for odd ones, as
+    /// [`add_span`](super::add_span) adds them up.
     fn products(self, planes: Planes, operands: &TileOperands, totals: &mut [f32]);
 }
 

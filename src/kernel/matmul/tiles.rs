@@ -68,7 +68,10 @@ impl<F: Unpack> PanelProducts<'_, F> {
             let parts = (tokens.tiles() - sweep * PARTS).min(PARTS);
             totals.resize(2 * PARTS * PANELS * PANEL * PART);
             let totals = &mut totals[..2 * parts * count * PANEL * PART];
-            totals.fill(0.0);
+            if self.columns <= F::SPAN {
+                // There are no odd spans.
+                totals.fill(0.0);
+            }
             let operands = TileOperands {
                 panels: &panels[..count],
                 next: part_of(self.next, sweep, sweeps),

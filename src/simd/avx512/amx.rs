@@ -12,7 +12,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use crate::simd::tiles::{PANEL, PART, Planes, SPAN_BYTES, TileOperands, TilePanel, Tiles};
+use crate::simd::tiles::{PANEL, PART, Planes, SPAN_BYTES, TileOperands, Tiles};
 use crate::simd::{Isa, MAX_LANES};
 
 /// Proof that the machine has AMX with products of bytes, AVX-512 F, BW and VNNI, and that this process may use the registers.
@@ -200,35 +200,28 @@ fn products<const PLANES: u8, const PAIRS: usize>(amx: Amx, operands: &TileOpera
     let _setup = Setup::new(amx);
     let mut ring = [const { Sums([[[[0; 16]; 16]; 2]; 2]) }; 3];
     let [mut to, mut from, mut complete] = ring.each_mut();
-    let lines = operands.next.len().div_ceil(64);
-    let units = operands.spans * operands.panels.len() * planes * parts;
+    let columns = Columns { spans: operands.spans, panels: operands.panels.len(), vectors: planes };
+    let (lines, units) = (operands.next.len().div_ceil(64), columns.count() * parts);
+    let mut column = Column::default();
     // The unit whose sums are still on their way, and the one before it.
     let (mut number, mut last, mut before) = (0, None, None);
-    for i in 0..operands.spans {
-        // Even spans, then odd ones: each half of the totals is all that the first cache has to hold of them.
-        let (even, half) = (operands.spans.div_ceil(2), operands.panels.len() * PANEL * PART * parts);
-        let (s, of_half) = if i < even { (2 * i, 0) } else { (2 * (i - even) + 1, half) };
-        for (p, panel) in operands.panels.iter().enumerate() {
-            for vector in 0..planes {
-                for part in 0..parts {
-                    ask(operands.next, lines * number / units..lines * (number + 1) / units);
-                    let mut unit = Unit::<PLANES, PAIRS>::of(operands, panel, s, vector, part);
-                    unit.total = of_half + ((2 * p + vector) * parts + part) * PART * MAX_LANES;
-                    unit.apart = parts * PART * MAX_LANES;
-                    // Sound: operands were checked, the registers are set up, `complete` holds the sums of `before`, and `from` those of `last` but
-                    // for what is still in registers 2 and 3.
-                    unsafe {
-                        match &before {
-                            Some(before) => unit.multiply::<true>(to, from, before, complete, totals),
-                            None => unit.multiply::<false>(to, from, &unit, complete, totals),
-                        }
-                    }
-                    number += 1;
-                    (before, last) = (last, Some(unit));
-                    (to, from, complete) = (complete, to, from);
+    for _ in 0..columns.count() {
+        for part in 0..parts {
+            ask(operands.next, lines * number / units..lines * (number + 1) / units);
+            let unit = Unit::<PLANES, PAIRS>::of(operands, parts, columns, column, part);
+            // Sound: operands were checked, the registers are set up, `complete` holds the sums of `before`, and `from` those of `last` but for what is
+            // still in registers 2 and 3.
+            unsafe {
+                match &before {
+                    Some(before) => unit.multiply::<true>(to, from, before, complete, totals),
+                    None => unit.multiply::<false>(to, from, &unit, complete, totals),
                 }
             }
+            number += 1;
+            (before, last) = (last, Some(unit));
+            (to, from, complete) = (complete, to, from);
         }
+        column = columns.after(column);
     }
     // Sound: as above.
     unsafe {
@@ -238,6 +231,53 @@ fn products<const PLANES: u8, const PAIRS: usize>(amx: Amx, operands: &TileOpera
         }
         if let Some(last) = last {
             last.add::<0, 32>(from, totals);
+        }
+    }
+}
+
+/// What parts of tokens are multiplied with, one after the other.
+#[derive(Clone, Copy)]
+struct Columns {
+    spans: usize,
+    panels: usize,
+    /// Row vectors of a panel that are apart: 1 where both are multiplied at once.
+    vectors: usize,
+}
+
+/// A span of a row vector, or of both.
+#[derive(Clone, Copy, Default)]
+struct Column {
+    span: usize,
+    panel: usize,
+    vector: usize,
+}
+
+impl Columns {
+    #[inline(always)]
+    fn count(self) -> usize {
+        self.spans * self.panels * self.vectors
+    }
+
+    /// The one after `column`, or the first one again.
+    #[inline(always)]
+    fn after(self, column: Column) -> Column {
+        let Column { span, panel, vector } = column;
+        if vector + 1 < self.vectors {
+            Column { span, panel, vector: vector + 1 }
+        } else if panel + 1 < self.panels {
+            Column { span, panel: panel + 1, vector: 0 }
+        } else {
+            Column { span: self.span_after(span), panel: 0, vector: 0 }
+        }
+    }
+
+    /// Even spans, then odd ones: each half of the totals is all that the first cache has to hold of them.
+    #[inline(always)]
+    fn span_after(self, span: usize) -> usize {
+        match span + 2 {
+            next if next < self.spans => next,
+            _ if span % 2 == 0 && self.spans > 1 => 1,
+            _ => 0,
         }
     }
 }
@@ -267,6 +307,10 @@ unsafe fn take_rest(to: &mut Sums) {
     }
 }
 
+/// Steps of a unit that something is done between, and lines that are asked for in each if the unit asks for a whole span of rows or tokens.
+const STEPS: usize = 7;
+const STEP_LINES: usize = (SPAN_BYTES / 64).div_ceil(STEPS);
+
 /// Where the operands of a unit are, and where its sums go to.
 #[derive(Clone, Copy)]
 struct Unit<const PLANES: u8, const PAIRS: usize> {
@@ -277,6 +321,13 @@ struct Unit<const PLANES: u8, const PAIRS: usize> {
     mins: *const i32,
     sums: *const i32,
     floats: *const f32,
+    /// Whether totals start with it.
+    is_first: bool,
+    /// What is asked for between steps: a part of the next column's rows, and of the next span's tokens. So many lines of each.
+    rows_ahead: *const u8,
+    rows_lines: usize,
+    tokens_ahead: *const u8,
+    tokens_lines: usize,
     /// Place in the totals.
     total: usize,
     /// From one row vector of the totals to the next.
@@ -311,7 +362,7 @@ macro_rules! steps {
             a = in(reg) a, b = in(reg) b, from = in(reg) from, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
         );
-        $between!(0, 4);
+        $between!(0, 0, 4);
         asm!(
             "tileloadd tmm7, [{b} + {stride} + 2048]",
             "tilezero tmm2",
@@ -320,7 +371,7 @@ macro_rules! steps {
             b = in(reg) b, from = in(reg) from, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
         );
-        $between!(4, 8);
+        $between!(1, 4, 8);
         asm!(
             "tileloadd tmm4, [{a} + {stride} + 2048]",
             "tilezero tmm3",
@@ -328,21 +379,21 @@ macro_rules! steps {
             a = in(reg) a, stride = in(reg) 64usize,
             options(nostack, readonly, preserves_flags),
         );
-        $between!(8, 12);
+        $between!(2, 8, 12);
         asm!(
             "tileloadd tmm6, [{b} + {stride} + 1024]",
             first!($first, 0, 4, 6),
             b = in(reg) b, stride = in(reg) 64usize,
             options(nostack, readonly, preserves_flags),
         );
-        $between!(12, 17);
+        $between!(3, 12, 17);
         asm!(
             "tileloadd tmm5, [{a} + {stride} + 3072]",
             first!($first, 1, 5, 6),
             a = in(reg) a, stride = in(reg) 64usize,
             options(nostack, readonly, preserves_flags),
         );
-        $between!(17, 22);
+        $between!(4, 17, 22);
         asm!(
             "tileloadd tmm7, [{b} + {stride} + 3072]",
             first!($second, 2, 4, 7),
@@ -350,36 +401,62 @@ macro_rules! steps {
             b = in(reg) b, to = in(reg) to, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
         );
-        $between!(22, 27);
+        $between!(5, 22, 27);
         asm!(
             first!($second, 3, 5, 7),
             "tilestored [{to} + {stride} + 1024], tmm1",
             to = in(reg) to, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
         );
-        $between!(27, 32);
+        $between!(6, 27, 32);
     }};
 }
 
 impl<const PLANES: u8, const PAIRS: usize> Unit<PLANES, PAIRS> {
     const TWO: bool = PLANES == TWO;
 
-    /// Span `s` of `part`, and of row vector `vector` where there are two planes.
+    /// `column` of `part`.
     #[inline(always)]
-    fn of(operands: &TileOperands, panel: &TilePanel, s: usize, vector: usize, part: usize) -> Self {
-        let (at, words) = (part * operands.token_spans + s, SPAN_BYTES / 4);
-        let row = s / 2 * PANEL + vector * MAX_LANES;
-        let planes = if Self::TWO { 2 } else { 1 };
+    fn of(operands: &TileOperands, parts: usize, columns: Columns, column: Column, part: usize) -> Self {
+        let Column { span, panel, vector } = column;
+        let (next, span_after) = (columns.after(column), columns.span_after(span));
+        let (panels, of, words) = (operands.panels, &operands.panels[panel], SPAN_BYTES / 4);
+        let (at, ahead) = (part * operands.token_spans + span, part * operands.token_spans + span_after);
+        let row = span / 2 * PANEL + vector * MAX_LANES;
+        let half = panels.len() * PANEL * PART * parts;
+        let (rows_lines, tokens_lines) =
+            (STEP_LINES.div_ceil(parts), STEP_LINES.div_ceil(panels.len() * columns.vectors));
+        let rows_ahead = panels[next.panel].planes.as_ptr();
+        let rows_ahead = rows_ahead.wrapping_add((next.span * columns.vectors + next.vector) * words);
+        let tokens_ahead = operands.tokens.as_ptr().wrapping_add(ahead * words);
         Self {
-            rows: panel.planes.as_ptr().wrapping_add((s * planes + vector) * words),
+            rows: of.planes.as_ptr().wrapping_add((span * columns.vectors + vector) * words),
             tokens: operands.tokens.as_ptr().wrapping_add(at * words),
-            d: panel.d.as_ptr().wrapping_add(row),
-            dmin: panel.dmin.as_ptr().wrapping_add(row),
-            mins: panel.mins.as_ptr().wrapping_add(s * PAIRS * PANEL + vector * MAX_LANES),
+            d: of.d.as_ptr().wrapping_add(row),
+            dmin: of.dmin.as_ptr().wrapping_add(row),
+            mins: of.mins.as_ptr().wrapping_add(span * PAIRS * PANEL + vector * MAX_LANES),
             sums: operands.sums.as_ptr().wrapping_add(at * PAIRS * PART),
             floats: operands.floats.as_ptr().wrapping_add(at * PART),
-            total: 0,
-            apart: 0,
+            is_first: span < 2,
+            rows_ahead: rows_ahead.cast::<u8>().wrapping_add(part * STEPS * rows_lines * 64),
+            rows_lines,
+            tokens_ahead: tokens_ahead
+                .cast::<u8>()
+                .wrapping_add((panel * columns.vectors + vector) * STEPS * tokens_lines * 64),
+            tokens_lines,
+            total: span % 2 * half + ((2 * panel + vector) * parts + part) * PART * MAX_LANES,
+            apart: parts * PART * MAX_LANES,
+        }
+    }
+
+    /// Asks for what goes with step number `step`.
+    #[inline(always)]
+    fn ask_ahead(&self, step: usize) {
+        for (from, lines) in [(self.rows_ahead, self.rows_lines), (self.tokens_ahead, self.tokens_lines)] {
+            for line in step * lines..(step + 1) * lines {
+                // Sound: a prefetch of an address that is not mapped does nothing.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(64 * line).cast()) }
+            }
         }
     }
 
@@ -399,7 +476,8 @@ impl<const PLANES: u8, const PAIRS: usize> Unit<PLANES, PAIRS> {
         totals: &mut [f32],
     ) {
         macro_rules! add {
-            ($first:literal, $end:literal) => {
+            ($step:literal, $first:literal, $end:literal) => {
+                self.ask_ahead($step);
                 if IS_ONE {
                     before.add::<$first, $end>(complete, totals);
                 }
@@ -421,12 +499,14 @@ impl<const PLANES: u8, const PAIRS: usize> Unit<PLANES, PAIRS> {
     #[inline(always)]
     unsafe fn add<const FIRST: usize, const END: usize>(&self, sums: &Sums, totals: &mut [f32]) {
         let totals = &mut totals[self.total..][..if Self::TWO { 0 } else { self.apart } + PART * MAX_LANES];
-        unsafe {
-            if Self::TWO {
-                self.add_vector::<FIRST, END>(sums, 0, totals.as_mut_ptr());
-            } else {
-                self.add_vector::<FIRST, END>(sums, 0, totals.as_mut_ptr());
-                self.add_vector::<FIRST, END>(sums, 1, totals.as_mut_ptr().add(self.apart));
+        for vector in 0..if Self::TWO { 1 } else { 2 } {
+            let totals = &mut totals[vector * self.apart..][..PART * MAX_LANES];
+            unsafe {
+                if self.is_first {
+                    self.add_vector::<FIRST, END, true>(sums, vector, totals.as_mut_ptr());
+                } else {
+                    self.add_vector::<FIRST, END, false>(sums, vector, totals.as_mut_ptr());
+                }
             }
         }
     }
@@ -436,7 +516,7 @@ impl<const PLANES: u8, const PAIRS: usize> Unit<PLANES, PAIRS> {
     /// # Safety
     /// As [`Unit::add`], and there are `PART` vectors from `totals` on.
     #[inline(always)]
-    unsafe fn add_vector<const FIRST: usize, const END: usize>(
+    unsafe fn add_vector<const FIRST: usize, const END: usize, const IS_FIRST: bool>(
         &self,
         sums: &Sums,
         vector: usize,
@@ -474,7 +554,8 @@ impl<const PLANES: u8, const PAIRS: usize> Unit<PLANES, PAIRS> {
                 }
                 let total = totals.add(t * MAX_LANES);
                 let float = _mm512_set1_ps(*self.floats.add(t));
-                _mm512_storeu_ps(total, _mm512_fmadd_ps(float, value, _mm512_loadu_ps(total)));
+                let so_far = if IS_FIRST { _mm512_setzero_ps() } else { _mm512_loadu_ps(total) };
+                _mm512_storeu_ps(total, _mm512_fmadd_ps(float, value, so_far));
             }
         }
     }
