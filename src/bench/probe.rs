@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::Cost;
 use crate::kernel::{Pool, SharedMut};
-use crate::simd::{Isa, Kernel, Level, MAX_LANES, dispatch_at};
+use crate::simd::{Isa, Kernel, Level, MAX_LANES, PROBED, Tiles, dispatch_at};
 
 /// How long each limit is measured.
 const TIME: Duration = Duration::from_millis(250);
@@ -30,6 +30,8 @@ pub struct Limits {
     pub read: f64,
     /// Products of bytes a second (multiply and add is one), summed in 32-bit integers.
     pub integer: f64,
+    /// Products of 16-bit integers a second: of vectors, which make half as many of them as of bytes.
+    pub pairs: f64,
     /// Products of floats a second.
     pub float: f64,
 }
@@ -43,20 +45,25 @@ impl Limits {
         // Each of four bytes 1 or 0, whichever: only the time counts.
         let (bytes, floats) = (Operands::new(1), Operands::new(1.0));
         let integer = best(|| pool.run(threads, |_| _ = black_box(dispatch_at(level, Dots(&bytes)))));
+        let of_vectors = multiplied * 4.0 * lanes / integer;
+        let of_matrices = dispatch_at(level, Matrices(TURNS)).map(|_| {
+            let seconds = best(|| pool.run(threads, |_| _ = black_box(dispatch_at(level, Matrices(TURNS)))));
+            (PROBED * TURNS * threads) as f64 / seconds
+        });
         let float = best(|| pool.run(threads, |_| _ = black_box(dispatch_at(level, Fmas(&floats)))));
         Self {
             read: read(&pool, level),
-            integer: multiplied * 4.0 * lanes / integer,
+            integer: of_matrices.unwrap_or(of_vectors),
+            pairs: of_vectors / 2.0,
             float: multiplied * lanes / float,
         }
     }
 
-    /// The time that `cost` takes when reading and multiplying overlap and each meets its limit. Of 16-bit integers half as many products
-    /// are made at once as of bytes.
+    /// The time that `cost` takes when reading and multiplying overlap and each meets its limit.
     pub fn least_time(&self, cost: &Cost) -> Duration {
         let reading = cost.bytes as f64 / self.read;
-        let integers = cost.integer_products as f64 + 2.0 * cost.pair_products as f64;
-        let multiplying = integers / self.integer + cost.float_products as f64 / self.float;
+        let integers = cost.integer_products as f64 / self.integer + cost.pair_products as f64 / self.pairs;
+        let multiplying = integers + cost.float_products as f64 / self.float;
         Duration::from_secs_f64(reading.max(multiplying))
     }
 }
@@ -183,6 +190,18 @@ impl Kernel for Dots<'_> {
     }
 }
 
+/// So many turns of a unit that multiplies matrices of bytes, if there is one. Gives one of the sums.
+struct Matrices(usize);
+
+impl Kernel for Matrices {
+    type Output = Option<i32>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Option<i32> {
+        isa.tiles().map(|unit| unit.probe(self.0))
+    }
+}
+
 /// Fused multiplications of floats.
 struct Fmas<'a>(&'a Operands<f32>);
 
@@ -217,6 +236,7 @@ impl Kernel for Fmas<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::PROBED_OF_SUM;
 
     #[test]
     fn the_probes_do_all_the_work_they_are_timed_for() {
@@ -225,6 +245,9 @@ mod tests {
             // Four ones in a word: four products.
             assert_eq!(dispatch_at(level, Dots(&Operands::new(0x0101_0101))), 4 * times, "{level:?}");
             assert_eq!(dispatch_at(level, Fmas(&Operands::new(1.0))), times as f32, "{level:?}");
+            if let Some(sum) = dispatch_at(level, Matrices(TURNS)) {
+                assert_eq!(sum as usize, PROBED_OF_SUM * TURNS, "{level:?}");
+            }
             let lanes = dispatch_at(level, Lanes);
             let memory = vec![1; 80 * lanes];
             assert_eq!(dispatch_at(level, Stream { memory: &memory, ahead: 64 }), 80, "{level:?}");
@@ -233,7 +256,7 @@ mod tests {
 
     #[test]
     fn the_slower_of_reading_and_multiplying_counts() {
-        let limits = Limits { read: 100.0, integer: 1000.0, float: 10.0 };
+        let limits = Limits { read: 100.0, integer: 1000.0, pairs: 500.0, float: 10.0 };
         let cost = Cost { bytes: 200, integer_products: 300, pair_products: 100, float_products: 1 };
         assert_eq!(limits.least_time(&cost), Duration::from_secs(2));
         let cost = Cost { bytes: 20, ..cost };

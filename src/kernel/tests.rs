@@ -146,6 +146,8 @@ fn check_format<F: Unpack>(format: F, kind: TensorType) {
         (33, 2, 40, Size::Extreme),
         // More spans than a tile has vectors to store.
         (34, 13, 37, Size::Usual),
+        // More than a matrix unit takes side by side, in both directions.
+        (101, 3, 70, Size::Even),
     ] {
         let columns = blocks * F::BLOCK;
         let weights = random_blocks::<F>(&mut random, kind, rows * blocks, size == Size::Extreme);

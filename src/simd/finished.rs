@@ -69,7 +69,7 @@ impl<'a, const R: usize, const T: usize> Finished<'a, R, T> {
     }
 }
 
-/// The sum of two or eight partial sums of token `t` and row vector `r`, in the order that is part of every product's contract.
+/// The sum of two or eight partial sums of token `t` and row vector `r`.
 #[inline(always)]
 pub fn sum_of_partials<I: Isa, const R: usize, const T: usize>(
     isa: I,
@@ -79,8 +79,18 @@ pub fn sum_of_partials<I: Isa, const R: usize, const T: usize>(
 ) -> I::F {
     let l = |i: usize| isa.f_load(&partials[i][t][r]);
     if partials.len() == 2 {
-        return isa.f_add(l(0), l(1));
+        return sum_of_vectors(isa, &[l(0), l(1)]);
     }
-    let even = isa.f_add(isa.f_add(l(0), l(4)), isa.f_add(l(2), l(6)));
-    isa.f_add(even, isa.f_add(isa.f_add(l(1), l(5)), isa.f_add(l(3), l(7))))
+    sum_of_vectors(isa, &[l(0), l(1), l(2), l(3), l(4), l(5), l(6), l(7)])
+}
+
+/// The sum of two or eight vectors, in the order that is part of every product's contract.
+#[inline(always)]
+pub fn sum_of_vectors<I: Isa, const N: usize>(isa: I, l: &[I::F; N]) -> I::F {
+    const { assert!(N == 2 || N == 8) };
+    if N == 2 {
+        return isa.f_add(l[0], l[1]);
+    }
+    let even = isa.f_add(isa.f_add(l[0], l[4]), isa.f_add(l[2], l[6]));
+    isa.f_add(even, isa.f_add(isa.f_add(l[1], l[5]), isa.f_add(l[3], l[7])))
 }

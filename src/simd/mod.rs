@@ -36,15 +36,15 @@ pub use bf16::{DotBf16, NoDotBf16};
 pub use codebook::Codebook;
 pub use eights::{EIGHT, Eights, NoEights};
 pub use exponential::IsaExt;
-pub use finished::{Finished, Partials, sum_of_partials};
+pub use finished::{Finished, Partials, sum_of_partials, sum_of_vectors};
 #[cfg(target_arch = "aarch64")]
 pub use neon::{Neon, NeonDot, NeonI8mm};
 pub use scalar::Scalar;
 pub use span::{Scales, SpanFloats, SpanTile, SpansTile, add_span, fits};
 pub use sums::{low_halves, lowered, raised, reach};
 pub use tiles::{
-    NoTiles, PANEL, PART, Planes, SPAN, SPAN_BYTES, TileOperands, TilePanel, Tiles, place_of_chunk,
-    place_of_quad,
+    NARROW_SPAN, NoTiles, PANEL, PART, PROBED, PROBED_OF_SUM, Planes, SPAN, TileOperands, TilePanel, Tiles,
+    place_of_chunk, place_of_quad, plane_bytes,
 };
 
 use std::sync::OnceLock;

@@ -14,14 +14,20 @@ pub const PART: usize = 32;
 /// Rows of weights that do: two row vectors.
 pub const PANEL: usize = 32;
 
-/// Columns of a span; sums leave the unit after so many.
+/// Columns of a span, after which sums leave the unit: four registers' halves, or for formats with a float for each so many columns, two halves of
+/// registers.
 pub const SPAN: usize = 128;
+pub const NARROW_SPAN: usize = 32;
 
 /// Bytes of a register.
 const TILE: usize = 1024;
 
-/// Bytes of a span's columns of [`PART`] tokens, and of [`PANEL`] rows a plane.
-pub const SPAN_BYTES: usize = 4 * TILE;
+/// Columns of a register.
+const TILE_COLUMNS: usize = 64;
+
+/// Products of bytes of a turn of [`Tiles::probe`], and how many of them one sum has.
+pub const PROBED: usize = 4 * 16 * 16 * 64;
+pub const PROBED_OF_SUM: usize = 64;
 
 /// How quants times scales lie in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,11 +64,23 @@ impl Planes {
 }
 
 /// The place, in bytes, of columns `4 quad ..` of row 0 of row vector `vector` (0 or 1) in a panel's planes; rows follow each other there, four bytes
-/// each. The place in the second plane, if there are `planes` of them, is two registers further.
+/// each. Spans have `span` columns; the place in the second plane, if there are `planes` of them, is [`plane_bytes`] further.
 #[inline(always)]
-pub const fn place_of_quad(quad: usize, vector: usize, planes: usize) -> usize {
-    let (span, half, row) = (quad / 32, quad / 16 % 2, quad % 16);
-    ((span * 2 + vector) * planes * 2 + half) * TILE + row * 64
+pub const fn place_of_quad(quad: usize, vector: usize, planes: usize, span: usize) -> usize {
+    (quad / (span / 4) * 2 + vector) * planes * plane_bytes(span) + quad % (span / 4) * 64
+}
+
+/// Bytes of a span of a row vector in one plane.
+#[inline(always)]
+pub const fn plane_bytes(span: usize) -> usize {
+    16 * span
+}
+
+/// The place, in bytes, of columns `span * number ..` of the first token of a part; its columns are a row of a register.
+#[inline(always)]
+pub const fn place_of_span(number: usize, span: usize) -> usize {
+    let column = number * span;
+    column / TILE_COLUMNS * 2 * TILE + column % TILE_COLUMNS
 }
 
 /// The place, in bytes, of columns `64 chunk ..` of token `token` of a part.
@@ -74,14 +92,16 @@ pub const fn place_of_chunk(chunk: usize, token: usize) -> usize {
 /// What is multiplied: panels of rows with parts of tokens, over all spans of columns.
 #[derive(Clone, Copy)]
 pub struct TileOperands<'a> {
+    /// Columns of a span: [`SPAN`] or [`NARROW_SPAN`].
+    pub span: usize,
     /// Of the rows.
     pub spans: usize,
     /// Of the tokens, at least as many.
     pub token_spans: usize,
-    /// Pairs of groups with mins in a span: 0, 2 or 4.
+    /// Pairs of groups with mins in a span: 0, 1, 2 or 4.
     pub pairs: usize,
     pub panels: &'a [TilePanel<'a>],
-    /// `[parts, token_spans, halves, sixteens]` registers: see [`place_of_chunk`].
+    /// `[parts, token_columns / 64, sixteens]` registers: see [`place_of_chunk`].
     pub tokens: &'a [i32],
     /// `[parts, token_spans, pairs, PART]`: the sums of two groups' activations, two i16 a word.
     pub sums: &'a [i32],
@@ -94,9 +114,9 @@ pub struct TileOperands<'a> {
 /// [`PANEL`] rows of weights.
 #[derive(Clone, Copy)]
 pub struct TilePanel<'a> {
-    /// `[spans, vectors, planes, halves]` registers: see [`place_of_quad`].
+    /// `[spans, vectors, planes, span / 4, 16]` words: see [`place_of_quad`].
     pub planes: &'a [i32],
-    /// `[spans / 2, PANEL]`.
+    /// `[blocks, PANEL]`: of two spans, or of one narrow span.
     pub d: &'a [f32],
     pub dmin: &'a [f32],
     /// `[spans, pairs, PANEL]`: two i16 a word.
@@ -115,7 +135,10 @@ pub trait Tiles<I: Isa>: Copy {
     /// vector means nothing.
     fn planes(self, planes: Planes, lanes: I::W, offset: u8, factors: Self::Factors) -> [I::W; 2];
 
-    /// The sums of the spans of all parts as `totals`, `[panels, vectors, parts, PART, LANES]` for even spans and the same for odd ones, as
+    /// Multiplies registers of ones, [`PROBED`] products of bytes a turn, and gives one of the sums: to find out how fast the unit is by itself.
+    fn probe(self, turns: usize) -> i32;
+
+    /// The sums of the spans of all parts as `totals`, `[256 / span, panels, vectors, parts, PART, LANES]`, of which spans take turns, as
     /// [`add_span`](super::add_span) adds them up.
     fn products(self, planes: Planes, operands: &TileOperands, totals: &mut [f32]);
 }
@@ -132,6 +155,10 @@ impl<I: Isa> Tiles<I> for NoTiles {
     }
     #[inline(always)]
     fn planes(self, _planes: Planes, _lanes: I::W, _offset: u8, _factors: ()) -> [I::W; 2] {
+        match self {}
+    }
+    #[inline(always)]
+    fn probe(self, _turns: usize) -> i32 {
         match self {}
     }
     #[inline(always)]

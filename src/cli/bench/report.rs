@@ -338,7 +338,7 @@ mod tests {
                 cost: Cost { bytes: 150_000_000_000, integer_products: 75_000_000_000, ..Cost::default() },
                 least: Duration::from_secs(3),
             },
-            limits: &Limits { read: 40e9, integer: 1e12, float: 1e11 },
+            limits: &Limits { read: 40e9, integer: 1e12, pairs: 5e11, float: 1e11 },
             cpu: "a processor",
             gpu: String::new(),
             gpu_layers: 0,

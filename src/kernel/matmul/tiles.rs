@@ -2,8 +2,11 @@
 
 use super::{PackTile, PackedTokens, Panel, PanelProducts};
 use crate::kernel::panel::{Lanes, OfTiles, min_columns, planes, unpack};
+use crate::kernel::partial_sums;
 use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, MAX_LANES, PANEL, PART, TileOperands, TilePanel, Tiles, place_of_chunk};
+use crate::simd::{
+    Isa, MAX_LANES, PANEL, PART, TileOperands, TilePanel, Tiles, place_of_chunk, sum_of_vectors,
+};
 
 /// Parts of tokens that a panel is swept by at once: half of their totals stay in the first cache.
 const PARTS: usize = 2;
@@ -66,10 +69,11 @@ impl<F: Unpack> PanelProducts<'_, F> {
         let sweeps = tokens.tiles().div_ceil(PARTS);
         for sweep in 0..sweeps {
             let parts = (tokens.tiles() - sweep * PARTS).min(PARTS);
-            totals.resize(2 * PARTS * PANELS * PANEL * PART);
-            let totals = &mut totals[..2 * parts * count * PANEL * PART];
-            if self.columns <= F::SPAN {
-                // There are no odd spans.
+            let partials = partial_sums(F::SPAN);
+            totals.resize(partials * PARTS * PANELS * PANEL * PART);
+            let totals = &mut totals[..partials * parts * count * PANEL * PART];
+            if self.columns < partials * F::SPAN {
+                // Partial sums that no span of a narrow matrix goes to are 0.
                 totals.fill(0.0);
             }
             let operands = TileOperands {
@@ -82,7 +86,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
             for t in 0..(parts * PART).min(tokens.rows - first) {
                 // Sound: panels are given disjoint rows, and each token is stored once.
                 let out = unsafe { self.out.slice((first + t) * self.out_stride + self.first, rows) };
-                store(isa, totals, parts, t, out);
+                store::<F, I>(isa, totals, parts, t, out);
             }
         }
     }
@@ -111,6 +115,7 @@ fn operands<F: Unpack>(
     // Of every part so many of a kind.
     let of = |each: usize| first * each..(first + parts) * each;
     TileOperands {
+        span: F::SPAN,
         spans,
         token_spans,
         pairs,
@@ -124,11 +129,14 @@ fn operands<F: Unpack>(
 
 /// Stores the sums of token `t` of `parts` parts.
 #[inline(always)]
-fn store<I: Isa>(isa: I, totals: &[f32], parts: usize, t: usize, out: &mut [f32]) {
-    let (each, odd) = (parts * PART * MAX_LANES, totals.len() / 2);
+fn store<F: Unpack, I: Isa>(isa: I, totals: &[f32], parts: usize, t: usize, out: &mut [f32]) {
+    let each = parts * PART * MAX_LANES;
     for (vector, out) in out.chunks_mut(MAX_LANES).enumerate() {
         let at = vector * each + t * MAX_LANES;
-        let sum = isa.f_add(isa.f_load(&totals[at..]), isa.f_load(&totals[odd + at..]));
+        let sum = match const { partial_sums(F::SPAN) } {
+            2 => sum_of::<I, 2>(isa, totals, at),
+            _ => sum_of::<I, 8>(isa, totals, at),
+        };
         if out.len() == MAX_LANES {
             isa.f_store(sum, out);
         } else {
@@ -137,4 +145,14 @@ fn store<I: Isa>(isa: I, totals: &[f32], parts: usize, t: usize, out: &mut [f32]
             out.copy_from_slice(&lanes[..out.len()]);
         }
     }
+}
+
+/// The sum of the vectors at `at` of each of `N` parts of `totals`.
+#[inline(always)]
+fn sum_of<I: Isa, const N: usize>(isa: I, totals: &[f32], at: usize) -> I::F {
+    let mut vectors = [isa.f_splat(0.0); N];
+    for i in 0..N {
+        vectors[i] = isa.f_load(&totals[i * (totals.len() / N) + at..]);
+    }
+    sum_of_vectors(isa, &vectors)
 }

@@ -2,11 +2,14 @@
 
 use super::{Lanes, Lines};
 use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, Planes, Tiles, place_of_quad};
+use crate::simd::{Isa, NARROW_SPAN, Planes, SPAN, Tiles, place_of_quad, plane_bytes};
 
 /// Whether a matrix unit's products of `F` exist for `I`.
 pub(in crate::kernel) const fn has_tiles<F: Unpack, I: Isa>() -> bool {
-    I::LANES == 16 && I::WORDS == 1 && I::TILE.0 == 2 && F::BLOCK == 256 && F::SPAN == crate::simd::SPAN
+    I::LANES == 16
+        && I::WORDS == 1
+        && I::TILE.0 == 2
+        && (F::SPAN == SPAN && F::BLOCK == 256 || F::SPAN == NARROW_SPAN && F::BLOCK == NARROW_SPAN)
 }
 
 /// The planes that `F` needs.
@@ -14,7 +17,7 @@ pub(in crate::kernel) const fn planes<F: Unpack>() -> Planes {
     let (above, below) = (F::LARGEST as i32 - F::OFFSET, -F::OFFSET);
     let scale = if F::SCALED { F::LARGEST_SCALE } else { 1 };
     // Scales of formats with mins have no sign.
-    if F::MINS {
+    if F::MINS || !F::SCALED {
         return Planes::of(below * scale, above * scale);
     }
     let size = if above > -below { above } else { -below };
@@ -43,10 +46,10 @@ pub(super) fn prepare<F: Unpack, I: Isa>(isa: I, block: usize, panel: &mut Lanes
             for quad in group * quads..(group + 1) * quads {
                 let lanes = isa.w_load(&panel.lanes[quad * wide + at..]);
                 let [low, high] = tiles.planes(planes, lanes, F::OFFSET as u8, factors);
-                let place = place_of_quad(quad, vector, planes.count()) / 4;
+                let place = place_of_quad(quad, vector, planes.count(), F::SPAN) / 4;
                 isa.w_store(low, &mut panel.planes[place..]);
                 if planes.count() == 2 {
-                    isa.w_store(high, &mut panel.planes[place + 2 * 16 * I::LANES..]);
+                    isa.w_store(high, &mut panel.planes[place + plane_bytes(F::SPAN) / 4..]);
                 }
             }
         }

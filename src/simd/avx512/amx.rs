@@ -12,7 +12,9 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use crate::simd::tiles::{PANEL, PART, Planes, SPAN_BYTES, TileOperands, Tiles};
+use crate::simd::tiles::{
+    NARROW_SPAN, PANEL, PART, Planes, SPAN, TileOperands, Tiles, place_of_span, plane_bytes,
+};
 use crate::simd::{Isa, MAX_LANES};
 
 /// Proof that the machine has AMX with products of bytes, AVX-512 F, BW and VNNI, and that this process may use the registers.
@@ -56,7 +58,7 @@ fn is_allowed() -> bool {
     false
 }
 
-/// Palette 1: eight registers of 16 rows of 64 bytes.
+/// Palette 1: eight registers of up to 16 rows of 64 bytes.
 #[repr(C, align(64))]
 struct Configuration {
     palette: u8,
@@ -66,22 +68,33 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-static WHOLE: Configuration = Configuration {
-    palette: 1,
-    start_row: 0,
-    reserved: [0; 14],
-    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
-};
+/// Whole registers.
+static WHOLE: Configuration = Configuration::new(64, 16);
+
+/// For products of 32 columns, registers 4 and 5 with half of their columns and 6 and 7 with half of their rows.
+static NARROW: Configuration = Configuration::new(32, 8);
+
+impl Configuration {
+    /// Operands of so many bytes of a token and so many rows of four columns.
+    const fn new(bytes: u16, rows: u8) -> Self {
+        Self {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: [64, 64, 64, 64, bytes, bytes, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+            rows: [16, 16, 16, 16, 16, 16, rows, rows, 0, 0, 0, 0, 0, 0, 0, 0],
+        }
+    }
+}
 
 /// The registers, set up and zero, until it is dropped: then the system need not save them when threads change.
 struct Setup;
 
 impl Setup {
-    fn new(_proof: Amx) -> Self {
+    fn new(_proof: Amx, configuration: &'static Configuration) -> Self {
         // Sound: the proof says that the instruction exists and may be used; it reads 64 bytes.
         unsafe {
-            asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE, options(nostack, readonly, preserves_flags));
+            asm!("ldtilecfg [{}]", in(reg) &raw const *configuration, options(nostack, readonly, preserves_flags));
         }
         Self
     }
@@ -154,16 +167,50 @@ impl<I: Isa<W = __m512i, F = __m512>> Tiles<I> for Amx {
     }
 
     #[inline(always)]
+    fn probe(self, turns: usize) -> i32 {
+        let (ones, mut sums) = ([0x0101_0101_i32; 256], [0_i32; 256]);
+        let _setup = Setup::new(self, &WHOLE);
+        // Sound: the registers are set up; loads and the store take 1 KiB.
+        unsafe {
+            asm!(
+                "tileloadd tmm4, [{ones} + {stride}]",
+                "tileloadd tmm5, [{ones} + {stride}]",
+                "tileloadd tmm6, [{ones} + {stride}]",
+                "tileloadd tmm7, [{ones} + {stride}]",
+                "2:",
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tdpbssd tmm1, tmm4, tmm7",
+                "tdpbssd tmm2, tmm5, tmm6",
+                "tdpbssd tmm3, tmm5, tmm7",
+                "sub {turns}, 1",
+                "jnz 2b",
+                "tilestored [{sums} + {stride}], tmm0",
+                ones = in(reg) ones.as_ptr(), sums = in(reg) sums.as_mut_ptr(),
+                turns = inout(reg) turns.max(1) => _, stride = in(reg) 64usize,
+                options(nostack),
+            );
+        }
+        sums[0]
+    }
+
+    #[inline(always)]
     fn products(self, planes: Planes, operands: &TileOperands, totals: &mut [f32]) {
         // Sound: the proof covers the features of these functions.
         unsafe {
-            match (planes, operands.pairs) {
-                (Planes::Unsigned, 0) => products::<UNSIGNED, 0>(self, operands, totals),
-                (Planes::Unsigned, 4) => products::<UNSIGNED, 4>(self, operands, totals),
-                (Planes::Signed, 0) => products::<SIGNED, 0>(self, operands, totals),
-                (Planes::Two, 0) => products::<TWO, 0>(self, operands, totals),
-                (Planes::Two, 2) => products::<TWO, 2>(self, operands, totals),
-                (planes, pairs) => unreachable!("no format has {planes:?} and {pairs} pairs of mins"),
+            match (planes, operands.pairs, operands.span) {
+                (Planes::Unsigned, 4, SPAN) => products::<UNSIGNED, 4, SPAN>(self, operands, totals),
+                (Planes::Signed, 0, SPAN) => products::<SIGNED, 0, SPAN>(self, operands, totals),
+                (Planes::Two, 0, SPAN) => products::<TWO, 0, SPAN>(self, operands, totals),
+                (Planes::Two, 2, SPAN) => products::<TWO, 2, SPAN>(self, operands, totals),
+                (Planes::Unsigned, 1, NARROW_SPAN) => {
+                    products::<UNSIGNED, 1, NARROW_SPAN>(self, operands, totals);
+                }
+                (Planes::Signed, 0, NARROW_SPAN) => {
+                    products::<SIGNED, 0, NARROW_SPAN>(self, operands, totals)
+                }
+                (planes, pairs, span) => {
+                    unreachable!("no format has {planes:?}, {pairs} pairs of mins and spans of {span}")
+                }
             }
         }
     }
@@ -175,16 +222,18 @@ const TWO: u8 = Planes::Two as u8;
 
 /// Panics unless the slices of `operands` and `totals` are as long as the counts say. Gives the parts.
 fn check(planes: usize, operands: &TileOperands, totals: &[f32]) -> usize {
-    let &TileOperands { spans, token_spans, pairs, panels, .. } = operands;
-    let (blocks, words) = (spans.div_ceil(2), SPAN_BYTES / 4);
-    let each = 2 * panels.len() * PANEL * PART;
+    let &TileOperands { span, spans, token_spans, pairs, panels, .. } = operands;
+    let blocks = if span == SPAN { spans.div_ceil(2) } else { spans };
+    let each = 256 / span * panels.len() * PANEL * PART;
     let parts = totals.len() / each;
-    assert!(spans <= token_spans && parts > 0 && totals.len() == parts * each);
-    assert!(operands.tokens.len() >= parts * token_spans * words);
+    assert!(spans <= token_spans && (token_spans * span).is_multiple_of(64));
+    assert!(parts > 0 && totals.len() == parts * each);
+    assert!(operands.tokens.len() * 4 >= parts * token_spans * span * PART);
     assert!(operands.floats.len() >= parts * token_spans * PART);
     assert!(operands.sums.len() >= parts * token_spans * pairs * PART);
     for panel in panels {
-        assert!(panel.planes.len() >= spans * planes * words && panel.d.len() >= blocks * PANEL);
+        assert!(panel.planes.len() * 4 >= spans * 2 * planes * plane_bytes(span));
+        assert!(panel.d.len() >= blocks * PANEL);
         if pairs > 0 {
             assert!(panel.dmin.len() >= blocks * PANEL && panel.mins.len() >= spans * pairs * PANEL);
         }
@@ -192,15 +241,20 @@ fn check(planes: usize, operands: &TileOperands, totals: &[f32]) -> usize {
     parts
 }
 
-/// [`Tiles::products`] with `PAIRS` of mins; `PLANES` is one of [`Planes`].
+/// [`Tiles::products`] with `PAIRS` of mins in spans of `SPAN_` columns; `PLANES` is one of [`Planes`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn products<const PLANES: u8, const PAIRS: usize>(amx: Amx, operands: &TileOperands, totals: &mut [f32]) {
+fn products<const PLANES: u8, const PAIRS: usize, const SPAN_: usize>(
+    amx: Amx,
+    operands: &TileOperands,
+    totals: &mut [f32],
+) {
     let planes = const { if PLANES == TWO { 2 } else { 1 } };
     let parts = check(planes, operands, totals);
-    let _setup = Setup::new(amx);
+    let _setup = Setup::new(amx, if SPAN_ == NARROW_SPAN { &NARROW } else { &WHOLE });
     let mut ring = [const { Sums([[[[0; 16]; 16]; 2]; 2]) }; 3];
     let [mut to, mut from, mut complete] = ring.each_mut();
-    let columns = Columns { spans: operands.spans, panels: operands.panels.len(), vectors: planes };
+    let (panels, partials) = (operands.panels.len(), 256 / SPAN_);
+    let columns = Columns { spans: operands.spans, partials, panels, vectors: planes };
     let (lines, units) = (operands.next.len().div_ceil(64), columns.count() * parts);
     let mut column = Column::default();
     // The unit whose sums are still on their way, and the one before it.
@@ -208,7 +262,7 @@ fn products<const PLANES: u8, const PAIRS: usize>(amx: Amx, operands: &TileOpera
     for _ in 0..columns.count() {
         for part in 0..parts {
             ask(operands.next, lines * number / units..lines * (number + 1) / units);
-            let unit = Unit::<PLANES, PAIRS>::of(operands, parts, columns, column, part);
+            let unit = Unit::<PLANES, PAIRS, SPAN_>::of(operands, parts, columns, column, part);
             // Sound: operands were checked, the registers are set up, `complete` holds the sums of `before`, and `from` those of `last` but for what is
             // still in registers 2 and 3.
             unsafe {
@@ -239,6 +293,8 @@ fn products<const PLANES: u8, const PAIRS: usize>(amx: Amx, operands: &TileOpera
 #[derive(Clone, Copy)]
 struct Columns {
     spans: usize,
+    /// Partial sums, which spans go to in turns.
+    partials: usize,
     panels: usize,
     /// Row vectors of a panel that are apart: 1 where both are multiplied at once.
     vectors: usize,
@@ -271,13 +327,16 @@ impl Columns {
         }
     }
 
-    /// Even spans, then odd ones: each half of the totals is all that the first cache has to hold of them.
+    /// The spans of one partial sum, then those of the next: one of them is all that the first cache has to hold of the totals.
     #[inline(always)]
     fn span_after(self, span: usize) -> usize {
-        match span + 2 {
-            next if next < self.spans => next,
-            _ if span % 2 == 0 && self.spans > 1 => 1,
-            _ => 0,
+        let (next, other) = (span + self.partials, span % self.partials + 1);
+        if next < self.spans {
+            next
+        } else if other < self.partials.min(self.spans) {
+            other
+        } else {
+            0
         }
     }
 }
@@ -307,15 +366,11 @@ unsafe fn take_rest(to: &mut Sums) {
     }
 }
 
-/// Steps of a unit that something is done between, and lines that are asked for in each if the unit asks for a whole span of rows or tokens.
-const STEPS: usize = 7;
-const STEP_LINES: usize = (SPAN_BYTES / 64).div_ceil(STEPS);
-
 /// Where the operands of a unit are, and where its sums go to.
 #[derive(Clone, Copy)]
-struct Unit<const PLANES: u8, const PAIRS: usize> {
-    rows: *const i32,
-    tokens: *const i32,
+struct Unit<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> {
+    rows: *const u8,
+    tokens: *const u8,
     d: *const f32,
     dmin: *const f32,
     mins: *const i32,
@@ -412,41 +467,97 @@ macro_rules! steps {
     }};
 }
 
-impl<const PLANES: u8, const PAIRS: usize> Unit<PLANES, PAIRS> {
+/// The four steps of a unit of a narrow span: both row vectors. What is stored was complete one product before.
+macro_rules! narrow_steps {
+    ($unit:ident, $to:ident, $from:ident, $sign:ident, $between:ident) => {{
+        let Unit { rows: b, tokens: a, .. } = *$unit;
+        let (to, from) = ((&raw mut *$to).cast::<u8>(), (&raw mut *$from).cast::<u8>());
+        asm!(
+            "tileloadd tmm4, [{a} + {stride}]",
+            "tileloadd tmm6, [{b} + {stride}]",
+            "tilezero tmm0",
+            first!($sign, 0, 4, 6),
+            "tilestored [{from} + {stride} + 2048], tmm2",
+            a = in(reg) a, b = in(reg) b, from = in(reg) from, stride = in(reg) 64usize,
+            options(nostack, preserves_flags),
+        );
+        $between!(0, 0, 8);
+        asm!(
+            "tileloadd tmm5, [{a} + {stride} + 1024]",
+            "tilezero tmm1",
+            first!($sign, 1, 5, 6),
+            "tilestored [{from} + {stride} + 3072], tmm3",
+            a = in(reg) a, from = in(reg) from, stride = in(reg) 64usize,
+            options(nostack, preserves_flags),
+        );
+        $between!(1, 8, 16);
+        asm!(
+            "tileloadd tmm7, [{b} + {stride} + 512]",
+            "tilezero tmm2",
+            first!($sign, 2, 4, 7),
+            "tilestored [{to} + {stride}], tmm0",
+            b = in(reg) b, to = in(reg) to, stride = in(reg) 64usize,
+            options(nostack, preserves_flags),
+        );
+        $between!(2, 16, 24);
+        asm!(
+            "tilezero tmm3",
+            first!($sign, 3, 5, 7),
+            "tilestored [{to} + {stride} + 1024], tmm1",
+            to = in(reg) to, stride = in(reg) 64usize,
+            options(nostack, preserves_flags),
+        );
+        $between!(3, 24, 32);
+    }};
+}
+
+impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIRS, SPAN_> {
     const TWO: bool = PLANES == TWO;
+    const NARROW: bool = SPAN_ == NARROW_SPAN;
+    /// Times that something is done between steps, and lines that are asked for each time if the unit asks for a whole span of rows or tokens.
+    const STEPS: usize = if Self::NARROW { 4 } else { 7 };
+    const ROW_LINES: usize = (2 * plane_bytes(SPAN_) / 64).div_ceil(Self::STEPS);
+    const TOKEN_LINES: usize = (if Self::NARROW { PART } else { PART * SPAN_ / 64 }).div_ceil(Self::STEPS);
 
     /// `column` of `part`.
     #[inline(always)]
     fn of(operands: &TileOperands, parts: usize, columns: Columns, column: Column, part: usize) -> Self {
         let Column { span, panel, vector } = column;
         let (next, span_after) = (columns.after(column), columns.span_after(span));
-        let (panels, of, words) = (operands.panels, &operands.panels[panel], SPAN_BYTES / 4);
-        let (at, ahead) = (part * operands.token_spans + span, part * operands.token_spans + span_after);
-        let row = span / 2 * PANEL + vector * MAX_LANES;
-        let half = panels.len() * PANEL * PART * parts;
+        let (panels, of) = (operands.panels, &operands.panels[panel]);
+        let at = part * operands.token_spans + span;
+        let block = if Self::NARROW { span } else { span / 2 };
+        let row = block * PANEL + vector * MAX_LANES;
+        let each = panels.len() * PANEL * PART * parts;
+        let first = part * operands.token_spans * SPAN_ * PART;
+        let tokens = operands.tokens.as_ptr().cast::<u8>().wrapping_add(first);
         let (rows_lines, tokens_lines) =
-            (STEP_LINES.div_ceil(parts), STEP_LINES.div_ceil(panels.len() * columns.vectors));
-        let rows_ahead = panels[next.panel].planes.as_ptr();
-        let rows_ahead = rows_ahead.wrapping_add((next.span * columns.vectors + next.vector) * words);
-        let tokens_ahead = operands.tokens.as_ptr().wrapping_add(ahead * words);
+            (Self::ROW_LINES.div_ceil(parts), Self::TOKEN_LINES.div_ceil(panels.len() * columns.vectors));
+        let share = (panel * columns.vectors + vector) * Self::STEPS * tokens_lines;
         Self {
-            rows: of.planes.as_ptr().wrapping_add((span * columns.vectors + vector) * words),
-            tokens: operands.tokens.as_ptr().wrapping_add(at * words),
+            rows: Self::rows(operands, columns, column),
+            tokens: tokens.wrapping_add(place_of_span(span, SPAN_)),
             d: of.d.as_ptr().wrapping_add(row),
             dmin: of.dmin.as_ptr().wrapping_add(row),
             mins: of.mins.as_ptr().wrapping_add(span * PAIRS * PANEL + vector * MAX_LANES),
             sums: operands.sums.as_ptr().wrapping_add(at * PAIRS * PART),
             floats: operands.floats.as_ptr().wrapping_add(at * PART),
-            is_first: span < 2,
-            rows_ahead: rows_ahead.cast::<u8>().wrapping_add(part * STEPS * rows_lines * 64),
+            is_first: span < columns.partials,
+            rows_ahead: Self::rows(operands, columns, next)
+                .wrapping_add(part * Self::STEPS * rows_lines * 64),
             rows_lines,
-            tokens_ahead: tokens_ahead
-                .cast::<u8>()
-                .wrapping_add((panel * columns.vectors + vector) * STEPS * tokens_lines * 64),
+            tokens_ahead: tokens.wrapping_add(place_of_span(span_after, SPAN_) + share * 64),
             tokens_lines,
-            total: span % 2 * half + ((2 * panel + vector) * parts + part) * PART * MAX_LANES,
+            total: span % columns.partials * each + ((2 * panel + vector) * parts + part) * PART * MAX_LANES,
             apart: parts * PART * MAX_LANES,
         }
+    }
+
+    /// Where the planes of `column` are.
+    #[inline(always)]
+    fn rows(operands: &TileOperands, columns: Columns, column: Column) -> *const u8 {
+        let bytes = (column.span * columns.vectors + column.vector) * 2 * plane_bytes(SPAN_);
+        operands.panels[column.panel].planes.as_ptr().cast::<u8>().wrapping_add(bytes)
     }
 
     /// Asks for what goes with step number `step`.
@@ -485,6 +596,8 @@ impl<const PLANES: u8, const PAIRS: usize> Unit<PLANES, PAIRS> {
         }
         unsafe {
             match PLANES {
+                SIGNED if Self::NARROW => narrow_steps!(self, to, from, signed, add),
+                _ if Self::NARROW => narrow_steps!(self, to, from, unsigned, add),
                 TWO => steps!(self, to, from, unsigned, signed, add),
                 SIGNED => steps!(self, to, from, signed, signed, add),
                 _ => steps!(self, to, from, unsigned, unsigned, add),
