@@ -249,6 +249,8 @@ fn many<F: Unpack>(
     let (mut tokens, mut panel) = (PackedTokens::default(), Panel::default());
     tokens.pack_as(format, level, a, &Pool::new(1), way);
     let each = panel_rows(level, &tokens);
+    // A matrix unit takes every format.
+    assert!(each == 64 || level != Level::Amx || way != Way::Tiles);
     for (i, bytes) in weights.chunks(each * row_bytes).enumerate() {
         PanelProducts {
             format,

@@ -12,6 +12,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
+use super::Avx512;
 use crate::simd::tiles::{
     NARROW_SPAN, PANEL, PART, Planes, SPAN, TileOperands, Tiles, place_of_span, plane_bytes,
 };
@@ -27,6 +28,16 @@ impl Amx {
     pub fn new() -> Option<Self> {
         static ALLOWED: OnceLock<bool> = OnceLock::new();
         if *ALLOWED.get_or_init(|| has_features() && is_allowed()) { Some(Self(())) } else { None }
+    }
+}
+
+impl Avx512 {
+    /// The token that uses AMX, if the machine has it and the system allows it.
+    pub fn with_amx() -> Option<Self> {
+        match (Self::new(), Amx::new()) {
+            (Some(_), Some(amx)) => Some(Self(Some(amx))),
+            _ => None,
+        }
     }
 }
 

@@ -49,16 +49,6 @@ impl<const VNNI: bool> Avx512With<VNNI> {
     }
 }
 
-impl Avx512 {
-    /// The token that uses AMX, if the machine has it and the system allows it.
-    pub fn with_amx() -> Option<Self> {
-        match (Self::new(), Amx::new()) {
-            (Some(_), Some(amx)) => Some(Self(Some(amx))),
-            _ => None,
-        }
-    }
-}
-
 /// Up to so many vectors, less one, are summed up one by one.
 const FEW: usize = 4;
 
