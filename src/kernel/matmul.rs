@@ -377,12 +377,12 @@ impl<F: Unpack> Kernel for Best<F> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Way {
-        let (sums, tiles) = const { (has_sums::<F, I>(), has_tiles::<F, I>()) };
+        let (has_sums, has_tiles) = const { (has_sums::<F, I>(), has_tiles::<F, I>()) };
         if self.tokens <= const { blockwise_tokens::<F, I>() } {
             Way::Lanes
-        } else if tiles && isa.tiles().is_some() {
+        } else if has_tiles && self.tokens >= tiles::LEAST_TOKENS && isa.tiles().is_some() {
             Way::Tiles
-        } else if sums && isa.multiplies_sums() {
+        } else if has_sums && isa.multiplies_sums() {
             Way::Sums
         } else {
             Way::Lanes

@@ -14,6 +14,9 @@ const PARTS: usize = 2;
 /// Panels of [`PANEL`] rows that are swept at once: tokens come from a far cache as often as there are such sweeps.
 pub(super) const PANELS: usize = 2;
 
+/// With fewer tokens, too much of the last part is empty for the unit to be faster than vectors.
+pub(super) const LEAST_TOKENS: usize = PART + PART / 2;
+
 /// Columns that lie side by side in a register.
 const CHUNK: usize = 64;
 
