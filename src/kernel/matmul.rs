@@ -13,14 +13,14 @@ use super::panel::{
     has_tiles, largest_sum, min_columns, packed_span, resize_to_block, row_vectors, scaling, unpack,
     unpack_block,
 };
-use super::{Lines, Pool, SharedMut, pair, partial_sums, prefetch_part, sum};
+use super::{Lines, Pool, SharedMut, pair, partial_sums, prefetch_part, store_some, sum};
 use crate::quant::unpack::Unpack;
 use crate::simd::{
     Finished, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, PART, Partials, Scales, SpanFloats, SpanTile,
     SpansTile, TileKernel, add_span, dispatch_at, lowered, raised, sum_of_partials,
 };
 
-/// How many tokens are multiplied.
+/// How a batch of many tokens is multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Way {
     /// By dot products of lanes.
@@ -139,19 +139,25 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
     fn run<I: Isa>(mut self, isa: I) {
         let padded = self.from.padded();
         self.largest.fill(0);
-        if const { has_tiles::<F, I>() } && self.way == Way::Tiles {
-            return self.for_tiles();
-        }
+        let for_tiles = const { has_tiles::<F, I>() } && self.way == Way::Tiles;
         for t in 0..self.tile {
             let row = self.first + t;
+            match (row < self.from.rows, for_tiles) {
+                (true, true) => self.chunks(row, t),
+                (true, false) => self.quads(row, t, I::WORDS),
+                (false, true) => self.fill_chunks(t),
+                (false, false) => self.fill(t, I::WORDS),
+            }
             if row >= self.from.rows {
-                self.fill(t, I::WORDS);
                 continue;
             }
-            self.quads(row, t, I::WORDS);
+            self.scales(row, t);
             let sums = &self.from.sums[row * (padded / 16)..][..padded / 16];
             if F::MINS {
                 self.sums(sums, t);
+            }
+            if for_tiles {
+                continue;
             }
             // The constants alone decide what code there is.
             if const { has_sums::<F, I>() } && self.way == Way::Sums {
@@ -182,17 +188,14 @@ impl<F: Unpack> PackTile<'_, F> {
         }
     }
 
-    /// Quants and scales of `row` as those of token `t` of the tile.
+    /// Quants of `row` as those of token `t` of the tile.
     #[inline(always)]
     fn quads(&mut self, row: usize, t: usize, words: usize) {
         let (padded, tile) = (self.from.padded(), self.tile);
         let quants = self.from.quants[row * padded..][..padded].as_chunks::<4>().0;
         for q in 0..quants.len() {
-            let [a, b, c, d] = quants[q];
-            let word = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
-            self.quads[(q / words * tile + t) * words + q % words] = word;
+            self.quads[(q / words * tile + t) * words + q % words] = word_of(quants[q]);
         }
-        self.scales(row, t);
     }
 
     /// Scales of `row` as those of token `t` of the tile.
@@ -262,13 +265,19 @@ impl<F: Unpack> PackTile<'_, F> {
     }
 }
 
+/// Four i8 in a word.
+#[inline(always)]
+fn word_of([a, b, c, d]: [i8; 4]) -> i32 {
+    i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8])
+}
+
 /// A panel's scratch: one per thread, reused.
 #[derive(Default)]
 pub struct Panel {
     lanes: Lanes,
     /// The second half of the rows, for a matrix unit.
     second: Lanes,
-    /// `[partial sums, tile tokens, row vectors, MAX_LANES]`. For a matrix unit, `[2, row vectors, parts, PART, MAX_LANES]`.
+    /// `[partial sums, tile tokens, row vectors, MAX_LANES]`. For a matrix unit, `[partial sums, row vectors, parts, PART, MAX_LANES]`.
     totals: Lines<f32>,
 }
 
@@ -587,13 +596,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
                 let out = unsafe { self.out.slice(at, count) };
                 // Where the next tile's sum goes is far from here, and a store that misses the caches holds up those behind it.
                 isa.prefetch(out.as_ptr().wrapping_add(T * self.out_stride).cast());
-                if count == I::LANES {
-                    isa.f_store(sum, out);
-                } else {
-                    let mut lanes = [0.0f32; MAX_LANES];
-                    isa.f_store(sum, &mut lanes);
-                    out.copy_from_slice(&lanes[..count]);
-                }
+                store_some(isa, sum, out);
             }
         }
     }

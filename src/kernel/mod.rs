@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use crate::machine::prefer_large_pages;
 use crate::quant::unpack::Unpack;
-use crate::simd::Isa;
+use crate::simd::{Isa, MAX_LANES};
 
 pub mod activation;
 pub mod activations;
@@ -73,13 +73,30 @@ fn prefetch_bytes<I: Isa>(isa: I, at: *const u8, length: usize) {
 /// Asks for part number `part` of `parts` of `bytes`, whole lines, for the second cache.
 #[inline(always)]
 fn prefetch_part<I: Isa>(isa: I, bytes: &[u8], part: usize, parts: usize) {
-    let each = bytes.len().div_ceil(64).div_ceil(parts) * 64;
-    let mut at = part * each;
-    let end = (at + each).min(bytes.len());
-    while at < end {
+    let bytes = part_of(bytes, part, parts);
+    let mut at = 0;
+    while at < bytes.len() {
         isa.prefetch_far(bytes.as_ptr().wrapping_add(at));
         at += 64;
     }
+}
+
+/// Part number `part` of `parts` of `bytes`, whole lines.
+#[inline(always)]
+fn part_of(bytes: &[u8], part: usize, parts: usize) -> &[u8] {
+    let each = bytes.len().div_ceil(64).div_ceil(parts) * 64;
+    &bytes[(part * each).min(bytes.len())..((part + 1) * each).min(bytes.len())]
+}
+
+/// Stores as many of the first lanes of `v` as `to` has room for.
+#[inline(always)]
+fn store_some<I: Isa>(isa: I, v: I::F, to: &mut [f32]) {
+    if to.len() == I::LANES {
+        return isa.f_store(v, to);
+    }
+    let mut lanes = [0.0; MAX_LANES];
+    isa.f_store(v, &mut lanes);
+    to.copy_from_slice(&lanes[..to.len()]);
 }
 
 /// Words of 32 bits in whole cache lines: vectors that lie across two lines cost twice as much.

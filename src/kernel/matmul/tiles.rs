@@ -1,8 +1,8 @@
 //! Products by a unit that multiplies matrices of bytes ([`Isa::tiles`]).
 
-use super::{PackTile, PackedTokens, Panel, PanelProducts};
+use super::{PackTile, PackedTokens, Panel, PanelProducts, word_of};
 use crate::kernel::panel::{Lanes, OfTiles, min_columns, planes, unpack};
-use crate::kernel::partial_sums;
+use crate::kernel::{part_of, partial_sums, store_some};
 use crate::quant::unpack::Unpack;
 use crate::simd::{
     Isa, MAX_LANES, PANEL, PART, TileOperands, TilePanel, Tiles, place_of_chunk, sum_of_vectors,
@@ -21,31 +21,25 @@ pub(super) const LEAST_TOKENS: usize = PART + PART / 2;
 const CHUNK: usize = 64;
 
 impl<F: Unpack> PackTile<'_, F> {
-    /// The part as a matrix unit reads it.
+    /// Quants of `row` as those of token `t` of a part, as a matrix unit reads them.
     #[inline(always)]
-    pub(super) fn for_tiles(&mut self) {
+    pub(super) fn chunks(&mut self, row: usize, t: usize) {
         let padded = self.from.padded();
-        for t in 0..PART {
-            let row = self.first + t;
-            let quants = if row < self.from.rows { &self.from.quants[row * padded..][..padded] } else { &[] };
-            for chunk in 0..padded / CHUNK {
-                let to = &mut self.quads[place_of_chunk(chunk, t) / 4..][..CHUNK / 4];
-                if quants.is_empty() {
-                    to.fill(0);
-                    continue;
-                }
-                let words = quants[chunk * CHUNK..][..CHUNK].as_chunks::<4>().0;
-                for i in 0..CHUNK / 4 {
-                    let [a, b, c, d] = words[i];
-                    to[i] = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
-                }
+        let quants = &self.from.quants[row * padded..][..padded];
+        for chunk in 0..padded / CHUNK {
+            let words = quants[chunk * CHUNK..][..CHUNK].as_chunks().0;
+            let to = &mut self.quads[place_of_chunk(chunk, t) / 4..][..CHUNK / 4];
+            for i in 0..CHUNK / 4 {
+                to[i] = word_of(words[i]);
             }
-            if row < self.from.rows {
-                self.scales(row, t);
-                if F::MINS {
-                    self.sums(&self.from.sums[row * (padded / 16)..][..padded / 16], t);
-                }
-            }
+        }
+    }
+
+    /// Zeros for a token that is missing to a whole part.
+    #[inline(always)]
+    pub(super) fn fill_chunks(&mut self, t: usize) {
+        for chunk in 0..self.from.padded() / CHUNK {
+            self.quads[place_of_chunk(chunk, t) / 4..][..CHUNK / 4].fill(0);
         }
     }
 }
@@ -70,10 +64,10 @@ impl<F: Unpack> PanelProducts<'_, F> {
         }
         let panels = [of_panel(first), of_panel(second)];
         let sweeps = tokens.tiles().div_ceil(PARTS);
+        let partials = partial_sums(F::SPAN);
+        totals.resize(partials * PARTS * PANELS * PANEL * PART);
         for sweep in 0..sweeps {
             let parts = (tokens.tiles() - sweep * PARTS).min(PARTS);
-            let partials = partial_sums(F::SPAN);
-            totals.resize(partials * PARTS * PANELS * PANEL * PART);
             let totals = &mut totals[..partials * parts * count * PANEL * PART];
             if self.columns < partials * F::SPAN {
                 // Partial sums that no span of a narrow matrix goes to are 0.
@@ -98,12 +92,6 @@ impl<F: Unpack> PanelProducts<'_, F> {
 /// What a matrix unit needs of half a panel.
 fn of_panel(half: &Lanes) -> TilePanel<'_> {
     TilePanel { planes: &half.planes, d: &half.d, dmin: &half.dmin, mins: &half.mins }
-}
-
-/// Part `number` of `parts` of `bytes`, whole lines.
-fn part_of(bytes: &[u8], number: usize, parts: usize) -> &[u8] {
-    let each = bytes.len().div_ceil(64).div_ceil(parts) * 64;
-    &bytes[(number * each).min(bytes.len())..((number + 1) * each).min(bytes.len())]
 }
 
 /// `parts` of `tokens` from number `first` on.
@@ -140,13 +128,7 @@ fn store<F: Unpack, I: Isa>(isa: I, totals: &[f32], parts: usize, t: usize, out:
             2 => sum_of::<I, 2>(isa, totals, at),
             _ => sum_of::<I, 8>(isa, totals, at),
         };
-        if out.len() == MAX_LANES {
-            isa.f_store(sum, out);
-        } else {
-            let mut lanes = [0.0; MAX_LANES];
-            isa.f_store(sum, &mut lanes);
-            out.copy_from_slice(&lanes[..out.len()]);
-        }
+        store_some(isa, sum, out);
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) fn resize<F: Unpack, I: Isa>(columns: usize, planes: &mut Lines<i32>)
     planes.resize(columns / 4 * const { self::planes::<F>() }.count() * I::LANES * I::TILE.0);
 }
 
-/// Multiplies the lanes of block number `block`, which are in block `from` of the panel's, by the scales of all rows.
+/// Multiplies the lanes of block number `block` by their scales, for all rows.
 #[inline(always)]
 pub(super) fn prepare<F: Unpack, I: Isa>(isa: I, block: usize, panel: &mut Lanes) {
     let Some(tiles) = isa.tiles() else { unreachable!("asked for where there is a matrix unit only") };

@@ -400,8 +400,8 @@ struct Unit<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> {
     apart: usize,
 }
 
-/// A product of tokens (`$a`, signed) with the first plane or row vector (`$b`), added to `$to`.
-macro_rules! first {
+/// A product of tokens (`$a`, signed) with a plane of rows (`$b`), added to `$to`.
+macro_rules! product {
     (signed, $to:literal, $a:literal, $b:literal) => {
         concat!("tdpbssd tmm", $to, ", tmm", $a, ", tmm", $b)
     };
@@ -420,10 +420,10 @@ macro_rules! steps {
             "tileloadd tmm4, [{a} + {stride}]",
             "tileloadd tmm6, [{b} + {stride}]",
             "tilezero tmm0",
-            first!($first, 0, 4, 6),
+            product!($first, 0, 4, 6),
             "tileloadd tmm5, [{a} + {stride} + 1024]",
             "tilezero tmm1",
-            first!($first, 1, 5, 6),
+            product!($first, 1, 5, 6),
             "tilestored [{from} + {stride} + 2048], tmm2",
             a = in(reg) a, b = in(reg) b, from = in(reg) from, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
@@ -432,7 +432,7 @@ macro_rules! steps {
         asm!(
             "tileloadd tmm7, [{b} + {stride} + 2048]",
             "tilezero tmm2",
-            first!($second, 2, 4, 7),
+            product!($second, 2, 4, 7),
             "tilestored [{from} + {stride} + 3072], tmm3",
             b = in(reg) b, from = in(reg) from, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
@@ -441,35 +441,35 @@ macro_rules! steps {
         asm!(
             "tileloadd tmm4, [{a} + {stride} + 2048]",
             "tilezero tmm3",
-            first!($second, 3, 5, 7),
+            product!($second, 3, 5, 7),
             a = in(reg) a, stride = in(reg) 64usize,
             options(nostack, readonly, preserves_flags),
         );
         $between!(2, 8, 12);
         asm!(
             "tileloadd tmm6, [{b} + {stride} + 1024]",
-            first!($first, 0, 4, 6),
+            product!($first, 0, 4, 6),
             b = in(reg) b, stride = in(reg) 64usize,
             options(nostack, readonly, preserves_flags),
         );
         $between!(3, 12, 17);
         asm!(
             "tileloadd tmm5, [{a} + {stride} + 3072]",
-            first!($first, 1, 5, 6),
+            product!($first, 1, 5, 6),
             a = in(reg) a, stride = in(reg) 64usize,
             options(nostack, readonly, preserves_flags),
         );
         $between!(4, 17, 22);
         asm!(
             "tileloadd tmm7, [{b} + {stride} + 3072]",
-            first!($second, 2, 4, 7),
+            product!($second, 2, 4, 7),
             "tilestored [{to} + {stride}], tmm0",
             b = in(reg) b, to = in(reg) to, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
         );
         $between!(5, 22, 27);
         asm!(
-            first!($second, 3, 5, 7),
+            product!($second, 3, 5, 7),
             "tilestored [{to} + {stride} + 1024], tmm1",
             to = in(reg) to, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
@@ -487,7 +487,7 @@ macro_rules! narrow_steps {
             "tileloadd tmm4, [{a} + {stride}]",
             "tileloadd tmm6, [{b} + {stride}]",
             "tilezero tmm0",
-            first!($sign, 0, 4, 6),
+            product!($sign, 0, 4, 6),
             "tilestored [{from} + {stride} + 2048], tmm2",
             a = in(reg) a, b = in(reg) b, from = in(reg) from, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
@@ -496,7 +496,7 @@ macro_rules! narrow_steps {
         asm!(
             "tileloadd tmm5, [{a} + {stride} + 1024]",
             "tilezero tmm1",
-            first!($sign, 1, 5, 6),
+            product!($sign, 1, 5, 6),
             "tilestored [{from} + {stride} + 3072], tmm3",
             a = in(reg) a, from = in(reg) from, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
@@ -505,7 +505,7 @@ macro_rules! narrow_steps {
         asm!(
             "tileloadd tmm7, [{b} + {stride} + 512]",
             "tilezero tmm2",
-            first!($sign, 2, 4, 7),
+            product!($sign, 2, 4, 7),
             "tilestored [{to} + {stride}], tmm0",
             b = in(reg) b, to = in(reg) to, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
@@ -513,7 +513,7 @@ macro_rules! narrow_steps {
         $between!(2, 16, 24);
         asm!(
             "tilezero tmm3",
-            first!($sign, 3, 5, 7),
+            product!($sign, 3, 5, 7),
             "tilestored [{to} + {stride} + 1024], tmm1",
             to = in(reg) to, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
@@ -622,9 +622,8 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
     /// The unit's places are those of checked operands.
     #[inline(always)]
     unsafe fn add<const FIRST: usize, const END: usize>(&self, sums: &Sums, totals: &mut [f32]) {
-        let totals = &mut totals[self.total..][..if Self::TWO { 0 } else { self.apart } + PART * MAX_LANES];
         for vector in 0..if Self::TWO { 1 } else { 2 } {
-            let totals = &mut totals[vector * self.apart..][..PART * MAX_LANES];
+            let totals = &mut totals[self.total + vector * self.apart..][..PART * MAX_LANES];
             unsafe {
                 if self.is_first {
                     self.add_vector::<FIRST, END, true>(sums, vector, totals.as_mut_ptr());
