@@ -1,7 +1,7 @@
 //! Every product kernel against a naive reference, at every ISA level this machine has.
 
 use super::activations::Activations;
-use super::attention::{self, Attention, BLOCK, HeadPage};
+use super::attention::{self, Attention, BLOCK, BlockMask, HeadPage};
 use super::float::{Bf16, F16, F32, Float, FloatProducts};
 use super::kv::{KvData, KvType, PAGE, padded_head};
 use super::matmul::{PackedTokens, Panel, PanelProducts, Way, panel_rows};
@@ -345,7 +345,15 @@ fn float_products_follow_the_reference_and_ignore_the_batch() {
     check_float::<Bf16>(|x| half::bf16::from_f32(x).to_bits());
 }
 
-fn attention_case(kind: KvType, head: usize, length: usize, window: usize, tolerance: f64) {
+/// Which keys queries see: the last `window`, and of those, if there is a stride, the blocks of 64 that are the last two or whose number
+/// and the query's add up to one less than a multiple of it.
+#[derive(Clone, Copy)]
+struct Seen {
+    window: usize,
+    stride: Option<usize>,
+}
+
+fn attention_case(kind: KvType, head: usize, length: usize, Seen { window, stride }: Seen, tolerance: f64) {
     let mut random = Random((head * 1000 + length) as u64);
     let padded = padded_head(head);
     let (keys, values) = (random.floats(length * head), random.floats(length * head));
@@ -361,26 +369,28 @@ fn attention_case(kind: KvType, head: usize, length: usize, window: usize, toler
         pages
     };
     // Queries of the last positions, as a prompt's tile has them.
-    let rows = length.min(19);
+    let rows = length.min(53);
     let positions: Vec<usize> = (length - rows..length).collect();
     let mut queries = vec![0.0f32; rows * padded];
     for q in queries.chunks_mut(padded) {
         q[..head].copy_from_slice(&random.floats(head));
         q.iter_mut().for_each(|x| *x /= (head as f32).sqrt());
     }
+    let phases: Vec<usize> = (0..rows).collect();
     let mut first: Option<Vec<f32>> = None;
     for level in Level::available() {
         let pages = pages(level);
         let pages: Vec<&HeadPage> = pages.iter().collect();
         let run = |range: std::ops::Range<usize>| {
             let mut out = vec![f32::NAN; range.len() * padded];
+            let phases = &phases[range.clone()];
             Attention {
                 pages: &pages,
                 queries: &queries[range.start * padded..range.end * padded],
                 positions: &positions[range],
                 padded_head: padded,
                 window,
-                mask: None,
+                mask: stride.map(|stride| BlockMask { block: BLOCK, local: 2, stride, phases }),
                 scratch: &mut attention::Scratch::default(),
                 out: &mut out,
             }
@@ -392,27 +402,30 @@ fn attention_case(kind: KvType, head: usize, length: usize, window: usize, toler
         let first = first.get_or_insert_with(|| out.clone());
         assert_eq!(&out, first, "{kind:?}, head {head}, {length} keys: {level:?} differs from other levels");
         for (r, &position) in positions.iter().enumerate() {
-            let seen = (position + 1).saturating_sub(window)..position + 1;
+            let seen: Vec<usize> = ((position + 1).saturating_sub(window)..position + 1)
+                .filter(|p| {
+                    let (block, own) = (p / BLOCK, position / BLOCK);
+                    stride.is_none_or(|stride| own - block < 2 || (block + r + 1).is_multiple_of(stride))
+                })
+                .collect();
             let q = &queries[r * padded..][..head];
             let score = |p: usize| -> f64 {
                 q.iter().zip(&keys[p * head..]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
             };
-            let largest = seen.clone().map(score).fold(f64::NEG_INFINITY, f64::max);
-            let weights: Vec<f64> = seen.clone().map(|p| (score(p) - largest).exp2()).collect();
+            let largest = seen.iter().map(|&p| score(p)).fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = seen.iter().map(|&p| (score(p) - largest).exp2()).collect();
             let total: f64 = weights.iter().sum();
             for d in 0..head {
-                let want: f64 = seen
-                    .clone()
-                    .zip(&weights)
-                    .map(|(p, w)| w / total * f64::from(values[p * head + d]))
-                    .sum();
+                let want: f64 =
+                    seen.iter().zip(&weights).map(|(p, w)| w / total * f64::from(values[p * head + d])).sum();
                 let got = f64::from(out[r * padded + d]);
                 assert!(
                     (got - want).abs() < tolerance,
                     "head {head}, {length} keys, query {r}, {level:?}: {got} {want}"
                 );
             }
-            for few in (1..=5).filter(|few| r + few <= rows) {
+            let few = if r < 10 { 5 } else { 1 };
+            for few in (1..=few).filter(|few| r + few <= rows) {
                 assert_eq!(
                     run(r..r + few),
                     out[r * padded..][..few * padded],
@@ -425,13 +438,14 @@ fn attention_case(kind: KvType, head: usize, length: usize, window: usize, toler
 
 #[test]
 fn attention_follows_the_reference_and_ignores_the_tile() {
-    for (head, length, window) in [
-        (96, 1, usize::MAX),
-        (96, 300, usize::MAX),
-        (64, 64, usize::MAX),
-        (20, 65, 40),
-        (128, 520, 100),
-        (32, 130, 1),
+    for (head, length, window, stride) in [
+        (96, 1, usize::MAX, None),
+        (96, 300, usize::MAX, None),
+        (64, 64, usize::MAX, None),
+        (20, 65, 40, None),
+        (128, 520, 100, None),
+        (32, 130, 1, None),
+        (160, 390, usize::MAX, Some(3)),
     ] {
         for (kind, tolerance) in [
             (KvType::F32, 2e-5),
@@ -440,14 +454,15 @@ fn attention_follows_the_reference_and_ignores_the_tile() {
             (KvType::Q8_0, 6e-2),
             (KvType::Q4_0, 2.0),
         ] {
-            attention_case(kind, head, length, window, tolerance);
+            attention_case(kind, head, length, Seen { window, stride }, tolerance);
         }
     }
     assert_eq!(PAGE % BLOCK, 0);
 }
 
-/// Attention over keys that are all the query times `k / |query|²`, and values that are all `value`: that is what comes out.
-fn attention_of_equals(query: &[f32], k: f32, value: f32, length: usize) {
+/// Attention over keys that are all the query times `k / |query|²`, and values that are all `value`: that is what comes out for
+/// each of `rows` equal queries.
+fn attention_of_equals(query: &[f32], k: f32, value: f32, length: usize, rows: usize) {
     let (padded, norm) = (query.len(), query.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>());
     let key: Vec<f32> =
         query.iter().map(|x| (f64::from(*x) * f64::from(k) / norm.max(1e-300)) as f32).collect();
@@ -459,11 +474,11 @@ fn attention_of_equals(query: &[f32], k: f32, value: f32, length: usize) {
             pages[p / PAGE].store(level, p % PAGE, &key, &vec![value; padded]);
         }
         let pages: Vec<&HeadPage> = pages.iter().collect();
-        let mut out = vec![f32::NAN; padded];
+        let mut out = vec![f32::NAN; rows * padded];
         Attention {
             pages: &pages,
-            queries: query,
-            positions: &[length - 1],
+            queries: &query.repeat(rows),
+            positions: &vec![length - 1; rows],
             padded_head: padded,
             window: usize::MAX,
             mask: None,
@@ -488,7 +503,9 @@ fn sixteen_bit_attention_has_room_for_the_largest_sums() {
     {
         for (k, value) in [(0.0, 1.0), (50.0, -1.0), (-50.0, 1e30), (3.0, 1e-30), (1e4, 0.0)] {
             for length in [1, 63, 64, 300] {
-                attention_of_equals(&query, k, value, length);
+                for rows in [1, 50] {
+                    attention_of_equals(&query, k, value, length, rows);
+                }
             }
         }
     }

@@ -43,8 +43,9 @@ pub use scalar::Scalar;
 pub use span::{Scales, SpanFloats, SpanTile, SpansTile, add_span, fits};
 pub use sums::{low_halves, lowered, raised, reach};
 pub use tiles::{
-    NARROW_SPAN, NoTiles, PANEL, PART, PROBED, PROBED_OF_SUM, Planes, SPAN, TileOperands, TilePanel, Tiles,
-    place_of_chunk, place_of_quad, plane_bytes,
+    CHUNK_WORDS, NARROW_SPAN, NoTiles, PANEL, PART, PROBED, PROBED_OF_SUM, PlaneSums, Planes, SPAN,
+    TileOperands, TilePanel, Tiles, place_of_chunk, place_of_columns, place_of_quad, place_of_row,
+    plane_bytes,
 };
 
 use std::sync::OnceLock;

@@ -89,6 +89,29 @@ pub const fn place_of_chunk(chunk: usize, token: usize) -> usize {
     (chunk * 2 + token / 16) * TILE + token % 16 * 64
 }
 
+/// Words of 64 columns of sixteen rows of 16-bit numbers in both planes: two registers, the low bytes first.
+pub const CHUNK_WORDS: usize = 2 * TILE / 4;
+
+/// The place, in words, of columns `64 chunk ..` of row `row` of sixteen in the lower plane; that in the higher one is half of [`CHUNK_WORDS`] further.
+/// The columns are in the order of [`Tiles::split`].
+#[inline(always)]
+pub const fn place_of_row(chunk: usize, row: usize) -> usize {
+    chunk * CHUNK_WORDS + row * 16
+}
+
+/// The place, in words, of row number 0 of sixteen of the other operand in the lower plane, as [`place_of_row`], of columns `4 quad ..`: they are in
+/// one word.
+#[inline(always)]
+pub const fn place_of_columns(quad: usize) -> usize {
+    place_of_row(quad / 16, quad % 4 * 4 + quad % 16 / 4)
+}
+
+/// Sums of [`Tiles::multiply`]: `[sixteens of the right operand, planes, rows of the left one, rows of the right one]`, where planes are
+/// the products of high bytes, of high with low ones, and of low ones.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(64))]
+pub struct PlaneSums(pub [[[[i32; 16]; 16]; 3]; 2]);
+
 /// What is multiplied: panels of rows with parts of tokens, over all spans of columns.
 #[derive(Clone, Copy)]
 pub struct TileOperands<'a> {
@@ -141,6 +164,26 @@ pub trait Tiles<I: Isa>: Copy {
     /// The sums of the spans of all parts as `totals`, `[256 / span, panels, vectors, parts, PART, LANES]`, of which spans take turns, as
     /// [`add_span`](super::add_span) adds them up.
     fn products(self, planes: Planes, operands: &TileOperands, totals: &mut [f32]);
+
+    /// The unit, ready for [`Tiles::multiply`] as long as there is one.
+    type Ready;
+
+    /// Makes it ready.
+    fn ready(self) -> Self::Ready;
+
+    /// Low and high bytes of 64 16-bit numbers, a word each. The order of columns: of every sixteen numbers, those of the four vectors come from
+    /// the same quarter of each.
+    fn split(self, words: [I::W; 4]) -> [I::W; 2];
+
+    /// Low and high bytes of two pairs of 16-bit numbers, each a word: four columns of each row, in order.
+    fn quads(self, first: I::W, last: I::W) -> [I::W; 2];
+
+    /// The products of sixteen rows of 16-bit numbers, `left`, with twice sixteen for each of `sums`, `right`, over `chunks` of 64 columns:
+    /// `[chunks]` and `[sums, 2, chunks]` times [`CHUNK_WORDS`].
+    fn multiply(ready: &Self::Ready, left: &[i32], right: &[i32], chunks: usize, sums: &mut [PlaneSums]);
+
+    /// The sums of products of 16-bit numbers, of [`PlaneSums`]' three planes.
+    fn sum_of_planes(self, sums: [I::W; 3]) -> I::W;
 }
 
 /// No ISA without such a unit has this.
@@ -163,6 +206,27 @@ impl<I: Isa> Tiles<I> for NoTiles {
     }
     #[inline(always)]
     fn products(self, _planes: Planes, _operands: &TileOperands, _totals: &mut [f32]) {
+        match self {}
+    }
+    type Ready = Self;
+    #[inline(always)]
+    fn ready(self) -> Self {
+        self
+    }
+    #[inline(always)]
+    fn split(self, _words: [I::W; 4]) -> [I::W; 2] {
+        match self {}
+    }
+    #[inline(always)]
+    fn quads(self, _first: I::W, _last: I::W) -> [I::W; 2] {
+        match self {}
+    }
+    #[inline(always)]
+    fn multiply(ready: &Self, _left: &[i32], _right: &[i32], _chunks: usize, _sums: &mut [PlaneSums]) {
+        match *ready {}
+    }
+    #[inline(always)]
+    fn sum_of_planes(self, _sums: [I::W; 3]) -> I::W {
         match self {}
     }
 }

@@ -5,13 +5,10 @@ use std::cell::RefCell;
 use super::cache::Page;
 use super::{Buffer, Cache, Cpu};
 use crate::backend::{Heads, Part, Rotation};
-use crate::kernel::attention::{Attention, BlockMask, HeadPage, Scratch};
+use crate::kernel::attention::{self, Attention, BlockMask, HeadPage, Scratch};
 use crate::kernel::kv::{PAGE, padded_head};
 use crate::kernel::{Lines, SharedMut, elementwise};
 use crate::simd::Level;
-
-/// Queries of a tile: enough to share the conversion of keys, few enough to stay in the caches.
-const TILE: usize = 64;
 
 /// With so many tasks for each thread or more, the last ones hardly matter.
 const TASKS_BY_HEAD: usize = 16;
@@ -64,12 +61,16 @@ impl Cpu {
     fn attend_part(&self, job: &Job, pages: &mut [Page]) {
         self.append(job, pages);
         let pages = &*pages;
-        let tokens = (TILE * job.heads.kv_count / job.heads.count).max(1);
-        let tiles = job.rows.len().div_ceil(tokens);
         let heads = job.heads.kv_count;
+        let enough = TASKS_BY_HEAD * self.pool.threads();
+        let tokens = |queries: usize| (queries * heads / job.heads.count).max(1);
+        let many = tokens(attention::most_queries(self.level));
+        let few = tokens(attention::FEWEST_QUERIES);
+        let tokens = if job.rows.len().div_ceil(many) * heads >= enough { many } else { few };
+        let tiles = job.rows.len().div_ceil(tokens);
         // Head after head, so that a head's keys and values stay in the caches for all its tiles; but where a thread has few tasks, no thread
         // should be left with a long one. Later tiles see more keys and come first.
-        let by_head = tiles * heads >= TASKS_BY_HEAD * self.pool.threads();
+        let by_head = tiles * heads >= enough;
         self.pool.run(tiles * heads, |task| {
             let (head, tile) =
                 if by_head { (task / tiles, task % tiles) } else { (task % heads, task / heads) };

@@ -13,17 +13,32 @@
 
 mod products;
 mod softmax;
+mod tiles;
+
+use std::ops::Range;
 
 use super::Lines;
 use super::kv::{self, KEYS, KvData, PAGE, padded_head};
 use crate::simd::{Isa, Kernel, Level, MAX_LANES, TileKernel, dispatch_at};
 use products::{Elements, Integers, Pair, PairByFma, Products, Single, scores_of, weighted_sums};
+use tiles::{LEAST_QUERIES, TileScratch};
 
 /// Keys that one softmax step takes.
 pub const BLOCK: usize = 64;
 
 /// Up to so many queries, keys and values of f32 are multiplied where they are; beyond, they are brought closer first.
 const FEW: usize = 16;
+
+/// Queries that should be computed at once: enough to share what is done for a block of keys, few enough to stay in the caches.
+pub const FEWEST_QUERIES: usize = 64;
+
+/// Up to so many, if there is enough to do for all threads.
+pub fn most_queries(level: Level) -> usize {
+    match level {
+        Level::Amx => tiles::MOST_QUERIES,
+        _ => FEWEST_QUERIES,
+    }
+}
 
 /// Keys and values of [`PAGE`] positions of one KV head.
 #[derive(Clone, Debug)]
@@ -96,7 +111,7 @@ impl BlockMask<'_> {
 pub struct Scratch {
     /// `[BLOCK / KEYS, padded_head, KEYS]` keys, then `[BLOCK, padded_head]` values.
     loaded: Lines<f32>,
-    /// `[rows, BLOCK]`: scores, then weights.
+    /// `[rows, BLOCK]`: scores, in the queries' units, then weights.
     scores: Lines<f32>,
     /// Each query's largest score so far, the sum of its weights relative to that, and what its sums are multiplied by when the largest
     /// score has grown; whole vectors of queries.
@@ -110,6 +125,7 @@ pub struct Scratch {
     rounded: Lines<f32>,
     queries: Pairs,
     weights: Pairs,
+    tiles: TileScratch,
 }
 
 /// 16-bit numbers, two in a word, that such keys and values are multiplied with.
@@ -117,7 +133,7 @@ pub struct Scratch {
 struct Pairs {
     /// `[rows, padded_head / 2]` of queries, `[rows, BLOCK / 2]` of weights.
     words: Lines<i32>,
-    /// What a unit of each row is worth where they are integers; whole vectors of rows.
+    /// What a unit of each row is worth, 1 where they are no integers; whole vectors of rows.
     units: Lines<f32>,
 }
 
@@ -144,16 +160,45 @@ impl Attention<'_> {
 }
 
 impl Attention<'_> {
-    /// Whether any of the queries sees a key of block `start / BLOCK`.
-    fn any_sees(&self, start: usize) -> bool {
-        self.positions.iter().enumerate().any(|(row, &position)| {
-            let (low, high) = self.visible(row, position, start);
+    /// The first positions of all blocks that may be seen.
+    fn blocks(&self) -> std::iter::StepBy<std::ops::RangeInclusive<usize>> {
+        let last = self.positions.iter().copied().max().unwrap_or(0);
+        let first = self.positions.iter().copied().min().unwrap_or(0);
+        let start = (first + 1).saturating_sub(self.window) / BLOCK * BLOCK;
+        (start..=last).step_by(BLOCK)
+    }
+
+    /// Whether any of the queries number `rows` sees a key of block `start / BLOCK`.
+    fn any_sees(&self, rows: Range<usize>, start: usize) -> bool {
+        rows.into_iter().any(|row| {
+            let (low, high) = self.visible(row, self.positions[row], start);
             low < high
         })
     }
 }
 
 impl Attention<'_> {
+    /// Adds up all weighted values.
+    #[inline(always)]
+    fn by_vectors<I: Isa>(&mut self, isa: I, scratch: &mut Scratch) {
+        let rows = self.positions.len();
+        scratch.loaded.resize(BLOCK * self.padded_head);
+        scratch.scores.resize(rows * BLOCK);
+        scratch.weights.words.resize(rows * BLOCK / 2);
+        self.prepare_queries(isa, scratch);
+        let end = self.positions.iter().copied().max().unwrap_or(0) + 1;
+        for start in self.blocks() {
+            if self.mask.is_some() && !self.any_sees(0..rows, start) {
+                continue;
+            }
+            isa.tall_tile(BlockScores { of: self, start, scratch });
+            self.softmax_step(isa, start, scratch);
+            let keys = (end - start).min(BLOCK);
+            // (In a taller tile the compiler keeps sums of values in memory.)
+            isa.tile(BlockSums { of: self, start, keys, scratch });
+        }
+    }
+
     /// Makes of the queries what the keys' type is multiplied with.
     #[inline(always)]
     fn prepare_queries<I: Isa>(&self, isa: I, scratch: &mut Scratch) {
@@ -192,30 +237,21 @@ impl Kernel for Attention<'_> {
         let (rows, padded) = (self.positions.len(), self.padded_head);
         assert!(self.queries.len() == rows * padded && self.out.len() == rows * padded);
         let mut scratch = std::mem::take(self.scratch);
-        scratch.loaded.resize(BLOCK * padded);
-        scratch.scores.resize(rows * BLOCK);
         let Scratch { largest, sum, shrink, inverse, queries, weights, .. } = &mut scratch;
         for lines in [&mut *largest, sum, shrink, inverse, &mut queries.units, &mut weights.units] {
             lines.resize(rows.next_multiple_of(MAX_LANES));
         }
         largest.fill(f32::NEG_INFINITY);
         sum.fill(0.0);
-        weights.words.resize(rows * BLOCK / 2);
-        self.prepare_queries(isa, &mut scratch);
+        queries.units.fill(1.0);
         self.out.fill(0.0);
-
-        let last = self.positions.iter().copied().max().unwrap_or(0);
-        let first = self.positions.iter().copied().min().unwrap_or(0);
-        let start = (first + 1).saturating_sub(self.window) / BLOCK * BLOCK;
-        for start in (start..=last).step_by(BLOCK) {
-            if self.mask.is_some() && !self.any_sees(start) {
-                continue;
+        match (isa.tiles(), self.pages[0]) {
+            (Some(unit), HeadPage { keys: KvData::Sixteen(_), values: KvData::Sixteen(_) })
+                if rows >= LEAST_QUERIES =>
+            {
+                self.by_tiles(isa, unit, &mut scratch);
             }
-            isa.tall_tile(BlockScores { of: &self, start, scratch: &mut scratch });
-            self.softmax_step(isa, start, &mut scratch);
-            let keys = (last + 1 - start).min(BLOCK);
-            // (In a taller tile the compiler keeps sums of values in memory.)
-            isa.tile(BlockSums { of: &mut self, start, keys, scratch: &mut scratch });
+            _ => self.by_vectors(isa, &mut scratch),
         }
         for row in 0..rows {
             let inverse = isa.f_splat(1.0 / scratch.sum[row]);
@@ -279,7 +315,7 @@ impl Attention<'_> {
                 return self.scores::<I, _, 2, 4>(isa, Single, self.queries, &keys, scores);
             }
             KvData::Sixteen(keys) => {
-                let integers = Integers { rows: &queries.units, keys: Some(&keys.scales[at..at + BLOCK]) };
+                let integers = Integers::Keys(&keys.scales[at..at + BLOCK]);
                 let keys = Elements { all: &keys.pairs[block.start / 2..block.end / 2], next };
                 return self.scores::<I, _, V, Q>(isa, integers, &queries.words, &keys, scores);
             }
@@ -352,7 +388,7 @@ impl Attention<'_> {
                 return self.sums::<I, _, 2, 4>(isa, Single, scores, &values);
             }
             KvData::Sixteen(values) => {
-                let integers = Integers { rows: &weights.units, keys: None };
+                let integers = Integers::Weights(&weights.units);
                 let values = Elements { all: &values.pairs[pairs], next };
                 return self.sums::<I, _, V, Q>(isa, integers, &weights.words, &values);
             }

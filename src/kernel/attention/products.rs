@@ -56,8 +56,10 @@ pub(super) trait Products<I: Isa>: Copy {
         lanes: &[LanesOf<I, Self::Stored>; V],
         factor: &Self::Factor,
     );
-    /// `so_far` and the sum: of query number `row`, and if it is a score, of the keys from number `key` on.
-    fn end(self, isa: I, sum: LanesOf<I, Self::Sum>, so_far: I::F, row: usize, key: usize) -> I::F;
+    /// The sum as scores of the keys from number `key` on, in the query's unit.
+    fn score(self, isa: I, sum: LanesOf<I, Self::Sum>, key: usize) -> I::F;
+    /// `so_far` and the sum of what query number `row` weighs.
+    fn add_to(self, isa: I, so_far: I::F, sum: LanesOf<I, Self::Sum>, row: usize) -> I::F;
 }
 
 /// One element at a time.
@@ -77,7 +79,11 @@ impl<I: Isa> Products<I> for Single {
         }
     }
     #[inline(always)]
-    fn end(self, isa: I, sum: I::F, so_far: I::F, _row: usize, _key: usize) -> I::F {
+    fn score(self, _isa: I, sum: I::F, _key: usize) -> I::F {
+        sum
+    }
+    #[inline(always)]
+    fn add_to(self, isa: I, so_far: I::F, sum: I::F, _row: usize) -> I::F {
         isa.f_add(so_far, sum)
     }
 }
@@ -100,7 +106,11 @@ impl<I: Isa> Products<I> for PairByFma {
         }
     }
     #[inline(always)]
-    fn end(self, isa: I, sum: I::F, so_far: I::F, _row: usize, _key: usize) -> I::F {
+    fn score(self, _isa: I, sum: I::F, _key: usize) -> I::F {
+        sum
+    }
+    #[inline(always)]
+    fn add_to(self, isa: I, so_far: I::F, sum: I::F, _row: usize) -> I::F {
         isa.f_add(so_far, sum)
     }
 }
@@ -119,18 +129,22 @@ impl<I: Isa, D: DotBf16<I>> Products<I> for Pair<D> {
         self.0.add(sum, lanes, factor);
     }
     #[inline(always)]
-    fn end(self, isa: I, sum: I::F, so_far: I::F, _row: usize, _key: usize) -> I::F {
+    fn score(self, _isa: I, sum: I::F, _key: usize) -> I::F {
+        sum
+    }
+    #[inline(always)]
+    fn add_to(self, isa: I, so_far: I::F, sum: I::F, _row: usize) -> I::F {
         isa.f_add(so_far, sum)
     }
 }
 
 /// Pairs of 16-bit integers.
 #[derive(Clone, Copy)]
-pub(super) struct Integers<'a> {
-    /// What a unit of each query or of its weights is worth.
-    pub rows: &'a [f32],
-    /// What a unit of each key is worth; of values it is in the weights.
-    pub keys: Option<&'a [f32]>,
+pub(super) enum Integers<'a> {
+    /// What a unit of each key is worth.
+    Keys(&'a [f32]),
+    /// What a unit of each query's weights is worth, the values' units included.
+    Weights(&'a [f32]),
 }
 
 impl<I: Isa> Products<I> for Integers<'_> {
@@ -143,13 +157,14 @@ impl<I: Isa> Products<I> for Integers<'_> {
         isa.w_dot2_pair(sum, lanes, factor);
     }
     #[inline(always)]
-    fn end(self, isa: I, sum: I::W, so_far: I::F, row: usize, key: usize) -> I::F {
-        let sum = isa.f_from_w(sum);
-        let sum = match self.keys {
-            Some(keys) => isa.f_mul(sum, isa.f_load(&keys[key..])),
-            None => sum,
-        };
-        isa.f_fma(sum, isa.f_splat(self.rows[row]), so_far)
+    fn score(self, isa: I, sum: I::W, key: usize) -> I::F {
+        let Integers::Keys(units) = self else { unreachable!("scores are of keys") };
+        isa.f_mul(isa.f_from_w(sum), isa.f_load(&units[key..]))
+    }
+    #[inline(always)]
+    fn add_to(self, isa: I, so_far: I::F, sum: I::W, row: usize) -> I::F {
+        let Integers::Weights(units) = self else { unreachable!("sums are of values") };
+        isa.f_fma(isa.f_from_w(sum), isa.f_splat(units[row]), so_far)
     }
 }
 
@@ -211,7 +226,7 @@ pub(super) fn scores_of<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
         for q in 0..Q {
             for v in 0..V {
                 let key = key + v * I::LANES;
-                let score = products.end(isa, sum[q][v], isa.f_splat(0.0), row + q, key);
+                let score = products.score(isa, sum[q][v], key);
                 isa.f_store(score, &mut scores[q * BLOCK + key..]);
             }
         }
@@ -283,8 +298,7 @@ fn columns_of_sums<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
         let out = &mut out[q * padded + d..][..V * I::LANES];
         for v in 0..V {
             let out = &mut out[v * I::LANES..];
-            let sum = products.end(isa, sum[q][v], isa.f_load(out), row + q, 0);
-            isa.f_store(sum, out);
+            isa.f_store(products.add_to(isa, isa.f_load(out), sum[q][v], row + q), out);
         }
     }
 }

@@ -33,12 +33,48 @@ impl Default for Lanes {
 
 /// What becomes of weights before they are multiplied with values.
 #[derive(Clone, Copy)]
-enum Form<'a> {
+pub(super) enum Form<'a> {
     Floats,
     /// Rounded to bf16, two in a word.
     Rounded,
     /// Times their values' scales, as integers, two in a word.
     Integers(&'a [f32]),
+}
+
+/// What is known of as many queries as a vector has lanes, or of the first `count`.
+pub(super) struct Group<'a> {
+    pub count: usize,
+    /// `[count, BLOCK]`: scores, then weights.
+    pub scores: &'a mut [f32],
+    /// What a unit of each query's scores is worth.
+    pub score_units: &'a [f32],
+    /// See [`Scratch`], each a vector.
+    pub largest: &'a mut [f32],
+    pub sum: &'a mut [f32],
+    pub shrink: &'a mut [f32],
+    pub units: &'a mut [f32],
+    pub inverse: &'a mut [f32],
+    pub lanes: &'a mut Lanes,
+}
+
+impl<'a> Group<'a> {
+    /// The queries from number `first` of `rows` on.
+    #[inline(always)]
+    fn of<I: Isa>(_isa: I, first: usize, rows: usize, scratch: &'a mut Scratch) -> Self {
+        let Scratch { scores, largest, sum, shrink, inverse, queries, weights, lanes, .. } = scratch;
+        let count = (rows - first).min(I::LANES);
+        Self {
+            count,
+            scores: &mut scores[first * BLOCK..][..count * BLOCK],
+            score_units: &queries.units[first..][..I::LANES],
+            largest: &mut largest[first..][..I::LANES],
+            sum: &mut sum[first..][..I::LANES],
+            shrink: &mut shrink[first..][..I::LANES],
+            units: &mut weights.units[first..][..I::LANES],
+            inverse: &mut inverse[first..][..I::LANES],
+            lanes,
+        }
+    }
 }
 
 impl Attention<'_> {
@@ -50,50 +86,57 @@ impl Attention<'_> {
             KvData::Bf16(_) => Form::Rounded,
             KvData::Sixteen(values) => Form::Integers(&values.scales[start % PAGE..][..BLOCK]),
         };
-        self.find_largest(isa, start, scratch);
-        weigh(isa, self.positions.len(), form, scratch);
+        let rows = self.positions.len();
+        let mut first = 0;
+        while first < rows {
+            self.find_largest(isa, start, first, &mut Group::of(isa, first, rows, scratch));
+            first += I::LANES;
+        }
+        first = 0;
+        while first < rows {
+            let mut group = Group::of(isa, first, rows, scratch);
+            weigh(isa, form, &mut group);
+            end_weights(isa, form, &mut group);
+            first += I::LANES;
+        }
         match form {
             Form::Floats => {}
             Form::Rounded => {
                 let Scratch { scores, weights, .. } = scratch;
                 let mut i = 0;
-                while i < self.positions.len() * BLOCK {
+                while i < rows * BLOCK {
                     isa.f_store_bf16(isa.f_load(&scores[i..]), &mut weights.words[i / 2..]);
                     i += I::LANES;
                 }
             }
-            Form::Integers(_) => weights_as_integers(isa, self.positions.len(), scratch),
+            Form::Integers(_) => weights_as_integers(isa, rows, scratch),
         }
         self.shrink(isa, scratch);
     }
 
-    /// Finds each query's largest score, and how much the weights before shrink by that. The scores of keys that it does not see become -∞.
+    /// Finds the largest scores of the queries from number `first` on, and how much the weights before shrink by that. The scores of keys that a query
+    /// does not see become -∞.
     #[inline(always)]
-    fn find_largest<I: Isa>(&self, isa: I, start: usize, scratch: &mut Scratch) {
-        let rows = self.positions.len();
-        let mut first = 0;
-        while first < rows {
-            let count = (rows - first).min(I::LANES);
-            for r in 0..count {
-                let (low, high) = self.visible(first + r, self.positions[first + r], start);
-                let scores = &mut scratch.scores[(first + r) * BLOCK..][..BLOCK];
-                // Nearly all blocks are seen whole.
-                if high - low < BLOCK {
-                    scores[..low].fill(f32::NEG_INFINITY);
-                    scores[high..].fill(f32::NEG_INFINITY);
-                }
-                let mut largest = isa.f_splat(f32::NEG_INFINITY);
-                for s in scores.chunks_exact(I::LANES) {
-                    largest = isa.f_max(isa.f_load(s), largest);
-                }
-                isa.f_store(largest, &mut scratch.lanes.largest[r * I::LANES..]);
+    pub(super) fn find_largest<I: Isa>(&self, isa: I, start: usize, first: usize, group: &mut Group) {
+        for r in 0..group.count {
+            let (low, high) = self.visible(first + r, self.positions[first + r], start);
+            let scores = &mut group.scores[r * BLOCK..][..BLOCK];
+            // Nearly all blocks are seen whole.
+            if high - low < BLOCK {
+                scores[..low].fill(f32::NEG_INFINITY);
+                scores[high..].fill(f32::NEG_INFINITY);
             }
-            let before = isa.f_load(&scratch.largest[first..]);
-            let now = isa.f_max(isa.f_across::<true>(&scratch.lanes.largest, count), before);
-            isa.f_store(now, &mut scratch.largest[first..]);
-            isa.f_store(isa.f_exp2(isa.f_sub(before, now)), &mut scratch.shrink[first..]);
-            first += I::LANES;
+            let mut largest = isa.f_splat(f32::NEG_INFINITY);
+            for s in scores.chunks_exact(I::LANES) {
+                largest = isa.f_max(isa.f_load(s), largest);
+            }
+            isa.f_store(largest, &mut group.lanes.largest[r * I::LANES..]);
         }
+        let before = isa.f_load(group.largest);
+        let largest = isa.f_across::<true>(&group.lanes.largest, group.count);
+        let now = isa.f_max(isa.f_mul(largest, isa.f_load(group.score_units)), before);
+        isa.f_store(now, group.largest);
+        isa.f_store(isa.f_exp2(isa.f_sub(before, now)), group.shrink);
     }
 
     /// Rescales the sums of values where the largest score has grown.
@@ -111,66 +154,66 @@ impl Attention<'_> {
     }
 }
 
-/// Makes weights of the scores of `rows` queries and adds them up; of those that become [`Form::Integers`], finds the unit.
+/// Makes weights of the group's scores, and adds them up lane by lane.
 #[inline(always)]
-fn weigh<I: Isa>(isa: I, rows: usize, form: Form, scratch: &mut Scratch) {
-    let zero = isa.f_splat(0.0);
-    let mut first = 0;
-    while first < rows {
-        let count = (rows - first).min(I::LANES);
-        let lanes = &mut scratch.lanes;
-        for r in 0..count {
-            let scores = &mut scratch.scores[(first + r) * BLOCK..][..BLOCK];
-            let reference = isa.f_splat(scratch.largest[first + r]);
-            // As many sums, lane by lane, on every ISA.
-            let (mut sum, mut scaled_sum) = ([zero; MAX_LANES], [zero; MAX_LANES]);
-            let mut largest = zero;
-            for i in (0..BLOCK).step_by(MAX_LANES) {
-                for v in 0..MAX_LANES / I::LANES {
-                    let at = i + v * I::LANES;
-                    let mut weight = isa.f_exp2(isa.f_sub(isa.f_load(&scores[at..]), reference));
-                    if let Form::Rounded = form {
-                        weight = isa.f_round_bf16(weight);
-                    }
-                    sum[v] = isa.f_add(sum[v], weight);
-                    if let Form::Integers(scales) = form {
-                        weight = isa.f_mul(weight, isa.f_load(&scales[at..]));
-                        scaled_sum[v] = isa.f_add(scaled_sum[v], weight);
-                        largest = isa.f_max(weight, largest);
-                    }
-                    isa.f_store(weight, &mut scores[at..]);
+pub(super) fn weigh<I: Isa>(isa: I, form: Form, group: &mut Group) {
+    let (zero, lanes) = (isa.f_splat(0.0), &mut *group.lanes);
+    for r in 0..group.count {
+        let scores = &mut group.scores[r * BLOCK..][..BLOCK];
+        let reference = isa.f_splat(-group.largest[r]);
+        let unit = isa.f_splat(group.score_units[r]);
+        // As many sums, lane by lane, on every ISA.
+        let (mut sum, mut scaled_sum) = ([zero; MAX_LANES], [zero; MAX_LANES]);
+        let mut largest = zero;
+        for i in (0..BLOCK).step_by(MAX_LANES) {
+            for v in 0..MAX_LANES / I::LANES {
+                let at = i + v * I::LANES;
+                let mut weight = isa.f_exp2(isa.f_fma(isa.f_load(&scores[at..]), unit, reference));
+                if let Form::Rounded = form {
+                    weight = isa.f_round_bf16(weight);
                 }
-            }
-            for v in 1..MAX_LANES / I::LANES {
-                sum[0] = isa.f_add(sum[0], sum[v]);
-                scaled_sum[0] = isa.f_add(scaled_sum[0], scaled_sum[v]);
-            }
-            isa.f_store(sum[0], &mut lanes.sums[r * I::LANES..]);
-            if let Form::Integers(_) = form {
-                isa.f_store(scaled_sum[0], &mut lanes.scaled_sums[r * I::LANES..]);
-                isa.f_store(largest, &mut lanes.largest[r * I::LANES..]);
+                sum[v] = isa.f_add(sum[v], weight);
+                if let Form::Integers(scales) = form {
+                    weight = isa.f_mul(weight, isa.f_load(&scales[at..]));
+                    scaled_sum[v] = isa.f_add(scaled_sum[v], weight);
+                    largest = isa.f_max(weight, largest);
+                }
+                isa.f_store(weight, &mut scores[at..]);
             }
         }
-        let before = isa.f_load(&scratch.sum[first..]);
-        let shrink = isa.f_load(&scratch.shrink[first..]);
-        let sum = isa.f_fma(before, shrink, isa.f_across::<false>(&lanes.sums, count));
-        isa.f_store(sum, &mut scratch.sum[first..]);
+        for v in 1..MAX_LANES / I::LANES {
+            sum[0] = isa.f_add(sum[0], sum[v]);
+            scaled_sum[0] = isa.f_add(scaled_sum[0], scaled_sum[v]);
+        }
+        isa.f_store(sum[0], &mut lanes.sums[r * I::LANES..]);
         if let Form::Integers(_) = form {
-            let largest = isa.f_across::<true>(&lanes.largest, count);
-            let sum = isa.f_across::<false>(&lanes.scaled_sums, count);
-            let unit = isa.f_max(
-                isa.f_mul(largest, isa.f_splat(1.0 / LARGEST_WEIGHT as f32)),
-                isa.f_mul(sum, isa.f_splat(1.0 / LARGEST_SUM as f32)),
-            );
-            let unit = isa.f_max(unit, isa.f_splat(f32::MIN_POSITIVE));
-            isa.f_store(unit, &mut scratch.weights.units[first..]);
-            isa.f_store(isa.f_div(isa.f_splat(1.0), unit), &mut scratch.inverse[first..]);
+            isa.f_store(scaled_sum[0], &mut lanes.scaled_sums[r * I::LANES..]);
+            isa.f_store(largest, &mut lanes.largest[r * I::LANES..]);
         }
-        first += I::LANES;
     }
 }
 
-/// Makes integers of the weights of `rows` queries, as [`weigh`] found their units.
+/// Adds up what [`weigh`] has left; of weights that become [`Form::Integers`], finds the units.
+#[inline(always)]
+pub(super) fn end_weights<I: Isa>(isa: I, form: Form, group: &mut Group) {
+    let (count, lanes) = (group.count, &*group.lanes);
+    let (before, shrink) = (isa.f_load(group.sum), isa.f_load(group.shrink));
+    let sum = isa.f_fma(before, shrink, isa.f_across::<false>(&lanes.sums, count));
+    isa.f_store(sum, group.sum);
+    if let Form::Integers(_) = form {
+        let largest = isa.f_across::<true>(&lanes.largest, count);
+        let sum = isa.f_across::<false>(&lanes.scaled_sums, count);
+        let unit = isa.f_max(
+            isa.f_mul(largest, isa.f_splat(1.0 / LARGEST_WEIGHT as f32)),
+            isa.f_mul(sum, isa.f_splat(1.0 / LARGEST_SUM as f32)),
+        );
+        let unit = isa.f_max(unit, isa.f_splat(f32::MIN_POSITIVE));
+        isa.f_store(unit, group.units);
+        isa.f_store(isa.f_div(isa.f_splat(1.0), unit), group.inverse);
+    }
+}
+
+/// Makes integers of the weights of `rows` queries, as [`end_weights`] found their units.
 #[inline(always)]
 fn weights_as_integers<I: Isa>(isa: I, rows: usize, scratch: &mut Scratch) {
     for row in 0..rows {

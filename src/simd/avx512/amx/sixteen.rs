@@ -1,0 +1,170 @@
+//! Products of 16-bit numbers, as four products of their bytes in three sums.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+use super::Setup;
+use crate::simd::tiles::{CHUNK_WORDS, PlaneSums};
+
+/// [`Tiles::split`](crate::simd::Tiles::split).
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn split(words: [__m512i; 4]) -> [__m512i; 2] {
+    let [a, b, c, d] = words;
+    planes(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d))
+}
+
+/// [`Tiles::quads`](crate::simd::Tiles::quads).
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn quads(first: __m512i, last: __m512i) -> [__m512i; 2] {
+    // Low bytes of a word, then its high bytes; in the second vector the other way round.
+    let order = _mm512_set4_epi32(0x0f0d_0e0c, 0x0b09_0a08, 0x0705_0604, 0x0301_0200);
+    let swapped = _mm512_set4_epi32(0x0e0c_0f0d, 0x0a08_0b09, 0x0604_0705, 0x0200_0301);
+    let (a, b) = (_mm512_shuffle_epi8(first, order), _mm512_shuffle_epi8(last, swapped));
+    let low = _mm512_mask_blend_epi16(0xaaaa_aaaa, a, b);
+    let high = _mm512_mask_blend_epi16(0x5555_5555, a, b);
+    [low, _mm512_rol_epi32::<16>(high)]
+}
+
+/// The low bytes of words of 16 bits, those of `a` and `b` in turns of eight, and their high bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn planes(a: __m512i, b: __m512i) -> [__m512i; 2] {
+    let byte = _mm512_set1_epi16(0xff);
+    let low = _mm512_packus_epi16(_mm512_and_si512(a, byte), _mm512_and_si512(b, byte));
+    let high = _mm512_packs_epi16(_mm512_srai_epi16::<8>(a), _mm512_srai_epi16::<8>(b));
+    [low, high]
+}
+
+/// [`Tiles::sum_of_planes`](crate::simd::Tiles::sum_of_planes). Shifts are shuffles here: the pipe of those is free while the unit multiplies.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn sum_of_planes([high, middle, low]: [__m512i; 3]) -> __m512i {
+    let by_two = _mm512_set4_epi32(0x0d0c_8080_u32.cast_signed(), 0x0908_8080, 0x0504_8080, 0x0100_8080);
+    let by_one = _mm512_set4_epi32(0x0e0d_0c80, 0x0a09_0880, 0x0605_0480, 0x0201_0080);
+    let high = _mm512_shuffle_epi8(high, by_two);
+    let middle = _mm512_shuffle_epi8(middle, by_one);
+    _mm512_add_epi32(_mm512_add_epi32(high, middle), low)
+}
+
+/// A product of bytes of `$a` with those of `$b`, added to `$to`, where each of the two is of high bytes, `s`, or of low ones, `u`.
+macro_rules! product {
+    ($signs:literal, $to:literal, $a:literal, $b:literal) => {
+        concat!("tdpb", $signs, "d tmm", $to, ", tmm", $a, ", tmm", $b)
+    };
+}
+
+/// Stores a register of sums and makes them zero again.
+macro_rules! take {
+    ($register:literal, $place:literal) => {
+        concat!("tilestored [{to} + {stride} + ", $place, "], tmm", $register, "\ntilezero tmm", $register)
+    };
+}
+
+/// [`Tiles::multiply`](crate::simd::Tiles::multiply). Registers 0 to 2 hold the high, middle and low sums of the first sixteen, 3 to 5 those of
+/// the second. They are stored while the products for the next two sixteens begin. No product is added to a sum of one of the two before it, for a
+/// product takes longer than that.
+#[inline(always)]
+pub(super) fn multiply(_ready: &Setup, left: &[i32], right: &[i32], chunks: usize, sums: &mut [PlaneSums]) {
+    let each = chunks * CHUNK_WORDS;
+    assert!(chunks > 0 && left.len() >= each && right.len() >= sums.len() * 2 * each);
+    let (a, mut b, mut to) = (left.as_ptr(), right.as_ptr(), None);
+    // Sound: the registers are set up; `left` has two registers a chunk, `right` four for each of the sums, which take six.
+    unsafe {
+        asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", options(nostack, nomem, preserves_flags));
+        asm!("tilezero tmm3", "tilezero tmm4", "tilezero tmm5", options(nostack, nomem, preserves_flags));
+        for sums in sums {
+            match to {
+                None => chunk(a, b, each),
+                Some(to) => chunk_taking(a, b, each, to),
+            }
+            for c in 1..chunks {
+                chunk(a.add(c * CHUNK_WORDS), b.add(c * CHUNK_WORDS), each);
+            }
+            b = b.wrapping_add(2 * each);
+            to = Some(sums);
+        }
+        if let Some(to) = to {
+            asm!(
+                take!(0, 0),
+                take!(3, 3072),
+                take!(5, 5120),
+                take!(2, 2048),
+                take!(1, 1024),
+                take!(4, 4096),
+                to = in(reg) &raw mut *to, stride = in(reg) 64usize,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+}
+
+/// Adds the products of a chunk of columns; those of the second sixteen are `each` words further than those of the first.
+///
+/// # Safety
+/// The registers are set up, and there are two registers from `a`, `b` and `b + each` on.
+#[inline(always)]
+unsafe fn chunk(a: *const i32, b: *const i32, each: usize) {
+    unsafe {
+        asm!(
+            "tileloadd tmm6, [{a} + {stride} + 1024]",
+            "tileloadd tmm7, [{b} + {stride} + 1024]",
+            product!("ss", 0, 6, 7),
+            "tileloadd tmm7, [{b} + {stride}]",
+            product!("su", 1, 6, 7),
+            "tileloadd tmm7, [{c} + {stride} + 1024]",
+            product!("ss", 3, 6, 7),
+            "tileloadd tmm7, [{c} + {stride}]",
+            product!("su", 4, 6, 7),
+            "tileloadd tmm6, [{a} + {stride}]",
+            product!("uu", 5, 6, 7),
+            "tileloadd tmm7, [{b} + {stride}]",
+            product!("uu", 2, 6, 7),
+            "tileloadd tmm7, [{b} + {stride} + 1024]",
+            product!("us", 1, 6, 7),
+            "tileloadd tmm7, [{c} + {stride} + 1024]",
+            product!("us", 4, 6, 7),
+            a = in(reg) a, b = in(reg) b, c = in(reg) b.wrapping_add(each), stride = in(reg) 64usize,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+}
+
+/// As [`chunk`], and stores the sums so far before the first products are added to zeros.
+///
+/// # Safety
+/// As [`chunk`].
+#[inline(always)]
+unsafe fn chunk_taking(a: *const i32, b: *const i32, each: usize, to: &mut PlaneSums) {
+    unsafe {
+        asm!(
+            "tileloadd tmm6, [{a} + {stride} + 1024]",
+            "tileloadd tmm7, [{b} + {stride} + 1024]",
+            take!(0, 0),
+            product!("ss", 0, 6, 7),
+            "tileloadd tmm7, [{b} + {stride}]",
+            take!(1, 1024),
+            product!("su", 1, 6, 7),
+            "tileloadd tmm7, [{c} + {stride} + 1024]",
+            take!(3, 3072),
+            product!("ss", 3, 6, 7),
+            "tileloadd tmm7, [{c} + {stride}]",
+            take!(4, 4096),
+            product!("su", 4, 6, 7),
+            "tileloadd tmm6, [{a} + {stride}]",
+            take!(5, 5120),
+            product!("uu", 5, 6, 7),
+            "tileloadd tmm7, [{b} + {stride}]",
+            take!(2, 2048),
+            product!("uu", 2, 6, 7),
+            "tileloadd tmm7, [{b} + {stride} + 1024]",
+            product!("us", 1, 6, 7),
+            "tileloadd tmm7, [{c} + {stride} + 1024]",
+            product!("us", 4, 6, 7),
+            a = in(reg) a, b = in(reg) b, c = in(reg) b.wrapping_add(each), stride = in(reg) 64usize,
+            to = in(reg) &raw mut *to,
+            options(nostack, preserves_flags),
+        );
+    }
+}
