@@ -16,8 +16,8 @@ use super::panel::{
 use super::{Lines, Pool, SharedMut, pair, partial_sums, prefetch_part, store_some, sum};
 use crate::quant::unpack::Unpack;
 use crate::simd::{
-    Finished, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, PART, Partials, Scales, SpanFloats, SpanTile,
-    SpansTile, TileKernel, add_span, dispatch_at, lowered, raised, sum_of_partials,
+    Finished, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, NARROW_SPAN, PART, Partials, Scales, SpanFloats,
+    SpanTile, SpansTile, TileKernel, add_span, dispatch_at, lowered, raised, sum_of_partials,
 };
 
 /// How a batch of many tokens is multiplied.
@@ -48,7 +48,7 @@ pub struct PackedTokens {
     /// `[tiles, padded / group, tile]`: what a group's dot products start from, so that the format's offset is taken off, and what
     /// products of sums have too much for a token. Empty where there is neither.
     starts: Vec<i32>,
-    /// `[tiles, padded / 2 / min group, tile]`: the sums of two groups as two i16. Empty without mins.
+    /// `[tiles, padded / 2 / min group, tile]`: the sums of two groups as two i16, or as [`Tiles`](crate::simd::Tiles) have them. Empty without mins.
     sums: Vec<i32>,
     /// `[tiles, padded / span]`: the largest size of a group's sum, whatever the rows. Set where it matters whether sums fit 16 bits.
     largest: Vec<i32>,
@@ -214,7 +214,12 @@ impl<F: Unpack> PackTile<'_, F> {
         let each = min_columns::<F>() / 16;
         for g in 0..sums.len() / (2 * each) {
             let both = &sums[2 * g * each..2 * (g + 1) * each];
-            self.sums[g * self.tile + t] = pair(sum(&both[..each]), sum(&both[each..]));
+            let (first, last) = (sum(&both[..each]), sum(&both[each..]));
+            self.sums[g * self.tile + t] = match self.way {
+                // Such formats' mins are all 1.
+                Way::Tiles if F::SPAN == NARROW_SPAN => ((first + last) as f32).to_bits().cast_signed(),
+                _ => pair(first, last),
+            };
         }
     }
 

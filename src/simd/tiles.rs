@@ -126,7 +126,7 @@ pub struct TileOperands<'a> {
     pub panels: &'a [TilePanel<'a>],
     /// `[parts, token_columns / 64, sixteens]` registers: see [`place_of_chunk`].
     pub tokens: &'a [i32],
-    /// `[parts, token_spans, pairs, PART]`: the sums of two groups' activations, two i16 a word.
+    /// `[parts, token_spans, pairs, PART]`: the sums of two groups' activations, two i16 a word; of narrow spans both sums' sum, the bits of a float.
     pub sums: &'a [i32],
     /// `[parts, token_spans, PART]`.
     pub floats: &'a [f32],
@@ -142,7 +142,7 @@ pub struct TilePanel<'a> {
     /// `[blocks, PANEL]`: of two spans, or of one narrow span.
     pub d: &'a [f32],
     pub dmin: &'a [f32],
-    /// `[spans, pairs, PANEL]`: two i16 a word.
+    /// `[spans, pairs, PANEL]`: two i16 a word. Those of narrow spans are all 1 and not needed.
     pub mins: &'a [i32],
 }
 

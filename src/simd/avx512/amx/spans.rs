@@ -5,7 +5,7 @@
 //! the last.
 //!
 //! Safety, for every `unsafe` in this file: [`check`] compares the lengths of operands with what the loops read; registers are set up
-//! by [`Setup`] as long as they are used.
+//! by [`Setup`] as long as they are used; what places of a [`Unit`] and its [`Target`] are made of stays borrowed in `products`.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -68,9 +68,8 @@ fn check(planes: usize, operands: &TileOperands, totals: &[f32]) -> usize {
     for panel in panels {
         assert!(panel.planes.len() * 4 >= spans * 2 * planes * plane_bytes(span));
         assert!(panel.d.len() >= blocks * PANEL);
-        if pairs > 0 {
-            assert!(panel.dmin.len() >= blocks * PANEL && panel.mins.len() >= spans * pairs * PANEL);
-        }
+        assert!(pairs == 0 || panel.dmin.len() >= blocks * PANEL);
+        assert!(span == NARROW_SPAN || panel.mins.len() >= spans * pairs * PANEL);
     }
     parts
 }
@@ -85,40 +84,41 @@ fn products<const PLANES: u8, const PAIRS: usize, const SPAN_: usize>(
     let planes = const { if PLANES == TWO { 2 } else { 1 } };
     let parts = check(planes, operands, totals);
     let _setup = Setup::new(amx, if SPAN_ == NARROW_SPAN { &NARROW } else { &WHOLE });
-    let mut ring = [const { Sums([[[[0; 16]; 16]; 2]; 2]) }; 3];
+    let mut ring = [const { Slot::EMPTY }; 3];
     let [mut to, mut from, mut complete] = ring.each_mut();
     let (panels, partials) = (operands.panels.len(), 256 / SPAN_);
     let columns = Columns { spans: operands.spans, partials, panels, vectors: planes };
-    let (lines, units) = (operands.next.len().div_ceil(64), columns.count() * parts);
+    let lines = operands.next.len().div_ceil(64).div_ceil(columns.count());
     let mut column = Column::default();
-    // The unit whose sums are still on their way, and the one before it.
-    let (mut number, mut last, mut before) = (0, None, None);
-    for _ in 0..columns.count() {
-        for part in 0..parts {
-            ask(operands.next, lines * number / units..lines * (number + 1) / units);
-            let unit = Unit::<PLANES, PAIRS, SPAN_>::of(operands, parts, columns, column, part);
-            // Sound: operands were checked, the registers are set up, `complete` holds the sums of `before`, and `from` those of `last` but for what is
-            // still in registers 2 and 3.
+    let mut units = 0;
+    for number in 0..columns.count() {
+        ask(operands.next, number * lines..(number + 1) * lines);
+        let mut unit = Unit::<PLANES, PAIRS, SPAN_>::of(operands, totals, parts, columns, column);
+        for _ in 0..parts {
+            to.target = unit.target;
+            // Sound: operands were checked, the registers are set up, and of the two units before this one, if there are, `complete` holds
+            // the sums of the first, and `from` those of the second but for what is still in registers 2 and 3.
             unsafe {
-                match &before {
-                    Some(before) => unit.multiply::<true>(to, from, before, complete, totals),
-                    None => unit.multiply::<false>(to, from, &unit, complete, totals),
+                if units < 2 {
+                    unit.multiply::<false>(to, from, complete);
+                } else {
+                    unit.multiply::<true>(to, from, complete);
                 }
             }
-            number += 1;
-            (before, last) = (last, Some(unit));
+            units += 1;
+            unit.go_on(operands);
             (to, from, complete) = (complete, to, from);
         }
         column = columns.after(column);
     }
     // Sound: as above.
     unsafe {
-        take_rest(from);
-        if let Some(before) = before {
-            before.add::<0, 32>(complete, totals);
+        take_rest(&mut from.sums);
+        if units > 1 {
+            Unit::<PLANES, PAIRS, SPAN_>::add::<0, 32>(complete);
         }
-        if let Some(last) = last {
-            last.add::<0, 32>(from, totals);
+        if units > 0 {
+            Unit::<PLANES, PAIRS, SPAN_>::add::<0, 32>(from);
         }
     }
 }
@@ -175,10 +175,10 @@ impl Columns {
     }
 }
 
-/// Asks for `lines` of `bytes`.
+/// Asks for `lines` of `bytes`, if there are so many.
 #[inline(always)]
 fn ask(bytes: &[u8], lines: std::ops::Range<usize>) {
-    for line in lines {
+    for line in lines.start..lines.end.min(bytes.len().div_ceil(64)) {
         // Sound: a prefetch of an address that is not mapped does nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(64 * line).cast()) }
     }
@@ -200,27 +200,51 @@ unsafe fn take_rest(to: &mut Sums) {
     }
 }
 
-/// Where the operands of a unit are, and where its sums go to.
-#[derive(Clone, Copy)]
+/// Where the operands of a unit are.
 struct Unit<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> {
     rows: *const u8,
     tokens: *const u8,
+    /// What is asked for between steps: a part of the next column's rows, and of the next span's tokens.
+    rows_ahead: *const u8,
+    tokens_ahead: *const u8,
+    target: Target,
+}
+
+/// What a unit's sums are multiplied with, and where they go to.
+#[derive(Clone, Copy)]
+struct Target {
     d: *const f32,
     dmin: *const f32,
     mins: *const i32,
     sums: *const i32,
     floats: *const f32,
-    /// Whether totals start with it.
-    is_first: bool,
-    /// What is asked for between steps: a part of the next column's rows, and of the next span's tokens. So many lines of each.
-    rows_ahead: *const u8,
-    rows_lines: usize,
-    tokens_ahead: *const u8,
-    tokens_lines: usize,
-    /// Place in the totals.
-    total: usize,
+    totals: *mut f32,
     /// From one row vector of the totals to the next.
     apart: usize,
+    /// Whether totals start with it.
+    is_first: bool,
+}
+
+/// A unit's sums, complete when the one after it is under way.
+struct Slot {
+    sums: Sums,
+    target: Target,
+}
+
+impl Slot {
+    const EMPTY: Self = Self {
+        sums: Sums([[[[0; 16]; 16]; 2]; 2]),
+        target: Target {
+            d: std::ptr::null(),
+            dmin: std::ptr::null(),
+            mins: std::ptr::null(),
+            sums: std::ptr::null(),
+            floats: std::ptr::null(),
+            totals: std::ptr::null_mut(),
+            apart: 0,
+            is_first: true,
+        },
+    };
 }
 
 /// A product of tokens (`$a`, signed) with a plane of rows (`$b`), added to `$to`.
@@ -238,7 +262,7 @@ macro_rules! product {
 macro_rules! steps {
     ($unit:ident, $to:ident, $from:ident, $first:ident, $second:ident, $between:ident) => {{
         let Unit { rows: b, tokens: a, .. } = *$unit;
-        let (to, from) = ((&raw mut *$to).cast::<u8>(), (&raw mut *$from).cast::<u8>());
+        let (to, from) = ((&raw mut $to.sums).cast::<u8>(), (&raw mut $from.sums).cast::<u8>());
         asm!(
             "tileloadd tmm4, [{a} + {stride}]",
             "tileloadd tmm6, [{b} + {stride}]",
@@ -305,7 +329,7 @@ macro_rules! steps {
 macro_rules! narrow_steps {
     ($unit:ident, $to:ident, $from:ident, $sign:ident, $between:ident) => {{
         let Unit { rows: b, tokens: a, .. } = *$unit;
-        let (to, from) = ((&raw mut *$to).cast::<u8>(), (&raw mut *$from).cast::<u8>());
+        let (to, from) = ((&raw mut $to.sums).cast::<u8>(), (&raw mut $from.sums).cast::<u8>());
         asm!(
             "tileloadd tmm4, [{a} + {stride}]",
             "tileloadd tmm6, [{b} + {stride}]",
@@ -348,43 +372,59 @@ macro_rules! narrow_steps {
 impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIRS, SPAN_> {
     const TWO: bool = PLANES == TWO;
     const NARROW: bool = SPAN_ == NARROW_SPAN;
-    /// Times that something is done between steps, and lines that are asked for each time if the unit asks for a whole span of rows or tokens.
+    /// Times that something is done between steps, and lines that are asked for each time, if there are two parts and two panels.
     const STEPS: usize = if Self::NARROW { 4 } else { 7 };
-    const ROW_LINES: usize = (2 * plane_bytes(SPAN_) / 64).div_ceil(Self::STEPS);
-    const TOKEN_LINES: usize = (if Self::NARROW { PART } else { PART * SPAN_ / 64 }).div_ceil(Self::STEPS);
+    const ROW_LINES: usize = (2 * plane_bytes(SPAN_) / 64).div_ceil(2 * Self::STEPS);
+    const TOKEN_LINES: usize = (if Self::NARROW { PART } else { PART * SPAN_ / 64 })
+        .div_ceil(if Self::TWO { 4 } else { 2 } * Self::STEPS);
 
-    /// `column` of `part`.
+    /// `column` of the first part.
     #[inline(always)]
-    fn of(operands: &TileOperands, parts: usize, columns: Columns, column: Column, part: usize) -> Self {
+    fn of(
+        operands: &TileOperands,
+        totals: &mut [f32],
+        parts: usize,
+        columns: Columns,
+        column: Column,
+    ) -> Self {
         let Column { span, panel, vector } = column;
         let (next, span_after) = (columns.after(column), columns.span_after(span));
         let (panels, of) = (operands.panels, &operands.panels[panel]);
-        let at = part * operands.token_spans + span;
         let block = if Self::NARROW { span } else { span / 2 };
         let row = block * PANEL + vector * MAX_LANES;
         let each = panels.len() * PANEL * PART * parts;
-        let first = part * operands.token_spans * SPAN_ * PART;
-        let tokens = operands.tokens.as_ptr().cast::<u8>().wrapping_add(first);
-        let (rows_lines, tokens_lines) =
-            (Self::ROW_LINES.div_ceil(parts), Self::TOKEN_LINES.div_ceil(panels.len() * columns.vectors));
-        let share = (panel * columns.vectors + vector) * Self::STEPS * tokens_lines;
+        let total = span % columns.partials * each + (2 * panel + vector) * parts * PART * MAX_LANES;
+        let tokens = operands.tokens.as_ptr().cast::<u8>();
+        let share = (panel * columns.vectors + vector) * Self::STEPS * Self::TOKEN_LINES;
         Self {
             rows: Self::rows(operands, columns, column),
             tokens: tokens.wrapping_add(place_of_span(span, SPAN_)),
-            d: of.d.as_ptr().wrapping_add(row),
-            dmin: of.dmin.as_ptr().wrapping_add(row),
-            mins: of.mins.as_ptr().wrapping_add(span * PAIRS * PANEL + vector * MAX_LANES),
-            sums: operands.sums.as_ptr().wrapping_add(at * PAIRS * PART),
-            floats: operands.floats.as_ptr().wrapping_add(at * PART),
-            is_first: span < columns.partials,
-            rows_ahead: Self::rows(operands, columns, next)
-                .wrapping_add(part * Self::STEPS * rows_lines * 64),
-            rows_lines,
+            rows_ahead: Self::rows(operands, columns, next),
             tokens_ahead: tokens.wrapping_add(place_of_span(span_after, SPAN_) + share * 64),
-            tokens_lines,
-            total: span % columns.partials * each + ((2 * panel + vector) * parts + part) * PART * MAX_LANES,
-            apart: parts * PART * MAX_LANES,
+            target: Target {
+                d: of.d.as_ptr().wrapping_add(row),
+                dmin: of.dmin.as_ptr().wrapping_add(row),
+                mins: of.mins.as_ptr().wrapping_add(span * PAIRS * PANEL + vector * MAX_LANES),
+                sums: operands.sums.as_ptr().wrapping_add(span * PAIRS * PART),
+                floats: operands.floats.as_ptr().wrapping_add(span * PART),
+                totals: totals.as_mut_ptr().wrapping_add(total),
+                apart: parts * PART * MAX_LANES,
+                is_first: span < columns.partials,
+            },
         }
+    }
+
+    /// Goes on to the next part.
+    #[inline(always)]
+    fn go_on(&mut self, operands: &TileOperands) {
+        let tokens = operands.token_spans * PART;
+        self.tokens = self.tokens.wrapping_add(tokens * SPAN_);
+        self.tokens_ahead = self.tokens_ahead.wrapping_add(tokens * SPAN_);
+        self.rows_ahead = self.rows_ahead.wrapping_add(Self::STEPS * Self::ROW_LINES * 64);
+        let target = &mut self.target;
+        target.sums = target.sums.wrapping_add(tokens * PAIRS);
+        target.floats = target.floats.wrapping_add(tokens);
+        target.totals = target.totals.wrapping_add(PART * MAX_LANES);
     }
 
     /// Where the planes of `column` are.
@@ -397,34 +437,32 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
     /// Asks for what goes with step number `step`.
     #[inline(always)]
     fn ask_ahead(&self, step: usize) {
-        for (from, lines) in [(self.rows_ahead, self.rows_lines), (self.tokens_ahead, self.tokens_lines)] {
-            for line in step * lines..(step + 1) * lines {
-                // Sound: a prefetch of an address that is not mapped does nothing.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(64 * line).cast()) }
+        // Sound: a prefetch of an address that is not mapped does nothing.
+        unsafe {
+            for line in 0..Self::ROW_LINES {
+                let at = self.rows_ahead.wrapping_add((step * Self::ROW_LINES + line) * 64);
+                _mm_prefetch::<_MM_HINT_T0>(at.cast());
+            }
+            for line in 0..Self::TOKEN_LINES {
+                let at = self.tokens_ahead.wrapping_add((step * Self::TOKEN_LINES + line) * 64);
+                _mm_prefetch::<_MM_HINT_T0>(at.cast());
             }
         }
     }
 
     /// Multiplies, so that half of the sums are in `to` and the others in registers 2 and 3, where those of the last unit are stored to `from`.
-    /// Meanwhile those of the unit `before` that, if there `IS_ONE`, are added to the totals: what is loaded right after it was stored by
+    /// Meanwhile those of the unit before that, if there `IS_ONE`, are added to their totals: what is loaded right after it was stored by
     /// rows of a register has to wait until it is in the cache.
     ///
     /// # Safety
-    /// The unit's places are those of checked operands, and the registers are set up.
+    /// The unit's places, and the target of `complete`, are those of checked operands, and the registers are set up.
     #[inline(always)]
-    unsafe fn multiply<const IS_ONE: bool>(
-        &self,
-        to: &mut Sums,
-        from: &mut Sums,
-        before: &Self,
-        complete: &Sums,
-        totals: &mut [f32],
-    ) {
+    unsafe fn multiply<const IS_ONE: bool>(&self, to: &mut Slot, from: &mut Slot, complete: &Slot) {
         macro_rules! add {
             ($step:literal, $first:literal, $end:literal) => {
                 self.ask_ahead($step);
                 if IS_ONE {
-                    before.add::<$first, $end>(complete, totals);
+                    Self::add::<$first, $end>(complete);
                 }
             };
         }
@@ -439,19 +477,18 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
         }
     }
 
-    /// Adds the sums of tokens `FIRST..END` to the totals.
+    /// Adds the sums of tokens `FIRST..END` to their totals.
     ///
     /// # Safety
-    /// The unit's places are those of checked operands.
+    /// The target's places are those of checked operands.
     #[inline(always)]
-    unsafe fn add<const FIRST: usize, const END: usize>(&self, sums: &Sums, totals: &mut [f32]) {
+    unsafe fn add<const FIRST: usize, const END: usize>(slot: &Slot) {
         for vector in 0..if Self::TWO { 1 } else { 2 } {
-            let totals = &mut totals[self.total + vector * self.apart..][..PART * MAX_LANES];
             unsafe {
-                if self.is_first {
-                    self.add_vector::<FIRST, END, true>(sums, vector, totals.as_mut_ptr());
+                if slot.target.is_first {
+                    Self::add_vector::<FIRST, END, true>(slot, vector);
                 } else {
-                    self.add_vector::<FIRST, END, false>(sums, vector, totals.as_mut_ptr());
+                    Self::add_vector::<FIRST, END, false>(slot, vector);
                 }
             }
         }
@@ -460,23 +497,25 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
     /// The same of one row vector; where there is one plane, number `vector`.
     ///
     /// # Safety
-    /// As [`Unit::add`], and there are `PART` vectors from `totals` on.
+    /// As [`Unit::add`].
     #[inline(always)]
     unsafe fn add_vector<const FIRST: usize, const END: usize, const IS_FIRST: bool>(
-        &self,
-        sums: &Sums,
+        slot: &Slot,
         vector: usize,
-        totals: *mut f32,
     ) {
+        let Slot { sums, target } = slot;
         unsafe {
-            let d = _mm512_loadu_ps(self.d.add(vector * MAX_LANES));
+            let d = _mm512_loadu_ps(target.d.add(vector * MAX_LANES));
             let (mut dmin, mut mins) = (d, [_mm512_setzero_si512(); 4]);
             if PAIRS > 0 {
-                dmin = _mm512_loadu_ps(self.dmin.add(vector * MAX_LANES));
+                dmin = _mm512_loadu_ps(target.dmin.add(vector * MAX_LANES));
+            }
+            if !Self::NARROW {
                 for p in 0..PAIRS {
-                    mins[p] = _mm512_loadu_si512(self.mins.add(p * PANEL + vector * MAX_LANES).cast());
+                    mins[p] = _mm512_loadu_si512(target.mins.add(p * PANEL + vector * MAX_LANES).cast());
                 }
             }
+            let totals = target.totals.add(vector * target.apart);
             for t in FIRST..END {
                 let sum = _mm512_load_si512(sums.0[vector][t / 16][t % 16].as_ptr().cast());
                 let sum = _mm512_castsi512_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(ONES)));
@@ -489,17 +528,20 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
                     _mm512_sub_ps(sum, _mm512_set1_ps(OFF))
                 };
                 let mut value = _mm512_mul_ps(d, sum);
-                if PAIRS > 0 {
+                if PAIRS > 0 && Self::NARROW {
+                    let min = _mm512_castsi512_ps(_mm512_set1_epi32(*target.sums.add(t)));
+                    value = _mm512_fnmadd_ps(dmin, min, value);
+                } else if PAIRS > 0 {
                     let mut min = _mm512_set1_epi32(ONES);
                     for p in 0..PAIRS {
-                        let pair = _mm512_set1_epi32(*self.sums.add(p * PART + t));
+                        let pair = _mm512_set1_epi32(*target.sums.add(p * PART + t));
                         min = _mm512_dpwssd_epi32(min, mins[p], pair);
                     }
                     let min = _mm512_sub_ps(_mm512_castsi512_ps(min), _mm512_set1_ps(OFF));
                     value = _mm512_fnmadd_ps(dmin, min, value);
                 }
                 let total = totals.add(t * MAX_LANES);
-                let float = _mm512_set1_ps(*self.floats.add(t));
+                let float = _mm512_set1_ps(*target.floats.add(t));
                 let so_far = if IS_FIRST { _mm512_setzero_ps() } else { _mm512_loadu_ps(total) };
                 _mm512_storeu_ps(total, _mm512_fmadd_ps(float, value, so_far));
             }
