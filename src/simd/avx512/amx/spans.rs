@@ -503,7 +503,8 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
         slot: &Slot,
         vector: usize,
     ) {
-        let Slot { sums, target } = slot;
+        // (Copied, or stores might change it as far as the compiler knows.)
+        let (sums, target) = (&slot.sums, slot.target);
         unsafe {
             let d = _mm512_loadu_ps(target.d.add(vector * MAX_LANES));
             let (mut dmin, mut mins) = (d, [_mm512_setzero_si512(); 4]);
