@@ -1,6 +1,9 @@
 //! Every ISA level against plain arithmetic, where bits are easily lost: NaN, signed zeros, ties, half precision.
 
-use super::{DotBf16, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, dispatch_at};
+use super::{
+    CHUNK_WORDS, DotBf16, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, PlaneSums, Tiles, dispatch_at,
+    place_of_columns, place_of_row,
+};
 
 /// Runs operations on each `LANES` of `a` and `b`; one list of bits an operation.
 struct Floats<'a>(&'a [f32], &'a [f32]);
@@ -303,6 +306,102 @@ fn bfloat16_rounds_to_even_and_multiplies_in_pairs_at_every_level() {
         for (i, &product) in products.iter().enumerate() {
             let [a, b, c, d] = [0, 1, 2, 3].map(|k| halves[2 * i + k].to_f32());
             assert_eq!(product, bits(a.mul_add(c, b.mul_add(d, i as f32))), "pair {i} at {level:?}");
+        }
+    }
+}
+
+/// The products of sixteen rows with `sixteens` times sixteen rows of 16-bit numbers, `chunks` times 64 columns each, by the matrix unit, if there is one.
+struct Matrices<'a> {
+    left: &'a [i16],
+    right: &'a [i16],
+    chunks: usize,
+    sixteens: usize,
+}
+
+impl Kernel for Matrices<'_> {
+    type Output = Option<Vec<i32>>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let unit = isa.tiles()?;
+        let Self { left, right, chunks, sixteens } = self;
+        let columns = 64 * chunks;
+        let mut rows = vec![0; chunks * CHUNK_WORDS];
+        for (row, left) in left.chunks_exact(columns).enumerate() {
+            for (chunk, left) in left.chunks_exact(64).enumerate() {
+                let mut words = [isa.w_splat(0); 4];
+                for (v, left) in left.chunks_exact(16).enumerate() {
+                    let wide: Vec<i32> = left.iter().map(|&x| x.into()).collect();
+                    words[v] = isa.w_load(&wide);
+                }
+                store(isa, unit.split(words), place_of_row(chunk, row), &mut rows);
+            }
+        }
+        let mut all = vec![0; sixteens * chunks * CHUNK_WORDS];
+        for (right, to) in right.chunks_exact(16 * columns).zip(all.chunks_exact_mut(chunks * CHUNK_WORDS)) {
+            let pairs = |column: usize| {
+                let pair = |row: usize| {
+                    let pair = &right[row * columns + column..];
+                    i32::from(pair[0]) & 0xffff | i32::from(pair[1]) << 16
+                };
+                let pairs: Vec<i32> = (0..16).map(pair).collect();
+                isa.w_load(&pairs)
+            };
+            for quad in 0..columns / 4 {
+                let quads = unit.quads(pairs(4 * quad), pairs(4 * quad + 2));
+                store(isa, quads, place_of_columns(quad), to);
+            }
+        }
+        let mut sums = vec![PlaneSums::default(); sixteens / 2];
+        let ready = unit.ready();
+        <I::Tiles as Tiles<I>>::multiply(&ready, &rows, &all, chunks, &mut sums);
+        let mut out = Vec::new();
+        for planes in sums.iter().flat_map(|sums| &sums.0) {
+            for row in 0..16 {
+                let planes = [0, 1, 2].map(|plane| isa.w_load(&planes[plane][row]));
+                let mut words = [0; MAX_LANES];
+                isa.w_store(unit.sum_of_planes(planes), &mut words);
+                out.extend(words);
+            }
+        }
+        Some(out)
+    }
+}
+
+fn store<I: Isa>(isa: I, [low, high]: [I::W; 2], at: usize, to: &mut [i32]) {
+    isa.w_store(low, &mut to[at..]);
+    isa.w_store(high, &mut to[at + CHUNK_WORDS / 2..]);
+}
+
+#[test]
+fn matrices_of_16_bit_numbers_are_multiplied_exactly() {
+    let mut state = 1u32;
+    let mut random = |largest: i16| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        match state >> 28 {
+            0 => largest,
+            1 => -largest - 1,
+            _ => ((state >> 8) as i16) % largest,
+        }
+    };
+    for (chunks, sixteens, largest) in [(1, 2, i16::MAX), (2, 4, i16::MAX), (3, 6, 255), (1, 10, 128)] {
+        let columns = 64 * chunks;
+        let left: Vec<i16> = (0..16 * columns).map(|_| random(largest)).collect();
+        let right: Vec<i16> = (0..16 * sixteens * columns).map(|_| random(largest)).collect();
+        let mut want = Vec::new();
+        for right in right.chunks_exact(16 * columns) {
+            for left in left.chunks_exact(columns) {
+                for right in right.chunks_exact(columns) {
+                    let products = left.iter().zip(right).map(|(a, b)| i32::from(*a) * i32::from(*b));
+                    want.push(products.fold(0, i32::wrapping_add));
+                }
+            }
+        }
+        for level in Level::available() {
+            let case = Matrices { left: &left, right: &right, chunks, sixteens };
+            if let Some(got) = dispatch_at(level, case) {
+                assert!(got == want, "{chunks} chunks, {sixteens} sixteens, up to {largest}, {level:?}");
+            }
         }
     }
 }
