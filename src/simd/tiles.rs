@@ -165,7 +165,8 @@ pub trait Tiles<I: Isa>: Copy {
     /// [`add_span`](super::add_span) adds them up.
     fn products(self, planes: Planes, operands: &TileOperands, totals: &mut [f32]);
 
-    /// The unit, ready for [`Tiles::multiply`] as long as there is one.
+    /// The unit, ready for [`Tiles::multiply`] as long as there is one; until it is dropped, the thread must make no second one and use neither
+    /// [`Tiles::products`] nor [`Tiles::probe`], which leave the unit unready.
     type Ready;
 
     /// Makes it ready.

@@ -12,6 +12,7 @@ mod spans;
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use super::Avx512;
@@ -98,8 +99,8 @@ impl Configuration {
     }
 }
 
-/// The registers, set up and zero, until it is dropped: then the system need not save them when threads change.
-pub struct Setup(());
+/// The registers of this thread, set up and zero, until it is dropped: then the system need not save them when threads change.
+pub struct Setup(PhantomData<*const ()>);
 
 impl Setup {
     fn new(_proof: Amx, configuration: &'static Configuration) -> Self {
@@ -107,7 +108,7 @@ impl Setup {
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const *configuration, options(nostack, readonly, preserves_flags));
         }
-        Self(())
+        Self(PhantomData)
     }
 }
 
