@@ -58,14 +58,19 @@ pub(super) struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// The queries from number `first` of `rows` on.
+    /// The `count` queries from number `first` on, whose scores begin at `at`.
     #[inline(always)]
-    fn of<I: Isa>(_isa: I, first: usize, rows: usize, scratch: &'a mut Scratch) -> Self {
+    pub(super) fn of<I: Isa>(
+        _isa: I,
+        first: usize,
+        count: usize,
+        at: usize,
+        scratch: &'a mut Scratch,
+    ) -> Self {
         let Scratch { scores, largest, sum, shrink, inverse, queries, weights, lanes, .. } = scratch;
-        let count = (rows - first).min(I::LANES);
         Self {
             count,
-            scores: &mut scores[first * BLOCK..][..count * BLOCK],
+            scores: &mut scores[at..][..count * BLOCK],
             score_units: &queries.units[first..][..I::LANES],
             largest: &mut largest[first..][..I::LANES],
             sum: &mut sum[first..][..I::LANES],
@@ -89,12 +94,15 @@ impl Attention<'_> {
         let rows = self.positions.len();
         let mut first = 0;
         while first < rows {
-            self.find_largest(isa, start, first, &mut Group::of(isa, first, rows, scratch));
+            let count = (rows - first).min(I::LANES);
+            let mut group = Group::of(isa, first, count, first * BLOCK, scratch);
+            self.find_largest(isa, start, first, &mut group);
             first += I::LANES;
         }
         first = 0;
         while first < rows {
-            let mut group = Group::of(isa, first, rows, scratch);
+            let count = (rows - first).min(I::LANES);
+            let mut group = Group::of(isa, first, count, first * BLOCK, scratch);
             weigh(isa, form, &mut group);
             end_weights(isa, form, &mut group);
             first += I::LANES;

@@ -36,12 +36,6 @@ pub(super) struct TileScratch {
     values: Lines<i32>,
     /// Of a step's weights.
     weights: Lines<i32>,
-    /// `[GROUP, BLOCK]`: a step's scores, then weights.
-    scores: Lines<f32>,
-    /// Of a step: see [`Scratch`].
-    shrink: Lines<f32>,
-    units: Lines<f32>,
-    inverse: Lines<f32>,
     /// `[BLOCK / UNIT]`, or `[padded / UNIT]`.
     sums: Vec<PlaneSums>,
 }
@@ -59,10 +53,8 @@ impl Attention<'_> {
     /// Adds up all weighted values, as [`Attention::by_vectors`] does.
     #[inline(always)]
     pub(super) fn by_tiles<I: Isa>(&mut self, isa: I, unit: I::Tiles, scratch: &mut Scratch) {
-        let padded = self.padded_head;
-        let chunks = padded.div_ceil(CHUNK);
-        self.planes_of_queries(isa, unit, chunks, scratch);
-        self.resize(chunks, &mut scratch.tiles);
+        self.planes_of_queries(isa, unit, scratch);
+        self.resize(scratch);
         let (rows, ready) = (self.positions.len(), unit.ready());
         for start in self.blocks() {
             let mut is_there = false;
@@ -81,16 +73,18 @@ impl Attention<'_> {
         }
     }
 
-    fn resize(&self, chunks: usize, scratch: &mut TileScratch) {
-        let padded = self.padded_head;
-        scratch.keys.resize(BLOCK / KEYS * chunks * CHUNK_WORDS);
-        scratch.values.resize(padded / KEYS * CHUNK_WORDS);
-        scratch.weights.resize(CHUNK_WORDS);
+    /// Registers' columns that a head takes.
+    fn chunks(&self) -> usize {
+        self.padded_head.div_ceil(CHUNK)
+    }
+
+    fn resize(&self, scratch: &mut Scratch) {
         scratch.scores.resize(GROUP * BLOCK);
-        for lines in [&mut scratch.shrink, &mut scratch.units, &mut scratch.inverse] {
-            lines.resize(GROUP);
-        }
-        scratch.sums.resize((padded / UNIT).max(BLOCK / UNIT), PlaneSums::default());
+        let tiles = &mut scratch.tiles;
+        tiles.keys.resize(BLOCK / KEYS * self.chunks() * CHUNK_WORDS);
+        tiles.values.resize(self.padded_head / KEYS * CHUNK_WORDS);
+        tiles.weights.resize(CHUNK_WORDS);
+        tiles.sums.resize((self.padded_head / UNIT).max(BLOCK / UNIT), PlaneSums::default());
     }
 
     #[inline(always)]
@@ -102,33 +96,24 @@ impl Attention<'_> {
         step: Step,
         scratch: &mut Scratch,
     ) {
-        let Scratch { largest, sum, lanes, queries, tiles, .. } = scratch;
-        let TileScratch { queries: planes, keys, values, weights, scores, shrink, units, inverse, sums } =
-            tiles;
-        let chunks = self.padded_head.div_ceil(CHUNK);
-        let planes = &planes[step.row / GROUP * chunks * CHUNK_WORDS..];
-        I::Tiles::multiply(ready, planes, keys, chunks, &mut sums[..BLOCK / UNIT]);
-        self.take_scores(isa, unit, step, sums, scores);
-        let mut group = Group {
-            count: step.count,
-            scores,
-            score_units: &queries.units[step.row..][..GROUP],
-            largest: &mut largest[step.row..][..GROUP],
-            sum: &mut sum[step.row..][..GROUP],
-            shrink,
-            units,
-            inverse,
-            lanes,
-        };
-        self.find_largest(isa, step.start, step.row, &mut group);
-        let scales = &self.sixteen_values(step.start).scales[step.start % PAGE..][..BLOCK];
-        let form = Form::Integers(scales);
+        let Step { start, row, count } = step;
+        let TileScratch { queries, keys, sums, .. } = &mut scratch.tiles;
+        let queries = &queries[row / GROUP * self.chunks() * CHUNK_WORDS..];
+        I::Tiles::multiply(ready, queries, keys, self.chunks(), &mut sums[..BLOCK / UNIT]);
+        self.take_scores(isa, unit, step, sums, &mut scratch.scores);
+        let form = Form::Integers(&sixteen(&self.pages[start / PAGE].values).scales[start % PAGE..][..BLOCK]);
+        let mut group = Group::of(isa, row, count, 0, scratch);
+        self.find_largest(isa, start, row, &mut group);
         softmax::weigh(isa, form, &mut group);
         softmax::end_weights(isa, form, &mut group);
-        planes_of_weights(isa, unit, step.count, scores, inverse, weights);
+        let TileScratch { values, weights, sums, .. } = &mut scratch.tiles;
+        for r in 0..count {
+            let from = &scratch.scores[r * BLOCK..][..BLOCK];
+            split_row(isa, unit, from, scratch.inverse[row + r], place_of_row(0, r), weights);
+        }
         let sums = &mut sums[..self.padded_head / UNIT];
         I::Tiles::multiply(ready, weights, values, 1, sums);
-        self.take_sums(isa, unit, step, sums, shrink, units);
+        self.take_sums(isa, unit, step, sums, &scratch.shrink[row..], &scratch.weights.units[row..]);
     }
 
     /// Keys and values of the next block, of which each step asks for its share: places and bytes.
@@ -146,39 +131,17 @@ impl Attention<'_> {
         }
     }
 
-    fn sixteen_values(&self, start: usize) -> &Sixteen {
-        let KvData::Sixteen(values) = &self.pages[start / PAGE].values else {
-            unreachable!("of other types the unit multiplies none")
-        };
-        values
-    }
-
-    fn sixteen_keys(&self, start: usize) -> &Sixteen {
-        let KvData::Sixteen(keys) = &self.pages[start / PAGE].keys else {
-            unreachable!("of other types the unit multiplies none")
-        };
-        keys
-    }
-
     #[inline(always)]
-    fn planes_of_queries<I: Isa>(&self, isa: I, unit: I::Tiles, chunks: usize, scratch: &mut Scratch) {
+    fn planes_of_queries<I: Isa>(&self, isa: I, unit: I::Tiles, scratch: &mut Scratch) {
         let Scratch { queries, tiles, .. } = scratch;
-        let padded = self.padded_head;
-        tiles.queries.resize(self.positions.len().div_ceil(GROUP) * chunks * CHUNK_WORDS);
-        for (row, query) in self.queries.chunks_exact(padded).enumerate() {
+        let each = self.chunks() * CHUNK_WORDS;
+        tiles.queries.resize(self.positions.len().div_ceil(GROUP) * each);
+        for (row, query) in self.queries.chunks_exact(self.padded_head).enumerate() {
             let scale = kv::key_unit(isa, query);
             queries.units[row] = scale;
-            let inverse = isa.f_splat(1.0 / scale);
-            let planes = &mut tiles.queries[row / GROUP * chunks * CHUNK_WORDS..][..chunks * CHUNK_WORDS];
-            for chunk in 0..chunks {
-                let mut words = [isa.w_splat(0); 4];
-                for v in 0..4 {
-                    let at = chunk * CHUNK + v * MAX_LANES;
-                    if at < padded {
-                        words[v] = isa.f_to_w(isa.f_mul(isa.f_load(&query[at..]), inverse));
-                    }
-                }
-                store_planes(isa, unit.split(words), place_of_row(chunk, row % GROUP), planes);
+            let planes = &mut tiles.queries[row / GROUP * each..][..each];
+            for (chunk, from) in query.chunks(CHUNK).enumerate() {
+                split_row(isa, unit, from, 1.0 / scale, place_of_row(chunk, row % GROUP), planes);
             }
         }
     }
@@ -186,9 +149,9 @@ impl Attention<'_> {
     #[inline(always)]
     fn planes_of_keys<I: Isa>(&self, isa: I, unit: I::Tiles, start: usize, planes: &mut [i32]) {
         let (padded, at) = (self.padded_head, start % PAGE);
-        let pairs = &self.sixteen_keys(start).pairs[at * padded / 2..][..BLOCK * padded / 2];
+        let pairs = &sixteen(&self.pages[start / PAGE].keys).pairs[at * padded / 2..][..BLOCK * padded / 2];
         for (group, pairs) in pairs.chunks_exact(padded / 2 * KEYS).enumerate() {
-            let planes = &mut planes[group * padded.div_ceil(CHUNK) * CHUNK_WORDS..];
+            let planes = &mut planes[group * self.chunks() * CHUNK_WORDS..];
             for quad in 0..padded / 4 {
                 let (first, last) = (quad * 2 * KEYS, (quad * 2 + 1) * KEYS);
                 let quads = unit.quads(isa.w_load(&pairs[first..]), isa.w_load(&pairs[last..]));
@@ -200,7 +163,7 @@ impl Attention<'_> {
     #[inline(always)]
     fn planes_of_values<I: Isa>(&self, isa: I, unit: I::Tiles, start: usize, planes: &mut [i32]) {
         let (padded, at) = (self.padded_head, start % PAGE);
-        let pairs = &self.sixteen_values(start).pairs[at * padded / 2..][..BLOCK * padded / 2];
+        let pairs = &sixteen(&self.pages[start / PAGE].values).pairs[at * padded / 2..][..BLOCK * padded / 2];
         for quad in 0..BLOCK / 4 {
             let (first, last) = (quad * 2 * padded, (quad * 2 + 1) * padded);
             for group in 0..padded / KEYS {
@@ -221,7 +184,7 @@ impl Attention<'_> {
         sums: &[PlaneSums],
         scores: &mut [f32],
     ) {
-        let scales = &self.sixteen_keys(step.start).scales[step.start % PAGE..][..BLOCK];
+        let scales = &sixteen(&self.pages[step.start / PAGE].keys).scales[step.start % PAGE..][..BLOCK];
         let scores = &mut scores[..GROUP * BLOCK];
         let ahead = self.share_of_next_block(step);
         for key in (0..BLOCK).step_by(KEYS) {
@@ -272,24 +235,23 @@ fn sum_of<I: Isa>(isa: I, unit: I::Tiles, planes: &[[[i32; 16]; 16]; 3], r: usiz
     unit.sum_of_planes([isa.w_load(&planes[0][r]), isa.w_load(&planes[1][r]), isa.w_load(&planes[2][r])])
 }
 
-/// Makes integers of the weights.
+fn sixteen(data: &KvData) -> &Sixteen {
+    let KvData::Sixteen(data) = data else { unreachable!("of other types the unit multiplies none") };
+    data
+}
+
+/// Up to 64 numbers times `inverse` as integers: their low bytes at `at` of the planes, their high ones where those belong, zeros for those that
+/// are missing.
 #[inline(always)]
-fn planes_of_weights<I: Isa>(
-    isa: I,
-    unit: I::Tiles,
-    rows: usize,
-    weights: &[f32],
-    inverse: &[f32],
-    planes: &mut [i32],
-) {
-    for row in 0..rows {
-        let (inverse, weights) = (isa.f_splat(inverse[row]), &weights[row * BLOCK..][..BLOCK]);
-        let mut words = [isa.w_splat(0); 4];
-        for v in 0..4 {
-            words[v] = isa.f_to_w(isa.f_mul(isa.f_load(&weights[v * MAX_LANES..]), inverse));
+fn split_row<I: Isa>(isa: I, unit: I::Tiles, from: &[f32], inverse: f32, at: usize, planes: &mut [i32]) {
+    let inverse = isa.f_splat(inverse);
+    let mut words = [isa.w_splat(0); 4];
+    for v in 0..4 {
+        if v * MAX_LANES < from.len() {
+            words[v] = isa.f_to_w(isa.f_mul(isa.f_load(&from[v * MAX_LANES..]), inverse));
         }
-        store_planes(isa, unit.split(words), place_of_row(0, row), planes);
     }
+    store_planes(isa, unit.split(words), at, planes);
 }
 
 /// Stores the low bytes at `at` of the planes and the high ones where they belong.

@@ -7,6 +7,13 @@
 //! Safety, for every `unsafe` in this file: an [`Amx`] exists only if `new()` found the features and the system's permission; registers are set up
 //! by [`Setup`] as long as they are used.
 
+/// A product of bytes of `$a` with those of `$b`, added to `$to`; each of the two is signed, `s`, or unsigned, `u`.
+macro_rules! product {
+    ($signs:literal, $to:literal, $a:literal, $b:literal) => {
+        concat!("tdpb", $signs, "d tmm", $to, ", tmm", $a, ", tmm", $b)
+    };
+}
+
 mod sixteen;
 mod spans;
 

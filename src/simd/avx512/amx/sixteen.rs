@@ -48,17 +48,52 @@ pub(super) fn sum_of_planes([high, middle, low]: [__m512i; 3]) -> __m512i {
     _mm512_add_epi32(_mm512_add_epi32(high, middle), low)
 }
 
-/// A product of bytes of `$a` with those of `$b`, added to `$to`, where each of the two is of high bytes, `s`, or of low ones, `u`.
-macro_rules! product {
-    ($signs:literal, $to:literal, $a:literal, $b:literal) => {
-        concat!("tdpb", $signs, "d tmm", $to, ", tmm", $a, ", tmm", $b)
-    };
-}
-
 /// Stores a register of sums and makes them zero again.
 macro_rules! take {
     ($register:literal, $place:literal) => {
         concat!("tilestored [{to} + {stride} + ", $place, "], tmm", $register, "\ntilezero tmm", $register)
+    };
+}
+
+/// What is done instead where sums are added to.
+macro_rules! keep {
+    ($register:literal, $place:literal) => {
+        ""
+    };
+}
+
+/// Adds the products of a chunk of columns, of two registers from `$a` on with two from `$b` and two from `$c` on; before, each register of sums is
+/// what `$before` says: stored to `$to` ([`take`]) or not ([`keep`]).
+macro_rules! chunk {
+    ($before:ident, $a:expr, $b:expr, $c:expr $(, $to:expr)?) => {
+        asm!(
+            "tileloadd tmm6, [{a} + {stride} + 1024]",
+            "tileloadd tmm7, [{b} + {stride} + 1024]",
+            $before!(0, 0),
+            product!("ss", 0, 6, 7),
+            "tileloadd tmm7, [{b} + {stride}]",
+            $before!(1, 1024),
+            product!("su", 1, 6, 7),
+            "tileloadd tmm7, [{c} + {stride} + 1024]",
+            $before!(3, 3072),
+            product!("ss", 3, 6, 7),
+            "tileloadd tmm7, [{c} + {stride}]",
+            $before!(4, 4096),
+            product!("su", 4, 6, 7),
+            "tileloadd tmm6, [{a} + {stride}]",
+            $before!(5, 5120),
+            product!("uu", 5, 6, 7),
+            "tileloadd tmm7, [{b} + {stride}]",
+            $before!(2, 2048),
+            product!("uu", 2, 6, 7),
+            "tileloadd tmm7, [{b} + {stride} + 1024]",
+            product!("us", 1, 6, 7),
+            "tileloadd tmm7, [{c} + {stride} + 1024]",
+            product!("us", 4, 6, 7),
+            a = in(reg) $a, b = in(reg) $b, c = in(reg) $c, stride = in(reg) 64usize,
+            $(to = in(reg) $to,)?
+            options(nostack, preserves_flags),
+        )
     };
 }
 
@@ -69,18 +104,19 @@ macro_rules! take {
 pub(super) fn multiply(_ready: &Setup, left: &[i32], right: &[i32], chunks: usize, sums: &mut [PlaneSums]) {
     let each = chunks * CHUNK_WORDS;
     assert!(chunks > 0 && left.len() >= each && right.len() >= sums.len() * 2 * each);
-    let (a, mut b, mut to) = (left.as_ptr(), right.as_ptr(), None);
+    let (a, mut b, mut to) = (left.as_ptr(), right.as_ptr(), None::<&mut PlaneSums>);
     // Sound: the registers are set up; `left` has two registers a chunk, `right` four for each of the sums, which take six.
     unsafe {
         asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", options(nostack, nomem, preserves_flags));
         asm!("tilezero tmm3", "tilezero tmm4", "tilezero tmm5", options(nostack, nomem, preserves_flags));
         for sums in sums {
             match to {
-                None => chunk(a, b, each),
-                Some(to) => chunk_taking(a, b, each, to),
+                None => chunk!(keep, a, b, b.wrapping_add(each)),
+                Some(to) => chunk!(take, a, b, b.wrapping_add(each), &raw mut *to),
             }
             for c in 1..chunks {
-                chunk(a.add(c * CHUNK_WORDS), b.add(c * CHUNK_WORDS), each);
+                let at = c * CHUNK_WORDS;
+                chunk!(keep, a.add(at), b.add(at), b.add(each + at));
             }
             b = b.wrapping_add(2 * each);
             to = Some(sums);
@@ -97,74 +133,5 @@ pub(super) fn multiply(_ready: &Setup, left: &[i32], right: &[i32], chunks: usiz
                 options(nostack, preserves_flags),
             );
         }
-    }
-}
-
-/// Adds the products of a chunk of columns; those of the second sixteen are `each` words further than those of the first.
-///
-/// # Safety
-/// The registers are set up, and there are two registers from `a`, `b` and `b + each` on.
-#[inline(always)]
-unsafe fn chunk(a: *const i32, b: *const i32, each: usize) {
-    unsafe {
-        asm!(
-            "tileloadd tmm6, [{a} + {stride} + 1024]",
-            "tileloadd tmm7, [{b} + {stride} + 1024]",
-            product!("ss", 0, 6, 7),
-            "tileloadd tmm7, [{b} + {stride}]",
-            product!("su", 1, 6, 7),
-            "tileloadd tmm7, [{c} + {stride} + 1024]",
-            product!("ss", 3, 6, 7),
-            "tileloadd tmm7, [{c} + {stride}]",
-            product!("su", 4, 6, 7),
-            "tileloadd tmm6, [{a} + {stride}]",
-            product!("uu", 5, 6, 7),
-            "tileloadd tmm7, [{b} + {stride}]",
-            product!("uu", 2, 6, 7),
-            "tileloadd tmm7, [{b} + {stride} + 1024]",
-            product!("us", 1, 6, 7),
-            "tileloadd tmm7, [{c} + {stride} + 1024]",
-            product!("us", 4, 6, 7),
-            a = in(reg) a, b = in(reg) b, c = in(reg) b.wrapping_add(each), stride = in(reg) 64usize,
-            options(nostack, readonly, preserves_flags),
-        );
-    }
-}
-
-/// As [`chunk`], and stores the sums so far before the first products are added to zeros.
-///
-/// # Safety
-/// As [`chunk`].
-#[inline(always)]
-unsafe fn chunk_taking(a: *const i32, b: *const i32, each: usize, to: &mut PlaneSums) {
-    unsafe {
-        asm!(
-            "tileloadd tmm6, [{a} + {stride} + 1024]",
-            "tileloadd tmm7, [{b} + {stride} + 1024]",
-            take!(0, 0),
-            product!("ss", 0, 6, 7),
-            "tileloadd tmm7, [{b} + {stride}]",
-            take!(1, 1024),
-            product!("su", 1, 6, 7),
-            "tileloadd tmm7, [{c} + {stride} + 1024]",
-            take!(3, 3072),
-            product!("ss", 3, 6, 7),
-            "tileloadd tmm7, [{c} + {stride}]",
-            take!(4, 4096),
-            product!("su", 4, 6, 7),
-            "tileloadd tmm6, [{a} + {stride}]",
-            take!(5, 5120),
-            product!("uu", 5, 6, 7),
-            "tileloadd tmm7, [{b} + {stride}]",
-            take!(2, 2048),
-            product!("uu", 2, 6, 7),
-            "tileloadd tmm7, [{b} + {stride} + 1024]",
-            product!("us", 1, 6, 7),
-            "tileloadd tmm7, [{c} + {stride} + 1024]",
-            product!("us", 4, 6, 7),
-            a = in(reg) a, b = in(reg) b, c = in(reg) b.wrapping_add(each), stride = in(reg) 64usize,
-            to = in(reg) &raw mut *to,
-            options(nostack, preserves_flags),
-        );
     }
 }

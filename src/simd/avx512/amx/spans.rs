@@ -247,20 +247,10 @@ impl Slot {
     };
 }
 
-/// A product of tokens (`$a`, signed) with a plane of rows (`$b`), added to `$to`.
-macro_rules! product {
-    (signed, $to:literal, $a:literal, $b:literal) => {
-        concat!("tdpbssd tmm", $to, ", tmm", $a, ", tmm", $b)
-    };
-    (unsigned, $to:literal, $a:literal, $b:literal) => {
-        concat!("tdpbsud tmm", $to, ", tmm", $a, ", tmm", $b)
-    };
-}
-
 /// The eight steps of a unit. Tokens are in registers 4 and 5, rows in 6 and 7; sums in 0 and 1 for the first plane or row vector, in 2 and 3 for the
 /// second. What is stored was complete two products before.
 macro_rules! steps {
-    ($unit:ident, $to:ident, $from:ident, $first:ident, $second:ident, $between:ident) => {{
+    ($unit:ident, $to:ident, $from:ident, $first:literal, $second:literal, $between:ident) => {{
         let Unit { rows: b, tokens: a, .. } = *$unit;
         let (to, from) = ((&raw mut $to.sums).cast::<u8>(), (&raw mut $from.sums).cast::<u8>());
         asm!(
@@ -327,14 +317,14 @@ macro_rules! steps {
 
 /// The four steps of a unit of a narrow span: both row vectors. What is stored was complete one product before.
 macro_rules! narrow_steps {
-    ($unit:ident, $to:ident, $from:ident, $sign:ident, $between:ident) => {{
+    ($unit:ident, $to:ident, $from:ident, $signs:literal, $between:ident) => {{
         let Unit { rows: b, tokens: a, .. } = *$unit;
         let (to, from) = ((&raw mut $to.sums).cast::<u8>(), (&raw mut $from.sums).cast::<u8>());
         asm!(
             "tileloadd tmm4, [{a} + {stride}]",
             "tileloadd tmm6, [{b} + {stride}]",
             "tilezero tmm0",
-            product!($sign, 0, 4, 6),
+            product!($signs, 0, 4, 6),
             "tilestored [{from} + {stride} + 2048], tmm2",
             a = in(reg) a, b = in(reg) b, from = in(reg) from, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
@@ -343,7 +333,7 @@ macro_rules! narrow_steps {
         asm!(
             "tileloadd tmm5, [{a} + {stride} + 1024]",
             "tilezero tmm1",
-            product!($sign, 1, 5, 6),
+            product!($signs, 1, 5, 6),
             "tilestored [{from} + {stride} + 3072], tmm3",
             a = in(reg) a, from = in(reg) from, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
@@ -352,7 +342,7 @@ macro_rules! narrow_steps {
         asm!(
             "tileloadd tmm7, [{b} + {stride} + 512]",
             "tilezero tmm2",
-            product!($sign, 2, 4, 7),
+            product!($signs, 2, 4, 7),
             "tilestored [{to} + {stride}], tmm0",
             b = in(reg) b, to = in(reg) to, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
@@ -360,7 +350,7 @@ macro_rules! narrow_steps {
         $between!(2, 16, 24);
         asm!(
             "tilezero tmm3",
-            product!($sign, 3, 5, 7),
+            product!($signs, 3, 5, 7),
             "tilestored [{to} + {stride} + 1024], tmm1",
             to = in(reg) to, stride = in(reg) 64usize,
             options(nostack, preserves_flags),
@@ -468,11 +458,11 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
         }
         unsafe {
             match PLANES {
-                SIGNED if Self::NARROW => narrow_steps!(self, to, from, signed, add),
-                _ if Self::NARROW => narrow_steps!(self, to, from, unsigned, add),
-                TWO => steps!(self, to, from, unsigned, signed, add),
-                SIGNED => steps!(self, to, from, signed, signed, add),
-                _ => steps!(self, to, from, unsigned, unsigned, add),
+                SIGNED if Self::NARROW => narrow_steps!(self, to, from, "ss", add),
+                _ if Self::NARROW => narrow_steps!(self, to, from, "su", add),
+                TWO => steps!(self, to, from, "su", "ss", add),
+                SIGNED => steps!(self, to, from, "ss", "ss", add),
+                _ => steps!(self, to, from, "su", "su", add),
             }
         }
     }
