@@ -11,6 +11,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{Amx, NARROW, Setup, WHOLE};
+use crate::simd::avx512::blocks::add_pairs;
 use crate::simd::MAX_LANES;
 use crate::simd::tiles::{NARROW_SPAN, PANEL, PART, Planes, SPAN, TileOperands, place_of_span, plane_bytes};
 
@@ -526,7 +527,7 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
                     let mut min = _mm512_set1_epi32(ONES);
                     for p in 0..PAIRS {
                         let pair = _mm512_set1_epi32(*target.sums.add(p * PART + t));
-                        min = _mm512_dpwssd_epi32(min, mins[p], pair);
+                        min = add_pairs(min, mins[p], pair);
                     }
                     let min = _mm512_sub_ps(_mm512_castsi512_ps(min), _mm512_set1_ps(OFF));
                     value = _mm512_fnmadd_ps(dmin, min, value);
