@@ -161,9 +161,10 @@ pub trait Tiles<I: Isa>: Copy {
     /// Multiplies registers of ones, [`PROBED`] products of bytes a turn, and gives one of the sums: to find out how fast the unit is by itself.
     fn probe(self, turns: usize) -> i32;
 
-    /// The sums of the spans of all parts as `totals`, `[256 / span, panels, vectors, parts, PART, LANES]`, of which spans take turns, as
-    /// [`add_span`](super::add_span) adds them up.
-    fn products(self, planes: Planes, operands: &TileOperands, totals: &mut [f32]);
+    /// The products of all parts: of every token a slice of `out`, all of them as long as there are rows. On the way there are partial sums in
+    /// `totals`, `[256 / span, panels, vectors, parts, PART, LANES]`, of which spans take turns, as [`add_span`](super::add_span) adds them up;
+    /// those that no span goes to must be 0.
+    fn products(self, planes: Planes, operands: &TileOperands, totals: &mut [f32], out: &mut [&mut [f32]]);
 
     /// The unit, ready for [`Tiles::multiply`] as long as there is one; until it is dropped, the thread must make no second one and use neither
     /// [`Tiles::products`] nor [`Tiles::probe`], which leave the unit unready.
@@ -206,7 +207,13 @@ impl<I: Isa> Tiles<I> for NoTiles {
         match self {}
     }
     #[inline(always)]
-    fn products(self, _planes: Planes, _operands: &TileOperands, _totals: &mut [f32]) {
+    fn products(
+        self,
+        _planes: Planes,
+        _operands: &TileOperands,
+        _totals: &mut [f32],
+        _out: &mut [&mut [f32]],
+    ) {
         match self {}
     }
     type Ready = Self;

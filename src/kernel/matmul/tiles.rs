@@ -2,11 +2,9 @@
 
 use super::{PackTile, PackedTokens, Panel, PanelProducts, word_of};
 use crate::kernel::panel::{Lanes, OfTiles, min_columns, planes, unpack};
-use crate::kernel::{part_of, partial_sums, store_some};
+use crate::kernel::{part_of, partial_sums};
 use crate::quant::unpack::Unpack;
-use crate::simd::{
-    Isa, MAX_LANES, PANEL, PART, TileOperands, TilePanel, Tiles, place_of_chunk, sum_of_vectors,
-};
+use crate::simd::{Isa, PANEL, PART, TileOperands, TilePanel, Tiles, place_of_chunk};
 
 /// Parts of tokens that a panel is swept by at once: half of their totals stay in the first cache.
 const PARTS: usize = 2;
@@ -78,13 +76,14 @@ impl<F: Unpack> PanelProducts<'_, F> {
                 next: part_of(self.next, sweep, sweeps),
                 ..operands::<F>(tokens, self.columns, sweep * PARTS, parts)
             };
-            unit.products(const { planes::<F>() }, &operands, totals);
             let (first, rows) = (sweep * PARTS * PART, self.rows.len() / self.row_bytes);
-            for t in 0..(parts * PART).min(tokens.rows - first) {
-                // Sound: panels are given disjoint rows, and each token is stored once.
-                let out = unsafe { self.out.slice((first + t) * self.out_stride + self.first, rows) };
-                store::<F, I>(isa, totals, parts, t, out);
+            let count = (parts * PART).min(tokens.rows - first);
+            let mut out = std::array::from_fn::<_, { PARTS * PART }, _>(|_| &mut [][..]);
+            for t in 0..count {
+                // Sound: panels are given disjoint rows, and each token is given once.
+                out[t] = unsafe { self.out.slice((first + t) * self.out_stride + self.first, rows) };
             }
+            unit.products(const { planes::<F>() }, &operands, totals, &mut out[..count]);
         }
     }
 }
@@ -116,28 +115,4 @@ fn operands<F: Unpack>(
         floats: &tokens.scales[of(token_spans * PART)],
         next: &[],
     }
-}
-
-/// Stores the sums of token `t` of `parts` parts.
-#[inline(always)]
-fn store<F: Unpack, I: Isa>(isa: I, totals: &[f32], parts: usize, t: usize, out: &mut [f32]) {
-    let each = parts * PART * MAX_LANES;
-    for (vector, out) in out.chunks_mut(MAX_LANES).enumerate() {
-        let at = vector * each + t * MAX_LANES;
-        let sum = match const { partial_sums(F::SPAN) } {
-            2 => sum_of::<I, 2>(isa, totals, at),
-            _ => sum_of::<I, 8>(isa, totals, at),
-        };
-        store_some(isa, sum, out);
-    }
-}
-
-/// The sum of the vectors at `at` of each of `N` parts of `totals`.
-#[inline(always)]
-fn sum_of<I: Isa, const N: usize>(isa: I, totals: &[f32], at: usize) -> I::F {
-    let mut vectors = [isa.f_splat(0.0); N];
-    for i in 0..N {
-        vectors[i] = isa.f_load(&totals[i * (totals.len() / N) + at..]);
-    }
-    sum_of_vectors(isa, &vectors)
 }

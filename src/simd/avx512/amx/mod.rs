@@ -198,8 +198,8 @@ impl<I: Isa<W = __m512i, F = __m512>> Tiles<I> for Amx {
     }
 
     #[inline(always)]
-    fn products(self, planes: Planes, operands: &TileOperands, totals: &mut [f32]) {
-        spans::multiply(self, planes, operands, totals);
+    fn products(self, planes: Planes, operands: &TileOperands, totals: &mut [f32], out: &mut [&mut [f32]]) {
+        spans::multiply(self, planes, operands, totals, out);
     }
 
     type Ready = Setup;

@@ -11,8 +11,10 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{Amx, NARROW, Setup, WHOLE};
-use crate::simd::avx512::blocks::add_pairs;
 use crate::simd::MAX_LANES;
+use crate::simd::avx512::Avx512With;
+use crate::simd::avx512::blocks::add_pairs;
+use crate::simd::sum_of_vectors;
 use crate::simd::tiles::{NARROW_SPAN, PANEL, PART, Planes, SPAN, TileOperands, place_of_span, plane_bytes};
 
 /// Sums of a unit as they leave the registers: `[planes or vectors, sixteens, 16 tokens, 16 rows]`.
@@ -36,18 +38,26 @@ const TWO: u8 = Planes::Two as u8;
 
 /// [`Tiles::products`](crate::simd::Tiles::products).
 #[inline(always)]
-pub(super) fn multiply(amx: Amx, planes: Planes, operands: &TileOperands, totals: &mut [f32]) {
+pub(super) fn multiply(
+    amx: Amx,
+    planes: Planes,
+    operands: &TileOperands,
+    totals: &mut [f32],
+    out: &mut [&mut [f32]],
+) {
     // Sound: the proof covers the features of these functions.
     unsafe {
         match (planes, operands.pairs, operands.span) {
-            (Planes::Unsigned, 4, SPAN) => products::<UNSIGNED, 4, SPAN>(amx, operands, totals),
-            (Planes::Signed, 0, SPAN) => products::<SIGNED, 0, SPAN>(amx, operands, totals),
-            (Planes::Two, 0, SPAN) => products::<TWO, 0, SPAN>(amx, operands, totals),
-            (Planes::Two, 2, SPAN) => products::<TWO, 2, SPAN>(amx, operands, totals),
+            (Planes::Unsigned, 4, SPAN) => products::<UNSIGNED, 4, SPAN>(amx, operands, totals, out),
+            (Planes::Signed, 0, SPAN) => products::<SIGNED, 0, SPAN>(amx, operands, totals, out),
+            (Planes::Two, 0, SPAN) => products::<TWO, 0, SPAN>(amx, operands, totals, out),
+            (Planes::Two, 2, SPAN) => products::<TWO, 2, SPAN>(amx, operands, totals, out),
             (Planes::Unsigned, 1, NARROW_SPAN) => {
-                products::<UNSIGNED, 1, NARROW_SPAN>(amx, operands, totals);
+                products::<UNSIGNED, 1, NARROW_SPAN>(amx, operands, totals, out);
             }
-            (Planes::Signed, 0, NARROW_SPAN) => products::<SIGNED, 0, NARROW_SPAN>(amx, operands, totals),
+            (Planes::Signed, 0, NARROW_SPAN) => {
+                products::<SIGNED, 0, NARROW_SPAN>(amx, operands, totals, out)
+            }
             (planes, pairs, span) => {
                 unreachable!("no format has {planes:?}, {pairs} pairs of mins and spans of {span}")
             }
@@ -55,14 +65,16 @@ pub(super) fn multiply(amx: Amx, planes: Planes, operands: &TileOperands, totals
     }
 }
 
-/// Panics unless the slices of `operands` and `totals` are as long as the counts say. Gives the parts.
-fn check(planes: usize, operands: &TileOperands, totals: &[f32]) -> usize {
+/// Panics unless the slices of `operands`, `totals` and `out` are as long as the counts say. Gives the parts.
+fn check(planes: usize, operands: &TileOperands, totals: &[f32], out: &[&mut [f32]]) -> usize {
     let &TileOperands { span, spans, token_spans, pairs, panels, .. } = operands;
     let blocks = if span == SPAN { spans.div_ceil(2) } else { spans };
     let each = 256 / span * panels.len() * PANEL * PART;
     let parts = totals.len() / each;
-    assert!(spans <= token_spans && (token_spans * span).is_multiple_of(64));
+    assert!(spans > 0 && spans <= token_spans && (token_spans * span).is_multiple_of(64));
     assert!(parts > 0 && totals.len() == parts * each);
+    assert!(out.len() <= parts * PART);
+    assert!(out.iter().all(|rows| rows.len() == out[0].len() && rows.len() <= panels.len() * PANEL));
     assert!(operands.tokens.len() * 4 >= parts * token_spans * span * PART);
     assert!(operands.floats.len() >= parts * token_spans * PART);
     assert!(operands.sums.len() >= parts * token_spans * pairs * PART);
@@ -81,9 +93,10 @@ fn products<const PLANES: u8, const PAIRS: usize, const SPAN_: usize>(
     amx: Amx,
     operands: &TileOperands,
     totals: &mut [f32],
+    out: &mut [&mut [f32]],
 ) {
     let planes = const { if PLANES == TWO { 2 } else { 1 } };
-    let parts = check(planes, operands, totals);
+    let parts = check(planes, operands, totals, out);
     let _setup = Setup::new(amx, if SPAN_ == NARROW_SPAN { &NARROW } else { &WHOLE });
     let mut ring = [const { Slot::EMPTY }; 3];
     let [mut to, mut from, mut complete] = ring.each_mut();
@@ -95,19 +108,26 @@ fn products<const PLANES: u8, const PAIRS: usize, const SPAN_: usize>(
     for number in 0..columns.count() {
         ask(operands.next, number * lines..(number + 1) * lines);
         let mut unit = Unit::<PLANES, PAIRS, SPAN_>::of(operands, totals, parts, columns, column);
+        let left = columns.left_of_last(column.span);
+        let mut place = Place::of(out, columns, column, totals.len() / partials);
         for _ in 0..parts {
             to.target = unit.target;
+            to.place = if left == Some(0) { Some(place) } else { None };
+            if let Some(left @ 1..=ASKED) = left {
+                place.ask::<SPAN_>((left - 1) * PART / ASKED..left * PART / ASKED);
+            }
             // Sound: operands were checked, the registers are set up, and of the two units before this one, if there are, `complete` holds
             // the sums of the first, and `from` those of the second but for what is still in registers 2 and 3.
             unsafe {
                 if units < 2 {
-                    unit.multiply::<false>(to, from, complete);
+                    unit.multiply::<false>(amx, to, from, complete);
                 } else {
-                    unit.multiply::<true>(to, from, complete);
+                    unit.multiply::<true>(amx, to, from, complete);
                 }
             }
             units += 1;
             unit.go_on(operands);
+            place.go_on();
             (to, from, complete) = (complete, to, from);
         }
         column = columns.after(column);
@@ -116,10 +136,10 @@ fn products<const PLANES: u8, const PAIRS: usize, const SPAN_: usize>(
     unsafe {
         take_rest(&mut from.sums);
         if units > 1 {
-            Unit::<PLANES, PAIRS, SPAN_>::add::<0, 32>(complete);
+            Unit::<PLANES, PAIRS, SPAN_>::add::<0, 32>(amx, complete);
         }
         if units > 0 {
-            Unit::<PLANES, PAIRS, SPAN_>::add::<0, 32>(from);
+            Unit::<PLANES, PAIRS, SPAN_>::add::<0, 32>(amx, from);
         }
     }
 }
@@ -162,6 +182,18 @@ impl Columns {
         }
     }
 
+    /// The partial sum that is complete last.
+    #[inline(always)]
+    fn last(self) -> usize {
+        self.partials.min(self.spans) - 1
+    }
+
+    /// How many spans of the last partial sum follow on `span`, if that is one of them.
+    #[inline(always)]
+    fn left_of_last(self, span: usize) -> Option<usize> {
+        if span % self.partials == self.last() { Some((self.spans - 1 - span) / self.partials) } else { None }
+    }
+
     /// The spans of one partial sum, then those of the next: one of them is all that the first cache has to hold of the totals.
     #[inline(always)]
     fn span_after(self, span: usize) -> usize {
@@ -172,6 +204,75 @@ impl Columns {
             other
         } else {
             0
+        }
+    }
+}
+
+/// Spans before the last one, during which units ask for where they will store.
+const ASKED: usize = 4;
+
+/// Where sums are stored that are complete with those of a unit. Rows of the result lie far apart, so that each store is likely to miss
+/// the caches; a store of all sums at once would have to wait for that.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The rows of the part's first token, and how many tokens there are from it on.
+    out: *mut &'static mut [f32],
+    tokens: usize,
+    /// The unit's first row.
+    row: usize,
+    /// The partial sum that the unit's sums complete, and how far these are from each other in the totals.
+    last: usize,
+    apart: usize,
+}
+
+impl Place {
+    /// Where `column` of the first part is stored to; partial sums are `apart`.
+    #[inline(always)]
+    fn of(out: &mut [&mut [f32]], columns: Columns, column: Column, apart: usize) -> Self {
+        Self {
+            out: out.as_mut_ptr().cast(),
+            tokens: out.len(),
+            row: column.panel * PANEL + column.vector * MAX_LANES,
+            last: columns.last(),
+            apart,
+        }
+    }
+
+    /// Goes on to the next part.
+    #[inline(always)]
+    fn go_on(&mut self) {
+        self.out = self.out.wrapping_add(PART);
+        self.tokens = self.tokens.saturating_sub(PART);
+    }
+
+    /// Asks for the lines of `tokens`, to store to them.
+    #[inline(always)]
+    fn ask<const SPAN_: usize>(&self, tokens: std::ops::Range<usize>) {
+        for t in tokens.start..tokens.end.min(self.tokens) {
+            // Sound: there is such a token; asking for an address that is not mapped does nothing.
+            unsafe {
+                let rows = (*self.out.add(t)).as_ptr().wrapping_add(self.row);
+                asm!("prefetchw [{}]", in(reg) rows, options(nostack, preserves_flags));
+                if SPAN_ == NARROW_SPAN {
+                    asm!("prefetchw [{}]", in(reg) rows.wrapping_add(MAX_LANES), options(nostack, preserves_flags));
+                }
+            }
+        }
+    }
+
+    /// Stores `sum` as that of token `t` and row vector `vector` of the unit.
+    ///
+    /// # Safety
+    /// There is such a token.
+    #[inline(always)]
+    unsafe fn store(&self, sum: __m512, t: usize, vector: usize) {
+        unsafe {
+            let rows = &mut *self.out.add(t);
+            let row = self.row + vector * MAX_LANES;
+            if row < rows.len() {
+                let lanes = u16::MAX >> (MAX_LANES - (rows.len() - row).min(MAX_LANES));
+                _mm512_mask_storeu_ps(rows.as_mut_ptr().add(row), lanes, sum);
+            }
         }
     }
 }
@@ -222,19 +323,22 @@ struct Target {
     totals: *mut f32,
     /// From one row vector of the totals to the next.
     apart: usize,
-    /// Whether totals start with it.
-    is_first: bool,
+    /// What is kept of the totals so far: nothing where they start with it.
+    kept: u16,
 }
 
 /// A unit's sums, complete when the one after it is under way.
 struct Slot {
     sums: Sums,
     target: Target,
+    /// Where sums go that are complete with these.
+    place: Option<Place>,
 }
 
 impl Slot {
     const EMPTY: Self = Self {
         sums: Sums([[[[0; 16]; 16]; 2]; 2]),
+        place: None,
         target: Target {
             d: std::ptr::null(),
             dmin: std::ptr::null(),
@@ -243,7 +347,7 @@ impl Slot {
             floats: std::ptr::null(),
             totals: std::ptr::null_mut(),
             apart: 0,
-            is_first: true,
+            kept: 0,
         },
     };
 }
@@ -400,7 +504,7 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
                 floats: operands.floats.as_ptr().wrapping_add(span * PART),
                 totals: totals.as_mut_ptr().wrapping_add(total),
                 apart: parts * PART * MAX_LANES,
-                is_first: span < columns.partials,
+                kept: if span < columns.partials { 0 } else { u16::MAX },
             },
         }
     }
@@ -448,12 +552,12 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
     /// # Safety
     /// The unit's places, and the target of `complete`, are those of checked operands, and the registers are set up.
     #[inline(always)]
-    unsafe fn multiply<const IS_ONE: bool>(&self, to: &mut Slot, from: &mut Slot, complete: &Slot) {
+    unsafe fn multiply<const IS_ONE: bool>(&self, amx: Amx, to: &mut Slot, from: &mut Slot, complete: &Slot) {
         macro_rules! add {
             ($step:literal, $first:literal, $end:literal) => {
                 self.ask_ahead($step);
                 if IS_ONE {
-                    Self::add::<$first, $end>(complete);
+                    Self::add::<$first, $end>(amx, complete);
                 }
             };
         }
@@ -473,29 +577,62 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
     /// # Safety
     /// The target's places are those of checked operands.
     #[inline(always)]
-    unsafe fn add<const FIRST: usize, const END: usize>(slot: &Slot) {
-        for vector in 0..if Self::TWO { 1 } else { 2 } {
-            unsafe {
-                if slot.target.is_first {
-                    Self::add_vector::<FIRST, END, true>(slot, vector);
-                } else {
-                    Self::add_vector::<FIRST, END, false>(slot, vector);
+    unsafe fn add<const FIRST: usize, const END: usize>(amx: Amx, slot: &Slot) {
+        unsafe {
+            if let Some(place) = &slot.place {
+                return Self::complete(amx, slot, place, FIRST, END);
+            }
+            for vector in 0..const { if Self::TWO { 1 } else { 2 } } {
+                // (Copied, or stores might change it as far as the compiler knows.)
+                let target = slot.target;
+                let factors = Self::factors(&target, vector);
+                for t in FIRST..END {
+                    let total = Self::total(&slot.sums, &target, &factors, vector, t);
+                    _mm512_storeu_ps(target.totals.add(vector * target.apart + t * MAX_LANES), total);
                 }
             }
         }
     }
 
-    /// The same of one row vector; where there is one plane, number `vector`.
+    /// Adds the sums of tokens `first..end` to their totals and these to the other partial sums, and stores what comes of it to `place`.
+    ///
+    /// # Safety
+    /// As [`Unit::add`].
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn complete(amx: Amx, slot: &Slot, place: &Place, first: usize, end: usize) {
+        let (isa, target) = (Avx512With::<true>(Some(amx)), slot.target);
+        for vector in 0..const { if Self::TWO { 1 } else { 2 } } {
+            unsafe {
+                let factors = Self::factors(&target, vector);
+                for t in first..end.min(place.tokens) {
+                    let at = target.totals.add(vector * target.apart + t * MAX_LANES);
+                    let mut partials = [_mm512_setzero_ps(); 8];
+                    for i in 0..const { 256 / SPAN_ } {
+                        partials[i] = if i == place.last {
+                            Self::total(&slot.sums, &target, &factors, vector, t)
+                        } else {
+                            _mm512_loadu_ps(
+                                at.wrapping_add(i * place.apart).wrapping_sub(place.last * place.apart),
+                            )
+                        };
+                    }
+                    let sum = match const { 256 / SPAN_ } {
+                        2 => sum_of_vectors(isa, &[partials[0], partials[1]]),
+                        _ => sum_of_vectors(isa, &partials),
+                    };
+                    place.store(sum, t, vector);
+                }
+            }
+        }
+    }
+
+    /// What sums of row vector `vector` are multiplied with.
     ///
     /// # Safety
     /// As [`Unit::add`].
     #[inline(always)]
-    unsafe fn add_vector<const FIRST: usize, const END: usize, const IS_FIRST: bool>(
-        slot: &Slot,
-        vector: usize,
-    ) {
-        // (Copied, or stores might change it as far as the compiler knows.)
-        let (sums, target) = (&slot.sums, slot.target);
+    unsafe fn factors(target: &Target, vector: usize) -> Factors {
         unsafe {
             let d = _mm512_loadu_ps(target.d.add(vector * MAX_LANES));
             let (mut dmin, mut mins) = (d, [_mm512_setzero_si512(); 4]);
@@ -507,36 +644,51 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
                     mins[p] = _mm512_loadu_si512(target.mins.add(p * PANEL + vector * MAX_LANES).cast());
                 }
             }
-            let totals = target.totals.add(vector * target.apart);
-            for t in FIRST..END {
-                let sum = _mm512_load_si512(sums.0[vector][t / 16][t % 16].as_ptr().cast());
-                let sum = _mm512_castsi512_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(ONES)));
-                let sum = if Self::TWO {
-                    let high = _mm512_load_si512(sums.0[1][t / 16][t % 16].as_ptr().cast());
-                    let high = _mm512_castsi512_ps(_mm512_add_epi32(high, _mm512_set1_epi32(BYTES)));
-                    // Exact, and the sum is rounded once.
-                    _mm512_add_ps(sum, _mm512_sub_ps(high, _mm512_set1_ps(OFF_BOTH)))
-                } else {
-                    _mm512_sub_ps(sum, _mm512_set1_ps(OFF))
-                };
-                let mut value = _mm512_mul_ps(d, sum);
-                if PAIRS > 0 && Self::NARROW {
-                    let min = _mm512_castsi512_ps(_mm512_set1_epi32(*target.sums.add(t)));
-                    value = _mm512_fnmadd_ps(dmin, min, value);
-                } else if PAIRS > 0 {
-                    let mut min = _mm512_set1_epi32(ONES);
-                    for p in 0..PAIRS {
-                        let pair = _mm512_set1_epi32(*target.sums.add(p * PART + t));
-                        min = add_pairs(min, mins[p], pair);
-                    }
-                    let min = _mm512_sub_ps(_mm512_castsi512_ps(min), _mm512_set1_ps(OFF));
-                    value = _mm512_fnmadd_ps(dmin, min, value);
-                }
-                let total = totals.add(t * MAX_LANES);
-                let float = _mm512_set1_ps(*target.floats.add(t));
-                let so_far = if IS_FIRST { _mm512_setzero_ps() } else { _mm512_loadu_ps(total) };
-                _mm512_storeu_ps(total, _mm512_fmadd_ps(float, value, so_far));
-            }
+            Factors { d, dmin, mins }
         }
     }
+
+    /// The total of token `t` and row vector `vector` with its sums of a span; where there is one plane, those of number `vector`.
+    ///
+    /// # Safety
+    /// As [`Unit::add`].
+    #[inline(always)]
+    unsafe fn total(sums: &Sums, target: &Target, factors: &Factors, vector: usize, t: usize) -> __m512 {
+        let &Factors { d, dmin, mins } = factors;
+        unsafe {
+            let sum = _mm512_load_si512(sums.0[vector][t / 16][t % 16].as_ptr().cast());
+            let sum = _mm512_castsi512_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(ONES)));
+            let sum = if Self::TWO {
+                let high = _mm512_load_si512(sums.0[1][t / 16][t % 16].as_ptr().cast());
+                let high = _mm512_castsi512_ps(_mm512_add_epi32(high, _mm512_set1_epi32(BYTES)));
+                // Exact, and the sum is rounded once.
+                _mm512_add_ps(sum, _mm512_sub_ps(high, _mm512_set1_ps(OFF_BOTH)))
+            } else {
+                _mm512_sub_ps(sum, _mm512_set1_ps(OFF))
+            };
+            let mut value = _mm512_mul_ps(d, sum);
+            if PAIRS > 0 && Self::NARROW {
+                let min = _mm512_castsi512_ps(_mm512_set1_epi32(*target.sums.add(t)));
+                value = _mm512_fnmadd_ps(dmin, min, value);
+            } else if PAIRS > 0 {
+                let mut min = _mm512_set1_epi32(ONES);
+                for p in 0..PAIRS {
+                    let pair = _mm512_set1_epi32(*target.sums.add(p * PART + t));
+                    min = add_pairs(min, mins[p], pair);
+                }
+                let min = _mm512_sub_ps(_mm512_castsi512_ps(min), _mm512_set1_ps(OFF));
+                value = _mm512_fnmadd_ps(dmin, min, value);
+            }
+            let so_far =
+                _mm512_maskz_loadu_ps(target.kept, target.totals.add(vector * target.apart + t * MAX_LANES));
+            _mm512_fmadd_ps(_mm512_set1_ps(*target.floats.add(t)), value, so_far)
+        }
+    }
+}
+
+/// What a row vector's sums of a span are multiplied with.
+struct Factors {
+    d: __m512,
+    dmin: __m512,
+    mins: [__m512i; 4],
 }
