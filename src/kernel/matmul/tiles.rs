@@ -64,7 +64,11 @@ impl<F: Unpack> PanelProducts<'_, F> {
         let sweeps = tokens.tiles().div_ceil(PARTS);
         let partials = partial_sums(F::SPAN);
         totals.resize(partials * PARTS * PANELS * PANEL * PART);
+        // To and fro, so that a panel begins with the tokens that the one before it has left in the caches.
+        let is_odd = self.first / (PANELS * PANEL) % 2 == 1;
         for sweep in 0..sweeps {
+            let asked = part_of(self.next, sweep, sweeps);
+            let sweep = if is_odd { sweeps - 1 - sweep } else { sweep };
             let parts = (tokens.tiles() - sweep * PARTS).min(PARTS);
             let totals = &mut totals[..partials * parts * count * PANEL * PART];
             if self.columns < partials * F::SPAN {
@@ -73,7 +77,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
             }
             let operands = TileOperands {
                 panels: &panels[..count],
-                next: part_of(self.next, sweep, sweeps),
+                next: asked,
                 ..operands::<F>(tokens, self.columns, sweep * PARTS, parts)
             };
             let (first, rows) = (sweep * PARTS * PART, self.rows.len() / self.row_bytes);
