@@ -17,7 +17,7 @@ use super::{Lines, Pool, SharedMut, pair, partial_sums, prefetch_part, store_som
 use crate::quant::unpack::Unpack;
 use crate::simd::{
     Finished, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, NARROW_SPAN, PART, Partials, Scales, SpanFloats,
-    SpanTile, SpansTile, TileKernel, add_span, dispatch_at, lowered, raised, sum_of_partials,
+    SpanTile, SpansTile, TileKernel, add_span, dispatch_at, lowered, raised, sum_of_partials, turn_of,
 };
 
 /// How a batch of many tokens is multiplied.
@@ -204,18 +204,21 @@ impl<F: Unpack> PackTile<'_, F> {
         let spans = self.from.padded() / F::SPAN;
         let scales = &self.from.scales[row * spans..][..spans];
         for s in 0..spans {
-            self.scales[s * self.tile + t] = scales[s];
+            let turn = if self.way == Way::Tiles { turn_of(s, spans, F::SPAN) } else { s };
+            self.scales[turn * self.tile + t] = scales[s];
         }
     }
 
     /// What mins are multiplied by, from the `sums` of each 16 columns.
     #[inline(always)]
     fn sums(&mut self, sums: &[i16], t: usize) {
-        let each = min_columns::<F>() / 16;
+        let (each, pairs) = (min_columns::<F>() / 16, F::SPAN / 2 / min_columns::<F>());
+        let spans = self.from.padded() / F::SPAN;
         for g in 0..sums.len() / (2 * each) {
             let both = &sums[2 * g * each..2 * (g + 1) * each];
             let (first, last) = (sum(&both[..each]), sum(&both[each..]));
-            self.sums[g * self.tile + t] = match self.way {
+            let turn = if self.way == Way::Tiles { turn_of(g / pairs, spans, F::SPAN) } else { g / pairs };
+            self.sums[(turn * pairs + g % pairs) * self.tile + t] = match self.way {
                 // Such formats' mins are all 1.
                 Way::Tiles if F::SPAN == NARROW_SPAN => ((first + last) as f32).to_bits().cast_signed(),
                 _ => pair(first, last),

@@ -63,11 +63,21 @@ impl Planes {
     }
 }
 
-/// The place, in bytes, of columns `4 quad ..` of row 0 of row vector `vector` (0 or 1) in a panel's planes; rows follow each other there, four bytes
-/// each. Spans have `span` columns; the place in the second plane, if there are `planes` of them, is [`plane_bytes`] further.
+/// When span `number` of `spans`, of `span` columns each, is multiplied: those of the first partial sum come first, then those of the second, so that
+/// the first cache has to hold one partial sum of the totals only. Operands lie in that order, for then they are read from one end to the other.
 #[inline(always)]
-pub const fn place_of_quad(quad: usize, vector: usize, planes: usize, span: usize) -> usize {
-    (quad / (span / 4) * 2 + vector) * planes * plane_bytes(span) + quad % (span / 4) * 64
+pub const fn turn_of(number: usize, spans: usize, span: usize) -> usize {
+    let partials = 256 / span;
+    let (partial, rest) = (number % partials, spans % partials);
+    partial * (spans / partials) + if partial < rest { partial } else { rest } + number / partials
+}
+
+/// The place, in bytes, of columns `4 quad ..` of a span of row 0 of row vector `vector` (0 or 1) in a panel's planes, if the span's turn is `turn`; rows
+/// follow each other there, four bytes each. Spans have `span` columns; the place in the second plane, if there are `planes` of them, is
+/// [`plane_bytes`] further.
+#[inline(always)]
+pub const fn place_of_quad(turn: usize, quad: usize, vector: usize, planes: usize, span: usize) -> usize {
+    (turn * 2 + vector) * planes * plane_bytes(span) + quad * 64
 }
 
 /// Bytes of a span of a row vector in one plane.
@@ -76,17 +86,17 @@ pub const fn plane_bytes(span: usize) -> usize {
     16 * span
 }
 
-/// The place, in bytes, of columns `span * number ..` of the first token of a part; its columns are a row of a register.
+/// Columns of a span that are a row of a register.
 #[inline(always)]
-pub const fn place_of_span(number: usize, span: usize) -> usize {
-    let column = number * span;
-    column / TILE_COLUMNS * 2 * TILE + column % TILE_COLUMNS
+pub const fn chunk_columns(span: usize) -> usize {
+    if span < TILE_COLUMNS { span } else { TILE_COLUMNS }
 }
 
-/// The place, in bytes, of columns `64 chunk ..` of token `token` of a part.
+/// The place, in bytes, of chunk number `chunk` of [`chunk_columns`] of a span of token `token` of a part, if the span's turn is `turn`.
 #[inline(always)]
-pub const fn place_of_chunk(chunk: usize, token: usize) -> usize {
-    (chunk * 2 + token / 16) * TILE + token % 16 * 64
+pub const fn place_of_chunk(turn: usize, chunk: usize, token: usize, span: usize) -> usize {
+    let row = chunk_columns(span);
+    turn * span * PART + (chunk * PART + token) * row
 }
 
 /// Words of 64 columns of sixteen rows of 16-bit numbers in both planes: two registers, the low bytes first.
@@ -124,11 +134,12 @@ pub struct TileOperands<'a> {
     /// Pairs of groups with mins in a span: 0, 1, 2 or 4.
     pub pairs: usize,
     pub panels: &'a [TilePanel<'a>],
-    /// `[parts, token_columns / 64, sixteens]` registers: see [`place_of_chunk`].
+    /// `[parts, token_spans, span / chunk, PART, chunk]` bytes, spans in their turn: see [`place_of_chunk`].
     pub tokens: &'a [i32],
-    /// `[parts, token_spans, pairs, PART]`: the sums of two groups' activations, two i16 a word; of narrow spans both sums' sum, the bits of a float.
+    /// `[parts, token_spans, pairs, PART]`, likewise: the sums of two groups' activations, two i16 a word; of narrow spans both sums' sum, the bits of
+    /// a float.
     pub sums: &'a [i32],
-    /// `[parts, token_spans, PART]`.
+    /// `[parts, token_spans, PART]`, likewise.
     pub floats: &'a [f32],
     /// Bytes that are asked for meanwhile.
     pub next: &'a [u8],
@@ -137,7 +148,7 @@ pub struct TileOperands<'a> {
 /// [`PANEL`] rows of weights.
 #[derive(Clone, Copy)]
 pub struct TilePanel<'a> {
-    /// `[spans, vectors, planes, span / 4, 16]` words: see [`place_of_quad`].
+    /// `[spans, vectors, planes, span / 4, 16]` words, spans in their turn: see [`place_of_quad`].
     pub planes: &'a [i32],
     /// `[blocks, PANEL]`: of two spans, or of one narrow span.
     pub d: &'a [f32],

@@ -4,7 +4,7 @@ use super::{PackTile, PackedTokens, Panel, PanelProducts, word_of};
 use crate::kernel::panel::{Lanes, OfTiles, min_columns, planes, unpack};
 use crate::kernel::{part_of, partial_sums};
 use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, PANEL, PART, TileOperands, TilePanel, Tiles, place_of_chunk};
+use crate::simd::{Isa, PANEL, PART, TileOperands, TilePanel, Tiles, chunk_columns, place_of_chunk, turn_of};
 
 /// Parts of tokens that a panel is swept by at once: half of their totals stay in the first cache.
 const PARTS: usize = 2;
@@ -15,20 +15,20 @@ pub(super) const PANELS: usize = 2;
 /// With fewer tokens, too much of the last part is empty for the unit to be faster than vectors.
 pub(super) const LEAST_TOKENS: usize = PART + PART / 2;
 
-/// Columns that lie side by side in a register.
-const CHUNK: usize = 64;
-
 impl<F: Unpack> PackTile<'_, F> {
     /// Quants of `row` as those of token `t` of a part, as a matrix unit reads them.
     #[inline(always)]
     pub(super) fn chunks(&mut self, row: usize, t: usize) {
-        let padded = self.from.padded();
+        let (padded, each) = (self.from.padded(), const { chunk_columns(F::SPAN) });
         let quants = &self.from.quants[row * padded..][..padded];
-        for chunk in 0..padded / CHUNK {
-            let words = quants[chunk * CHUNK..][..CHUNK].as_chunks().0;
-            let to = &mut self.quads[place_of_chunk(chunk, t) / 4..][..CHUNK / 4];
-            for i in 0..CHUNK / 4 {
-                to[i] = word_of(words[i]);
+        for span in 0..padded / F::SPAN {
+            let turn = turn_of(span, padded / F::SPAN, F::SPAN);
+            for chunk in 0..F::SPAN / each {
+                let words = quants[span * F::SPAN + chunk * each..][..each].as_chunks().0;
+                let to = &mut self.quads[place_of_chunk(turn, chunk, t, F::SPAN) / 4..][..each / 4];
+                for i in 0..each / 4 {
+                    to[i] = word_of(words[i]);
+                }
             }
         }
     }
@@ -36,8 +36,9 @@ impl<F: Unpack> PackTile<'_, F> {
     /// Zeros for a token that is missing to a whole part.
     #[inline(always)]
     pub(super) fn fill_chunks(&mut self, t: usize) {
-        for chunk in 0..self.from.padded() / CHUNK {
-            self.quads[place_of_chunk(chunk, t) / 4..][..CHUNK / 4].fill(0);
+        let each = const { chunk_columns(F::SPAN) };
+        for chunk in 0..self.from.padded() / each {
+            self.quads[place_of_chunk(0, chunk, t, F::SPAN) / 4..][..each / 4].fill(0);
         }
     }
 }

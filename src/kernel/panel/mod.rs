@@ -151,7 +151,7 @@ pub(super) fn unpack<F: Unpack, I: Isa, P: Product>(
                 self::columns::prefetch::<F, I>(isa, &vectors[v], block);
                 self::columns::unpack::<F, I, P>(isa, &vectors[v], words, block, block, v * I::LANES, panel);
             }
-            prepare::<F, I, P>(isa, block, panel);
+            prepare::<F, I, P>(isa, block, columns, panel);
         }
         return;
     }
@@ -163,18 +163,18 @@ pub(super) fn unpack<F: Unpack, I: Isa, P: Product>(
             self::rows::unpack::<F, I, P>(isa, rows, row_bytes, blocks, v * I::LANES, &mut square, panel);
         }
         for block in blocks {
-            prepare::<F, I, P>(isa, block, panel);
+            prepare::<F, I, P>(isa, block, columns, panel);
         }
     }
 }
 
-/// What is still to be done with block number `block` when all its rows are unpacked.
+/// What is still to be done with block number `block` of `columns` when all its rows are unpacked.
 #[inline(always)]
-fn prepare<F: Unpack, I: Isa, P: Product>(isa: I, block: usize, panel: &mut Lanes) {
+fn prepare<F: Unpack, I: Isa, P: Product>(isa: I, block: usize, columns: usize, panel: &mut Lanes) {
     if P::SUMS {
         self::sums::prepare::<F, I>(isa, block, panel);
     } else if P::TILES {
-        self::planes::prepare::<F, I>(isa, block, panel);
+        self::planes::prepare::<F, I>(isa, block, columns, panel);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Lanes, Lines};
 use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, NARROW_SPAN, Planes, SPAN, Tiles, place_of_quad, plane_bytes};
+use crate::simd::{Isa, NARROW_SPAN, Planes, SPAN, Tiles, place_of_quad, plane_bytes, turn_of};
 
 /// Whether a matrix unit's products of `F` exist for `I`.
 pub(in crate::kernel) const fn has_tiles<F: Unpack, I: Isa>() -> bool {
@@ -30,9 +30,9 @@ pub(super) fn resize<F: Unpack, I: Isa>(columns: usize, planes: &mut Lines<i32>)
     planes.resize(columns / 4 * const { self::planes::<F>() }.count() * I::LANES * I::TILE.0);
 }
 
-/// Multiplies the lanes of block number `block` by their scales, for all rows.
+/// Multiplies the lanes of block number `block` of `columns` by their scales, for all rows.
 #[inline(always)]
-pub(super) fn prepare<F: Unpack, I: Isa>(isa: I, block: usize, panel: &mut Lanes) {
+pub(super) fn prepare<F: Unpack, I: Isa>(isa: I, block: usize, columns: usize, panel: &mut Lanes) {
     let Some(tiles) = isa.tiles() else { unreachable!("asked for where there is a matrix unit only") };
     let (wide, groups, quads) = (I::LANES * I::TILE.0, F::BLOCK / F::GROUP, F::GROUP / 4);
     let planes = const { self::planes::<F>() };
@@ -46,7 +46,8 @@ pub(super) fn prepare<F: Unpack, I: Isa>(isa: I, block: usize, panel: &mut Lanes
             for quad in group * quads..(group + 1) * quads {
                 let lanes = isa.w_load(&panel.lanes[quad * wide + at..]);
                 let [low, high] = tiles.planes(planes, lanes, F::OFFSET as u8, factors);
-                let place = place_of_quad(quad, vector, planes.count(), F::SPAN) / 4;
+                let turn = turn_of(quad / (F::SPAN / 4), columns / F::SPAN, F::SPAN);
+                let place = place_of_quad(turn, quad % (F::SPAN / 4), vector, planes.count(), F::SPAN) / 4;
                 isa.w_store(low, &mut panel.planes[place..]);
                 if planes.count() == 2 {
                     isa.w_store(high, &mut panel.planes[place + plane_bytes(F::SPAN) / 4..]);

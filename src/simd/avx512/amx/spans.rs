@@ -15,7 +15,9 @@ use crate::simd::MAX_LANES;
 use crate::simd::avx512::Avx512With;
 use crate::simd::avx512::blocks::add_pairs;
 use crate::simd::sum_of_vectors;
-use crate::simd::tiles::{NARROW_SPAN, PANEL, PART, Planes, SPAN, TileOperands, place_of_span, plane_bytes};
+use crate::simd::tiles::{
+    NARROW_SPAN, PANEL, PART, Planes, SPAN, TileOperands, place_of_chunk, plane_bytes, turn_of,
+};
 
 /// Sums of a unit as they leave the registers: `[planes or vectors, sixteens, 16 tokens, 16 rows]`.
 #[repr(C, align(64))]
@@ -71,7 +73,7 @@ fn check(planes: usize, operands: &TileOperands, totals: &[f32], out: &[&mut [f3
     let blocks = if span == SPAN { spans.div_ceil(2) } else { spans };
     let each = 256 / span * panels.len() * PANEL * PART;
     let parts = totals.len() / each;
-    assert!(spans > 0 && spans <= token_spans && (token_spans * span).is_multiple_of(64));
+    assert!(spans > 0 && spans <= token_spans);
     assert!(parts > 0 && totals.len() == parts * each);
     assert!(out.len() <= parts * PART);
     assert!(out.iter().all(|rows| rows.len() == out[0].len() && rows.len() <= panels.len() * PANEL));
@@ -306,8 +308,7 @@ unsafe fn take_rest(to: &mut Sums) {
 struct Unit<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> {
     rows: *const u8,
     tokens: *const u8,
-    /// What is asked for between steps: a part of the next column's rows, and of the next span's tokens.
-    rows_ahead: *const u8,
+    /// What is asked for between steps: a part of the next span's tokens.
     tokens_ahead: *const u8,
     target: Target,
 }
@@ -426,21 +427,21 @@ macro_rules! narrow_steps {
         let Unit { rows: b, tokens: a, .. } = *$unit;
         let (to, from) = ((&raw mut $to.sums).cast::<u8>(), (&raw mut $from.sums).cast::<u8>());
         asm!(
-            "tileloadd tmm4, [{a} + {stride}]",
+            "tileloadd tmm4, [{a} + {half}]",
             "tileloadd tmm6, [{b} + {stride}]",
             "tilezero tmm0",
             product!($signs, 0, 4, 6),
             "tilestored [{from} + {stride} + 2048], tmm2",
-            a = in(reg) a, b = in(reg) b, from = in(reg) from, stride = in(reg) 64usize,
+            a = in(reg) a, b = in(reg) b, from = in(reg) from, stride = in(reg) 64usize, half = in(reg) 32usize,
             options(nostack, preserves_flags),
         );
         $between!(0, 0, 8);
         asm!(
-            "tileloadd tmm5, [{a} + {stride} + 1024]",
+            "tileloadd tmm5, [{a} + {half} + 512]",
             "tilezero tmm1",
             product!($signs, 1, 5, 6),
             "tilestored [{from} + {stride} + 3072], tmm3",
-            a = in(reg) a, from = in(reg) from, stride = in(reg) 64usize,
+            a = in(reg) a, from = in(reg) from, stride = in(reg) 64usize, half = in(reg) 32usize,
             options(nostack, preserves_flags),
         );
         $between!(1, 8, 16);
@@ -469,9 +470,7 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
     const NARROW: bool = SPAN_ == NARROW_SPAN;
     /// Times that something is done between steps, and lines that are asked for each time, if there are two parts and two panels.
     const STEPS: usize = if Self::NARROW { 4 } else { 7 };
-    const ROW_LINES: usize = (2 * plane_bytes(SPAN_) / 64).div_ceil(2 * Self::STEPS);
-    const TOKEN_LINES: usize = (if Self::NARROW { PART } else { PART * SPAN_ / 64 })
-        .div_ceil(if Self::TWO { 4 } else { 2 } * Self::STEPS);
+    const TOKEN_LINES: usize = (PART * SPAN_ / 64).div_ceil(if Self::TWO { 4 } else { 2 } * Self::STEPS);
 
     /// `column` of the first part.
     #[inline(always)]
@@ -483,7 +482,8 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
         column: Column,
     ) -> Self {
         let Column { span, panel, vector } = column;
-        let (next, span_after) = (columns.after(column), columns.span_after(span));
+        let span_after = columns.span_after(span);
+        let turn = |span: usize| turn_of(span, operands.token_spans, SPAN_);
         let (panels, of) = (operands.panels, &operands.panels[panel]);
         let block = if Self::NARROW { span } else { span / 2 };
         let row = block * PANEL + vector * MAX_LANES;
@@ -493,15 +493,14 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
         let share = (panel * columns.vectors + vector) * Self::STEPS * Self::TOKEN_LINES;
         Self {
             rows: Self::rows(operands, columns, column),
-            tokens: tokens.wrapping_add(place_of_span(span, SPAN_)),
-            rows_ahead: Self::rows(operands, columns, next),
-            tokens_ahead: tokens.wrapping_add(place_of_span(span_after, SPAN_) + share * 64),
+            tokens: tokens.wrapping_add(place_of_chunk(turn(span), 0, 0, SPAN_)),
+            tokens_ahead: tokens.wrapping_add(place_of_chunk(turn(span_after), 0, 0, SPAN_) + share * 64),
             target: Target {
                 d: of.d.as_ptr().wrapping_add(row),
                 dmin: of.dmin.as_ptr().wrapping_add(row),
                 mins: of.mins.as_ptr().wrapping_add(span * PAIRS * PANEL + vector * MAX_LANES),
-                sums: operands.sums.as_ptr().wrapping_add(span * PAIRS * PART),
-                floats: operands.floats.as_ptr().wrapping_add(span * PART),
+                sums: operands.sums.as_ptr().wrapping_add(turn(span) * PAIRS * PART),
+                floats: operands.floats.as_ptr().wrapping_add(turn(span) * PART),
                 totals: totals.as_mut_ptr().wrapping_add(total),
                 apart: parts * PART * MAX_LANES,
                 kept: if span < columns.partials { 0 } else { u16::MAX },
@@ -515,7 +514,6 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
         let tokens = operands.token_spans * PART;
         self.tokens = self.tokens.wrapping_add(tokens * SPAN_);
         self.tokens_ahead = self.tokens_ahead.wrapping_add(tokens * SPAN_);
-        self.rows_ahead = self.rows_ahead.wrapping_add(Self::STEPS * Self::ROW_LINES * 64);
         let target = &mut self.target;
         target.sums = target.sums.wrapping_add(tokens * PAIRS);
         target.floats = target.floats.wrapping_add(tokens);
@@ -525,7 +523,8 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
     /// Where the planes of `column` are.
     #[inline(always)]
     fn rows(operands: &TileOperands, columns: Columns, column: Column) -> *const u8 {
-        let bytes = (column.span * columns.vectors + column.vector) * 2 * plane_bytes(SPAN_);
+        let turn = turn_of(column.span, columns.spans, SPAN_);
+        let bytes = (turn * columns.vectors + column.vector) * 2 * plane_bytes(SPAN_);
         operands.panels[column.panel].planes.as_ptr().cast::<u8>().wrapping_add(bytes)
     }
 
@@ -534,10 +533,6 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
     fn ask_ahead(&self, step: usize) {
         // Sound: a prefetch of an address that is not mapped does nothing.
         unsafe {
-            for line in 0..Self::ROW_LINES {
-                let at = self.rows_ahead.wrapping_add((step * Self::ROW_LINES + line) * 64);
-                _mm_prefetch::<_MM_HINT_T0>(at.cast());
-            }
             for line in 0..Self::TOKEN_LINES {
                 let at = self.tokens_ahead.wrapping_add((step * Self::TOKEN_LINES + line) * 64);
                 _mm_prefetch::<_MM_HINT_T0>(at.cast());
