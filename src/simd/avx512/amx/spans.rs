@@ -652,13 +652,16 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
         let &Factors { d, dmin, mins } = factors;
         unsafe {
             let sum = _mm512_load_si512(sums.0[vector][t / 16][t % 16].as_ptr().cast());
-            let sum = _mm512_castsi512_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(ONES)));
-            let sum = if Self::TWO {
+            let sum = if Self::NARROW {
+                _mm512_cvtepi32_ps(sum)
+            } else if Self::TWO {
+                let sum = _mm512_castsi512_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(ONES)));
                 let high = _mm512_load_si512(sums.0[1][t / 16][t % 16].as_ptr().cast());
                 let high = _mm512_castsi512_ps(_mm512_add_epi32(high, _mm512_set1_epi32(BYTES)));
                 // Exact, and the sum is rounded once.
                 _mm512_add_ps(sum, _mm512_sub_ps(high, _mm512_set1_ps(OFF_BOTH)))
             } else {
+                let sum = _mm512_castsi512_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(ONES)));
                 _mm512_sub_ps(sum, _mm512_set1_ps(OFF))
             };
             let mut value = _mm512_mul_ps(d, sum);
