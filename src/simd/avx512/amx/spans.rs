@@ -23,17 +23,6 @@ use crate::simd::tiles::{
 #[repr(C, align(64))]
 struct Sums([[[[i32; 16]; 16]; 2]; 2]);
 
-/// The bits of 1.5 · 2²³, which an integer of less than 2²² is added to to get those of their sum: such a conversion and the subtraction after it leave
-/// the pipe that multiplies alone. Sums of a span's products of bytes, and of its mins, are at most 255 · 127 · 128.
-const ONES: i32 = 0x4b40_0000;
-
-/// Likewise of 1.5 · 2³¹, for an integer that counts 256 each.
-const BYTES: i32 = 0x4f40_0000;
-
-/// What is taken off again.
-const OFF: f32 = f32::from_bits(ONES.cast_unsigned());
-const OFF_BOTH: f32 = f32::from_bits(ONES.cast_unsigned()) + f32::from_bits(BYTES.cast_unsigned());
-
 const UNSIGNED: u8 = Planes::Unsigned as u8;
 const SIGNED: u8 = Planes::Signed as u8;
 const TWO: u8 = Planes::Two as u8;
@@ -651,31 +640,25 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
     unsafe fn total(sums: &Sums, target: &Target, factors: &Factors, vector: usize, t: usize) -> __m512 {
         let &Factors { d, dmin, mins } = factors;
         unsafe {
-            let sum = _mm512_load_si512(sums.0[vector][t / 16][t % 16].as_ptr().cast());
-            let sum = if Self::NARROW {
-                _mm512_cvtepi32_ps(sum)
-            } else if Self::TWO {
-                let sum = _mm512_castsi512_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(ONES)));
+            let mut sum = _mm512_load_si512(sums.0[vector][t / 16][t % 16].as_ptr().cast());
+            if Self::TWO {
                 let high = _mm512_load_si512(sums.0[1][t / 16][t % 16].as_ptr().cast());
-                let high = _mm512_castsi512_ps(_mm512_add_epi32(high, _mm512_set1_epi32(BYTES)));
-                // Exact, and the sum is rounded once.
-                _mm512_add_ps(sum, _mm512_sub_ps(high, _mm512_set1_ps(OFF_BOTH)))
-            } else {
-                let sum = _mm512_castsi512_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(ONES)));
-                _mm512_sub_ps(sum, _mm512_set1_ps(OFF))
-            };
+                // (A shuffle, for the pipe that shifts is the one that multiplies.)
+                let by_one = _mm512_set4_epi32(0x0e0d_0c80, 0x0a09_0880, 0x0605_0480, 0x0201_0080);
+                sum = _mm512_add_epi32(sum, _mm512_shuffle_epi8(high, by_one));
+            }
+            let sum = _mm512_cvtepi32_ps(sum);
             let mut value = _mm512_mul_ps(d, sum);
             if PAIRS > 0 && Self::NARROW {
                 let min = _mm512_castsi512_ps(_mm512_set1_epi32(*target.sums.add(t)));
                 value = _mm512_fnmadd_ps(dmin, min, value);
             } else if PAIRS > 0 {
-                let mut min = _mm512_set1_epi32(ONES);
-                for p in 0..PAIRS {
+                let mut min = _mm512_madd_epi16(mins[0], _mm512_set1_epi32(*target.sums.add(t)));
+                for p in 1..PAIRS {
                     let pair = _mm512_set1_epi32(*target.sums.add(p * PART + t));
                     min = add_pairs(min, mins[p], pair);
                 }
-                let min = _mm512_sub_ps(_mm512_castsi512_ps(min), _mm512_set1_ps(OFF));
-                value = _mm512_fnmadd_ps(dmin, min, value);
+                value = _mm512_fnmadd_ps(dmin, _mm512_cvtepi32_ps(min), value);
             }
             let so_far =
                 _mm512_maskz_loadu_ps(target.kept, target.totals.add(vector * target.apart + t * MAX_LANES));
