@@ -94,18 +94,20 @@ fn products<const PLANES: u8, const PAIRS: usize, const SPAN_: usize>(
     let (panels, partials) = (operands.panels.len(), 256 / SPAN_);
     let columns = Columns { spans: operands.spans, partials, panels, vectors: planes };
     let lines = operands.next.len().div_ceil(64).div_ceil(columns.count());
+    let first_place = Place::of(out, columns.last(), totals.len() / partials);
+    let totals = totals.as_mut_ptr();
     let mut column = Column::default();
     let mut units = 0;
     for number in 0..columns.count() {
         ask(operands.next, number * lines..(number + 1) * lines);
         let mut unit = Unit::<PLANES, PAIRS, SPAN_>::of(operands, totals, parts, columns, column);
         let left = columns.left_of_last(column.span);
-        let mut place = Place::of(out, columns, column, totals.len() / partials);
+        let mut place = Place { row: column.panel * PANEL + column.vector * MAX_LANES, ..first_place };
         for _ in 0..parts {
             to.target = unit.target;
             to.place = if left == Some(0) { Some(place) } else { None };
             if let Some(left @ 1..=ASKED) = left {
-                place.ask::<SPAN_>((left - 1) * PART / ASKED..left * PART / ASKED);
+                place.ask(2 / planes, (left - 1) * PART / ASKED..left * PART / ASKED);
             }
             // Sound: operands were checked, the registers are set up, and of the two units before this one, if there are, `complete` holds
             // the sums of the first, and `from` those of the second but for what is still in registers 2 and 3.
@@ -217,16 +219,10 @@ struct Place {
 }
 
 impl Place {
-    /// Where `column` of the first part is stored to; partial sums are `apart`.
+    /// Row 0 of the first part of `out`.
     #[inline(always)]
-    fn of(out: &mut [&mut [f32]], columns: Columns, column: Column, apart: usize) -> Self {
-        Self {
-            out: out.as_mut_ptr().cast(),
-            tokens: out.len(),
-            row: column.panel * PANEL + column.vector * MAX_LANES,
-            last: columns.last(),
-            apart,
-        }
+    fn of(out: &mut [&mut [f32]], last: usize, apart: usize) -> Self {
+        Self { out: out.as_mut_ptr().cast(), tokens: out.len(), row: 0, last, apart }
     }
 
     /// Goes on to the next part.
@@ -236,16 +232,15 @@ impl Place {
         self.tokens = self.tokens.saturating_sub(PART);
     }
 
-    /// Asks for the lines of `tokens`, to store to them.
+    /// Asks for the lines of `vectors` row vectors of `tokens`, to store to them.
     #[inline(always)]
-    fn ask<const SPAN_: usize>(&self, tokens: std::ops::Range<usize>) {
+    fn ask(&self, vectors: usize, tokens: std::ops::Range<usize>) {
         for t in tokens.start..tokens.end.min(self.tokens) {
-            // Sound: there is such a token; asking for an address that is not mapped does nothing.
-            unsafe {
-                let rows = (*self.out.add(t)).as_ptr().wrapping_add(self.row);
-                asm!("prefetchw [{}]", in(reg) rows, options(nostack, preserves_flags));
-                if SPAN_ == NARROW_SPAN {
-                    asm!("prefetchw [{}]", in(reg) rows.wrapping_add(MAX_LANES), options(nostack, preserves_flags));
+            for vector in 0..vectors {
+                // Sound: there is such a token; asking for an address that is not mapped does nothing.
+                unsafe {
+                    let rows = (*self.out.add(t)).as_ptr().wrapping_add(self.row + vector * MAX_LANES);
+                    asm!("prefetchw [{}]", in(reg) rows, options(nostack, preserves_flags));
                 }
             }
         }
@@ -463,13 +458,7 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
 
     /// `column` of the first part.
     #[inline(always)]
-    fn of(
-        operands: &TileOperands,
-        totals: &mut [f32],
-        parts: usize,
-        columns: Columns,
-        column: Column,
-    ) -> Self {
+    fn of(operands: &TileOperands, totals: *mut f32, parts: usize, columns: Columns, column: Column) -> Self {
         let Column { span, panel, vector } = column;
         let span_after = columns.span_after(span);
         let turn = |span: usize| turn_of(span, operands.token_spans, SPAN_);
@@ -490,7 +479,7 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
                 mins: of.mins.as_ptr().wrapping_add(span * PAIRS * PANEL + vector * MAX_LANES),
                 sums: operands.sums.as_ptr().wrapping_add(turn(span) * PAIRS * PART),
                 floats: operands.floats.as_ptr().wrapping_add(turn(span) * PART),
-                totals: totals.as_mut_ptr().wrapping_add(total),
+                totals: totals.wrapping_add(total),
                 apart: parts * PART * MAX_LANES,
                 kept: if span < columns.partials { 0 } else { u16::MAX },
             },
@@ -564,7 +553,7 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
     unsafe fn add<const FIRST: usize, const END: usize>(amx: Amx, slot: &Slot) {
         unsafe {
             if let Some(place) = &slot.place {
-                return Self::complete(amx, slot, place, FIRST, END);
+                return Self::finish(amx, slot, place, FIRST, END);
             }
             for vector in 0..const { if Self::TWO { 1 } else { 2 } } {
                 // (Copied, or stores might change it as far as the compiler knows.)
@@ -584,7 +573,7 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
     /// As [`Unit::add`].
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn complete(amx: Amx, slot: &Slot, place: &Place, first: usize, end: usize) {
+    unsafe fn finish(amx: Amx, slot: &Slot, place: &Place, first: usize, end: usize) {
         let (isa, target) = (Avx512With::<true>(Some(amx)), slot.target);
         for vector in 0..const { if Self::TWO { 1 } else { 2 } } {
             unsafe {
