@@ -1,8 +1,8 @@
 //! Every ISA level against plain arithmetic, where bits are easily lost: NaN, signed zeros, ties, half precision.
 
 use super::{
-    CHUNK_WORDS, DotBf16, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, PlaneSums, Tiles, dispatch_at,
-    place_of_columns, place_of_row,
+    CHUNK_WORDS, DotBf16, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, NARROW_SPAN, PlaneSums, SPAN, Tiles,
+    dispatch_at, place_of_columns, place_of_row, turn_of,
 };
 
 /// Runs operations on each `LANES` of `a` and `b`; one list of bits an operation.
@@ -401,6 +401,19 @@ fn matrices_of_16_bit_numbers_are_multiplied_exactly() {
             let case = Matrices { left: &left, right: &right, chunks, sixteens };
             if let Some(got) = dispatch_at(level, case) {
                 assert!(got == want, "{chunks} chunks, {sixteens} sixteens, up to {largest}, {level:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn spans_take_turns_by_their_partial_sums() {
+    for span in [NARROW_SPAN, SPAN] {
+        for spans in 1..40 {
+            let mut order: Vec<usize> = (0..spans).collect();
+            order.sort_by_key(|&number| (number % (256 / span), number));
+            for (turn, number) in order.into_iter().enumerate() {
+                assert_eq!(turn_of(number, spans, span), turn, "{number} of {spans}, {span} columns each");
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A *unit* of work is a span of 32 tokens with one row vector in two planes, or with both row vectors where there is one plane: eight products in
 //! four registers of sums, two operands of tokens and two of rows. While a unit is multiplied, vectors make floats of the sums of the one before
-//! the last.
+//! the last, and with those of the last span they store the result.
 //!
 //! Safety, for every `unsafe` in this file: [`check`] compares the lengths of operands with what the loops read; registers are set up
 //! by [`Setup`] as long as they are used; what places of a [`Unit`] and its [`Target`] are made of stays borrowed in `products`.
@@ -632,7 +632,7 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
             let mut sum = _mm512_load_si512(sums.0[vector][t / 16][t % 16].as_ptr().cast());
             if Self::TWO {
                 let high = _mm512_load_si512(sums.0[1][t / 16][t % 16].as_ptr().cast());
-                // (A shuffle, for the pipe that shifts is the one that multiplies.)
+                // (At most 128 · 127 · 128 in size, so times 256 it fits. A shuffle, for the pipe that shifts is the one that multiplies.)
                 let by_one = _mm512_set4_epi32(0x0e0d_0c80, 0x0a09_0880, 0x0605_0480, 0x0201_0080);
                 sum = _mm512_add_epi32(sum, _mm512_shuffle_epi8(high, by_one));
             }
