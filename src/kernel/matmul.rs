@@ -198,14 +198,22 @@ impl<F: Unpack> PackTile<'_, F> {
         }
     }
 
+    /// Where span number `span` lies: in the order in which it is multiplied.
+    #[inline(always)]
+    fn turn(&self, span: usize) -> usize {
+        match self.way {
+            Way::Tiles => turn_of(span, self.from.padded() / F::SPAN, F::SPAN),
+            _ => span,
+        }
+    }
+
     /// Scales of `row` as those of token `t` of the tile.
     #[inline(always)]
     fn scales(&mut self, row: usize, t: usize) {
         let spans = self.from.padded() / F::SPAN;
         let scales = &self.from.scales[row * spans..][..spans];
         for s in 0..spans {
-            let turn = if self.way == Way::Tiles { turn_of(s, spans, F::SPAN) } else { s };
-            self.scales[turn * self.tile + t] = scales[s];
+            self.scales[self.turn(s) * self.tile + t] = scales[s];
         }
     }
 
@@ -213,12 +221,10 @@ impl<F: Unpack> PackTile<'_, F> {
     #[inline(always)]
     fn sums(&mut self, sums: &[i16], t: usize) {
         let (each, pairs) = (min_columns::<F>() / 16, F::SPAN / 2 / min_columns::<F>());
-        let spans = self.from.padded() / F::SPAN;
         for g in 0..sums.len() / (2 * each) {
             let both = &sums[2 * g * each..2 * (g + 1) * each];
             let (first, last) = (sum(&both[..each]), sum(&both[each..]));
-            let turn = if self.way == Way::Tiles { turn_of(g / pairs, spans, F::SPAN) } else { g / pairs };
-            self.sums[(turn * pairs + g % pairs) * self.tile + t] = match self.way {
+            self.sums[(self.turn(g / pairs) * pairs + g % pairs) * self.tile + t] = match self.way {
                 // Such formats' mins are all 1.
                 Way::Tiles if F::SPAN == NARROW_SPAN => ((first + last) as f32).to_bits().cast_signed(),
                 _ => pair(first, last),

@@ -4,7 +4,7 @@ use super::{PackTile, PackedTokens, Panel, PanelProducts, word_of};
 use crate::kernel::panel::{Lanes, OfTiles, min_columns, planes, unpack};
 use crate::kernel::{part_of, partial_sums};
 use crate::quant::unpack::Unpack;
-use crate::simd::{Isa, PANEL, PART, TileOperands, TilePanel, Tiles, chunk_columns, place_of_chunk, turn_of};
+use crate::simd::{Isa, PANEL, PART, TileOperands, TilePanel, Tiles, chunk_columns, place_of_chunk};
 
 /// Parts of tokens that a panel is swept by at once: half of their totals stay in the first cache.
 const PARTS: usize = 2;
@@ -22,7 +22,7 @@ impl<F: Unpack> PackTile<'_, F> {
         let (padded, each) = (self.from.padded(), const { chunk_columns(F::SPAN) });
         let quants = &self.from.quants[row * padded..][..padded];
         for span in 0..padded / F::SPAN {
-            let turn = turn_of(span, padded / F::SPAN, F::SPAN);
+            let turn = self.turn(span);
             for chunk in 0..F::SPAN / each {
                 let words = quants[span * F::SPAN + chunk * each..][..each].as_chunks().0;
                 let to = &mut self.quads[place_of_chunk(turn, chunk, t, F::SPAN) / 4..][..each / 4];

@@ -16,7 +16,7 @@ use crate::simd::avx512::Avx512With;
 use crate::simd::avx512::blocks::add_pairs;
 use crate::simd::sum_of_vectors;
 use crate::simd::tiles::{
-    NARROW_SPAN, PANEL, PART, Planes, SPAN, TileOperands, place_of_chunk, plane_bytes, turn_of,
+    NARROW_SPAN, PANEL, PART, Planes, SPAN, TileOperands, place_of_chunk, place_of_quad, plane_bytes, turn_of,
 };
 
 /// Sums of a unit as they leave the registers: `[planes or vectors, sixteens, 16 tokens, 16 rows]`.
@@ -468,9 +468,11 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
         let each = panels.len() * PANEL * PART * parts;
         let total = span % columns.partials * each + (2 * panel + vector) * parts * PART * MAX_LANES;
         let tokens = operands.tokens.as_ptr().cast::<u8>();
+        let planes = const { if Self::TWO { 2 } else { 1 } };
+        let planes = place_of_quad(turn_of(span, columns.spans, SPAN_), 0, vector, planes, SPAN_);
         let share = (panel * columns.vectors + vector) * Self::STEPS * Self::TOKEN_LINES;
         Self {
-            rows: Self::rows(operands, columns, column),
+            rows: of.planes.as_ptr().cast::<u8>().wrapping_add(planes),
             tokens: tokens.wrapping_add(place_of_chunk(turn(span), 0, 0, SPAN_)),
             tokens_ahead: tokens.wrapping_add(place_of_chunk(turn(span_after), 0, 0, SPAN_) + share * 64),
             target: Target {
@@ -496,14 +498,6 @@ impl<const PLANES: u8, const PAIRS: usize, const SPAN_: usize> Unit<PLANES, PAIR
         target.sums = target.sums.wrapping_add(tokens * PAIRS);
         target.floats = target.floats.wrapping_add(tokens);
         target.totals = target.totals.wrapping_add(PART * MAX_LANES);
-    }
-
-    /// Where the planes of `column` are.
-    #[inline(always)]
-    fn rows(operands: &TileOperands, columns: Columns, column: Column) -> *const u8 {
-        let turn = turn_of(column.span, columns.spans, SPAN_);
-        let bytes = (turn * columns.vectors + column.vector) * 2 * plane_bytes(SPAN_);
-        operands.panels[column.panel].planes.as_ptr().cast::<u8>().wrapping_add(bytes)
     }
 
     /// Asks for what goes with step number `step`.
