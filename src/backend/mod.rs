@@ -171,7 +171,7 @@ pub struct BlockSparse {
 
 impl BlockSparse {
     /// What blocks are made of: positions that attention takes at once.
-    pub const GRAIN: usize = crate::kernel::attention::BLOCK;
+    pub const GRAIN: usize = crate::kernel::attention::GRAIN;
 }
 
 /// Angles of the rotary embedding for the rows of a batch.

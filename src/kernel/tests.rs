@@ -1,7 +1,7 @@
 //! Every product kernel against a naive reference, at every ISA level this machine has.
 
 use super::activations::Activations;
-use super::attention::{self, Attention, BLOCK, BlockMask, HeadPage};
+use super::attention::{self, Attention, BLOCK, BlockMask, GRAIN, HeadPage};
 use super::float::{Bf16, F16, F32, Float, FloatProducts};
 use super::kv::{KvData, KvType, PAGE, padded_head};
 use super::matmul::{PackedTokens, Panel, PanelProducts, Way, panel_rows};
@@ -353,7 +353,13 @@ struct Seen {
     stride: Option<usize>,
 }
 
-fn attention_case(kind: KvType, head: usize, length: usize, Seen { window, stride }: Seen, tolerance: f64) {
+fn attention_case(
+    kind: KvType,
+    head: usize,
+    (length, rows): (usize, usize),
+    Seen { window, stride }: Seen,
+    tolerance: f64,
+) {
     let mut random = Random((head * 1000 + length) as u64);
     let padded = padded_head(head);
     let (keys, values) = (random.floats(length * head), random.floats(length * head));
@@ -369,7 +375,6 @@ fn attention_case(kind: KvType, head: usize, length: usize, Seen { window, strid
         pages
     };
     // Queries of the last positions, as a prompt's tile has them.
-    let rows = length.min(53);
     let positions: Vec<usize> = (length - rows..length).collect();
     let mut queries = vec![0.0f32; rows * padded];
     for q in queries.chunks_mut(padded) {
@@ -390,7 +395,7 @@ fn attention_case(kind: KvType, head: usize, length: usize, Seen { window, strid
                 positions: &positions[range],
                 padded_head: padded,
                 window,
-                mask: stride.map(|stride| BlockMask { block: BLOCK, local: 2, stride, phases }),
+                mask: stride.map(|stride| BlockMask { block: GRAIN, local: 2, stride, phases }),
                 scratch: &mut attention::Scratch::default(),
                 out: &mut out,
             }
@@ -404,7 +409,7 @@ fn attention_case(kind: KvType, head: usize, length: usize, Seen { window, strid
         for (r, &position) in positions.iter().enumerate() {
             let seen: Vec<usize> = ((position + 1).saturating_sub(window)..position + 1)
                 .filter(|p| {
-                    let (block, own) = (p / BLOCK, position / BLOCK);
+                    let (block, own) = (p / GRAIN, position / GRAIN);
                     stride.is_none_or(|stride| own - block < 2 || (block + r + 1).is_multiple_of(stride))
                 })
                 .collect();
@@ -438,14 +443,14 @@ fn attention_case(kind: KvType, head: usize, length: usize, Seen { window, strid
 
 #[test]
 fn attention_follows_the_reference_and_ignores_the_tile() {
-    for (head, length, window, stride) in [
-        (96, 1, usize::MAX, None),
-        (96, 300, usize::MAX, None),
-        (64, 64, usize::MAX, None),
-        (20, 65, 40, None),
-        (128, 520, 100, None),
-        (32, 130, 1, None),
-        (160, 390, usize::MAX, Some(3)),
+    for (head, length, rows, window, stride) in [
+        (96, 1, 1, usize::MAX, None),
+        (96, 300, 53, usize::MAX, None),
+        (64, 64, 53, usize::MAX, None),
+        (20, 65, 53, 40, None),
+        (128, 520, 48, 100, None),
+        (32, 130, 65, 1, None),
+        (160, 390, 53, usize::MAX, Some(3)),
     ] {
         for (kind, tolerance) in [
             (KvType::F32, 2e-5),
@@ -454,7 +459,7 @@ fn attention_follows_the_reference_and_ignores_the_tile() {
             (KvType::Q8_0, 6e-2),
             (KvType::Q4_0, 2.0),
         ] {
-            attention_case(kind, head, length, Seen { window, stride }, tolerance);
+            attention_case(kind, head, (length, rows), Seen { window, stride }, tolerance);
         }
     }
     assert_eq!(PAGE % BLOCK, 0);

@@ -43,8 +43,8 @@ pub use scalar::Scalar;
 pub use span::{Scales, SpanFloats, SpanTile, SpansTile, add_span, fits};
 pub use sums::{low_halves, lowered, raised, reach};
 pub use tiles::{
-    CHUNK_WORDS, NARROW_SPAN, NoTiles, PANEL, PART, PROBED, PROBED_OF_SUM, PlaneSums, Planes, SPAN,
-    TileOperands, TilePanel, Tiles, chunk_columns, place_of_chunk, place_of_columns, place_of_quad,
+    CHUNK_WORDS, NARROW_SPAN, NoTiles, PANEL, PART, PROBED, PROBED_OF_SUM, PlaneSums, Planes, SPAN, Sixteens,
+    TakeSums, TileOperands, TilePanel, Tiles, chunk_columns, place_of_chunk, place_of_columns, place_of_quad,
     place_of_row, plane_bytes, turn_of,
 };
 

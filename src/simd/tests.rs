@@ -1,8 +1,8 @@
 //! Every ISA level against plain arithmetic, where bits are easily lost: NaN, signed zeros, ties, half precision.
 
 use super::{
-    CHUNK_WORDS, DotBf16, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, NARROW_SPAN, PlaneSums, SPAN, Tiles,
-    dispatch_at, place_of_columns, place_of_row, turn_of,
+    CHUNK_WORDS, DotBf16, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, NARROW_SPAN, PlaneSums, SPAN, Sixteens,
+    TakeSums, Tiles, dispatch_at, place_of_columns, place_of_row, turn_of,
 };
 
 /// Runs operations on each `LANES` of `a` and `b`; one list of bits an operation.
@@ -326,15 +326,16 @@ impl Kernel for Matrices<'_> {
         let unit = isa.tiles()?;
         let Self { left, right, chunks, sixteens } = self;
         let columns = 64 * chunks;
-        let mut rows = vec![0; chunks * CHUNK_WORDS];
+        let mut rows = vec![0; 2 * chunks * CHUNK_WORDS];
         for (row, left) in left.chunks_exact(columns).enumerate() {
+            let rows = &mut rows[row / 16 * chunks * CHUNK_WORDS..];
             for (chunk, left) in left.chunks_exact(64).enumerate() {
                 let mut words = [isa.w_splat(0); 4];
                 for (v, left) in left.chunks_exact(16).enumerate() {
                     let wide: Vec<i32> = left.iter().map(|&x| x.into()).collect();
                     words[v] = isa.w_load(&wide);
                 }
-                store(isa, unit.split(words), place_of_row(chunk, row), &mut rows);
+                store(isa, unit.split(words), place_of_row(chunk, row % 16), rows);
             }
         }
         let mut all = vec![0; sixteens * chunks * CHUNK_WORDS];
@@ -352,19 +353,31 @@ impl Kernel for Matrices<'_> {
                 store(isa, quads, place_of_columns(quad), to);
             }
         }
-        let mut sums = vec![PlaneSums::default(); sixteens / 2];
-        let ready = unit.ready();
-        <I::Tiles as Tiles<I>>::multiply(&ready, &rows, &all, chunks, &mut sums);
-        let mut out = Vec::new();
-        for planes in sums.iter().flat_map(|sums| &sums.0) {
+        let mut take = Collected { isa, unit, all: Vec::new() };
+        let operands = Sixteens { left: &rows, right: &all, count: sixteens, apart: chunks, chunks };
+        <I::Tiles as Tiles<I>>::multiply(&unit.ready(), &operands, &mut Default::default(), &mut take);
+        Some(take.all)
+    }
+}
+
+/// The sums of products, as they come.
+struct Collected<I: Isa> {
+    isa: I,
+    unit: I::Tiles,
+    all: Vec<i32>,
+}
+
+impl<I: Isa> TakeSums for Collected<I> {
+    fn take(&mut self, sixteen: usize, sums: &PlaneSums) {
+        assert_eq!(sixteen * 2 * 16 * 16, self.all.len());
+        for planes in &sums.0 {
             for row in 0..16 {
-                let planes = [0, 1, 2].map(|plane| isa.w_load(&planes[plane][row]));
+                let planes = [0, 1, 2].map(|plane| self.isa.w_load(&planes[plane][row]));
                 let mut words = [0; MAX_LANES];
-                isa.w_store(unit.sum_of_planes(planes), &mut words);
-                out.extend(words);
+                self.isa.w_store(self.unit.sum_of_planes(planes), &mut words);
+                self.all.extend(words);
             }
         }
-        Some(out)
     }
 }
 
@@ -384,9 +397,9 @@ fn matrices_of_16_bit_numbers_are_multiplied_exactly() {
             _ => ((state >> 8) as i16) % largest,
         }
     };
-    for (chunks, sixteens, largest) in [(1, 2, i16::MAX), (2, 4, i16::MAX), (3, 6, 255), (1, 10, 128)] {
+    for (chunks, sixteens, largest) in [(1, 1, i16::MAX), (2, 4, i16::MAX), (3, 5, 255), (1, 10, 128)] {
         let columns = 64 * chunks;
-        let left: Vec<i16> = (0..16 * columns).map(|_| random(largest)).collect();
+        let left: Vec<i16> = (0..32 * columns).map(|_| random(largest)).collect();
         let right: Vec<i16> = (0..16 * sixteens * columns).map(|_| random(largest)).collect();
         let mut want = Vec::new();
         for right in right.chunks_exact(16 * columns) {

@@ -116,11 +116,30 @@ pub const fn place_of_columns(quad: usize) -> usize {
     place_of_row(quad / 16, quad % 4 * 4 + quad % 16 / 4)
 }
 
-/// Sums of [`Tiles::multiply`]: `[sixteens of the right operand, planes, rows of the left one, rows of the right one]`, where planes are
+/// Sums of [`Tiles::multiply`]: `[sixteens of the left operand, planes, rows of the left one, rows of the right one]`, where planes are
 /// the products of high bytes, of high with low ones, and of low ones.
 #[derive(Clone, Copy, Default)]
 #[repr(C, align(64))]
 pub struct PlaneSums(pub [[[[i32; 16]; 16]; 3]; 2]);
+
+/// Rows of 16-bit numbers that are multiplied with each other, in sixteens: `apart` times [`CHUNK_WORDS`] for each.
+#[derive(Clone, Copy)]
+pub struct Sixteens<'a> {
+    /// Two of them.
+    pub left: &'a [i32],
+    /// `count` of them.
+    pub right: &'a [i32],
+    pub count: usize,
+    pub apart: usize,
+    /// 64 columns each, at least 1.
+    pub chunks: usize,
+}
+
+/// What is done with sums while the next ones are computed.
+pub trait TakeSums {
+    /// Takes those of number `sixteen` of the right operand.
+    fn take(&mut self, sixteen: usize, sums: &PlaneSums);
+}
 
 /// What is multiplied: panels of rows with parts of tokens, over all spans of columns.
 #[derive(Clone, Copy)]
@@ -191,9 +210,13 @@ pub trait Tiles<I: Isa>: Copy {
     /// Low and high bytes of two pairs of 16-bit numbers, each a word: four columns of each row, in order.
     fn quads(self, first: I::W, last: I::W) -> [I::W; 2];
 
-    /// The products of sixteen rows of 16-bit numbers, `left`, with twice sixteen for each of `sums`, `right`, over `chunks` of 64 columns:
-    /// `[chunks]` and `[sums, 2, chunks]` times [`CHUNK_WORDS`].
-    fn multiply(ready: &Self::Ready, left: &[i32], right: &[i32], chunks: usize, sums: &mut [PlaneSums]);
+    /// Multiplies all of `operands`; `sums` are where sums are on their way to `take`.
+    fn multiply<T: TakeSums>(
+        ready: &Self::Ready,
+        operands: &Sixteens,
+        sums: &mut [PlaneSums; 2],
+        take: &mut T,
+    );
 
     /// The sums of products of 16-bit numbers, of [`PlaneSums`]' three planes.
     fn sum_of_planes(self, sums: [I::W; 3]) -> I::W;
@@ -241,7 +264,7 @@ impl<I: Isa> Tiles<I> for NoTiles {
         match self {}
     }
     #[inline(always)]
-    fn multiply(ready: &Self, _left: &[i32], _right: &[i32], _chunks: usize, _sums: &mut [PlaneSums]) {
+    fn multiply<T: TakeSums>(ready: &Self, _operands: &Sixteens, _sums: &mut [PlaneSums; 2], _take: &mut T) {
         match *ready {}
     }
     #[inline(always)]

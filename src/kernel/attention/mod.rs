@@ -23,8 +23,11 @@ use crate::simd::{Isa, Kernel, Level, MAX_LANES, TileKernel, dispatch_at};
 use products::{Elements, Integers, Pair, PairByFma, Products, Single, scores_of, weighted_sums};
 use tiles::{LEAST_QUERIES, TileScratch};
 
+/// Keys whose scores are computed at once, and of which block-sparse attention sees all or none.
+pub const GRAIN: usize = 64;
+
 /// Keys that one softmax step takes.
-pub const BLOCK: usize = 64;
+pub const BLOCK: usize = 2 * GRAIN;
 
 /// Up to so many queries, keys and values of f32 are multiplied where they are; beyond, they are brought closer first.
 const FEW: usize = 16;
@@ -87,7 +90,7 @@ pub struct Attention<'a> {
 /// Block-sparse attention's pattern.
 #[derive(Clone, Copy)]
 pub struct BlockMask<'a> {
-    /// Positions of a block, a multiple of [`BLOCK`].
+    /// Positions of a block, a multiple of [`GRAIN`].
     pub block: usize,
     /// Blocks back that are seen, the query's own included.
     pub local: usize,
@@ -109,7 +112,7 @@ impl BlockMask<'_> {
 /// Reused between calls of one thread.
 #[derive(Default)]
 pub struct Scratch {
-    /// `[BLOCK / KEYS, padded_head, KEYS]` keys, then `[BLOCK, padded_head]` values.
+    /// `[GRAIN / KEYS, padded_head, KEYS]` keys, then `[BLOCK, padded_head]` values.
     loaded: Lines<f32>,
     /// `[rows, BLOCK]`: scores, in the queries' units, then weights.
     scores: Lines<f32>,
@@ -144,7 +147,7 @@ impl Attention<'_> {
         dispatch_at(level, self);
     }
 
-    /// The keys of block `start / BLOCK` that query number `row`, at `position`, sees, counted within the block.
+    /// The keys of grain `start / GRAIN` that query number `row`, at `position`, sees, counted within the grain.
     #[inline(always)]
     fn visible(&self, row: usize, position: usize, start: usize) -> (usize, usize) {
         // (A closure would be a function of its own, for which a kernel has to put all its vectors aside.)
@@ -153,8 +156,8 @@ impl Attention<'_> {
         {
             return (0, 0);
         }
-        let low = (position + 1).saturating_sub(self.window).saturating_sub(start).min(BLOCK);
-        let high = (position + 1).saturating_sub(start).min(BLOCK);
+        let low = (position + 1).saturating_sub(self.window).saturating_sub(start).min(GRAIN);
+        let high = (position + 1).saturating_sub(start).min(GRAIN);
         (low.min(high), high)
     }
 }
@@ -171,8 +174,10 @@ impl Attention<'_> {
     /// Whether any of the queries number `rows` sees a key of block `start / BLOCK`.
     fn any_sees(&self, rows: Range<usize>, start: usize) -> bool {
         rows.into_iter().any(|row| {
-            let (low, high) = self.visible(row, self.positions[row], start);
-            low < high
+            (start..start + BLOCK).step_by(GRAIN).any(|grain| {
+                let (low, high) = self.visible(row, self.positions[row], grain);
+                low < high
+            })
         })
     }
 }
@@ -191,9 +196,11 @@ impl Attention<'_> {
             if self.mask.is_some() && !self.any_sees(0..rows, start) {
                 continue;
             }
-            isa.tall_tile(BlockScores { of: self, start, scratch });
-            self.softmax_step(isa, start, scratch);
             let keys = (end - start).min(BLOCK);
+            for at in (0..keys).step_by(GRAIN) {
+                isa.tall_tile(GrainScores { of: self, start, at, scratch });
+            }
+            self.softmax_step(isa, start, keys.next_multiple_of(GRAIN), scratch);
             // (In a taller tile the compiler keeps sums of values in memory.)
             isa.tile(BlockSums { of: self, start, keys, scratch });
         }
@@ -266,17 +273,18 @@ impl Kernel for Attention<'_> {
     }
 }
 
-/// Scores of all queries with the keys of block `start / BLOCK`.
-struct BlockScores<'a, 'b> {
+/// Scores of all queries with the keys of a grain, number `at / GRAIN` of block `start / BLOCK`.
+struct GrainScores<'a, 'b> {
     of: &'a Attention<'b>,
     start: usize,
+    at: usize,
     scratch: &'a mut Scratch,
 }
 
-impl TileKernel for BlockScores<'_, '_> {
+impl TileKernel for GrainScores<'_, '_> {
     #[inline(always)]
     fn run<I: Isa, const V: usize, const Q: usize>(self, isa: I) {
-        self.of.block_scores::<I, V, Q>(isa, self.start, self.scratch);
+        self.of.grain_scores::<I, V, Q>(isa, self.start, self.at, self.scratch);
     }
 }
 
@@ -296,31 +304,33 @@ impl TileKernel for BlockSums<'_, '_> {
 }
 
 impl Attention<'_> {
-    /// Scores of all queries with the keys of block `start / BLOCK`.
+    /// As [`GrainScores`] says.
     #[inline(always)]
-    fn block_scores<I: Isa, const V: usize, const Q: usize>(
+    fn grain_scores<I: Isa, const V: usize, const Q: usize>(
         &self,
         isa: I,
         start: usize,
+        at: usize,
         scratch: &mut Scratch,
     ) {
         let (few, padded) = (self.positions.len() <= FEW, self.padded_head);
-        let (page, at) = (self.pages[start / PAGE], start % PAGE);
         let Scratch { loaded, scores, rounded, queries, .. } = scratch;
-        let block = at * padded..(at + BLOCK) * padded;
+        let scores = &mut scores[at..];
+        let (page, at) = (self.pages[start / PAGE], start % PAGE + at);
+        let grain = at * padded..(at + GRAIN) * padded;
         let next = page.values.address(at * padded);
         match &page.keys {
             KvData::F32(keys) if few => {
-                let keys = Elements { all: &keys[block], next };
+                let keys = Elements { all: &keys[grain], next };
                 return self.scores::<I, _, 2, 4>(isa, Single, self.queries, &keys, scores);
             }
             KvData::Sixteen(keys) => {
-                let integers = Integers::Keys(&keys.scales[at..at + BLOCK]);
-                let keys = Elements { all: &keys.pairs[block.start / 2..block.end / 2], next };
+                let integers = Integers::Keys(&keys.scales[at..at + GRAIN]);
+                let keys = Elements { all: &keys.pairs[grain.start / 2..grain.end / 2], next };
                 return self.scores::<I, _, V, Q>(isa, integers, &queries.words, &keys, scores);
             }
             KvData::Bf16(keys) => {
-                let keys = Elements { all: &keys[block.start / 2..block.end / 2], next };
+                let keys = Elements { all: &keys[grain.start / 2..grain.end / 2], next };
                 return match isa.dot_bf16() {
                     Some(dot) => self.scores::<I, _, 2, 8>(isa, Pair(dot), &queries.words, &keys, scores),
                     None => {
@@ -329,13 +339,13 @@ impl Attention<'_> {
                     }
                 };
             }
-            _ => page.keys.load_keys(isa, at / KEYS, BLOCK / KEYS, padded, loaded),
+            _ => page.keys.load_keys(isa, at / KEYS, GRAIN / KEYS, padded, loaded),
         }
         let keys = Elements { all: &loaded[..], next: None };
         self.scores::<I, _, V, Q>(isa, Single, self.queries, &keys, scores);
     }
 
-    /// Scores of `queries`, `[rows, padded_head / STEP]`, with `keys`, a block.
+    /// Scores of `queries`, `[rows, padded_head / STEP]`, with `keys`, a grain.
     #[inline(always)]
     fn scores<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
         &self,

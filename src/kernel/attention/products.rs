@@ -1,6 +1,6 @@
 //! Register tiles of attention: products of queries with keys, and of weights with values, for every way that these are stored.
 
-use super::BLOCK;
+use super::{BLOCK, GRAIN};
 use crate::kernel::kv::{KEYS, padded_head};
 use crate::simd::{DotBf16, Isa, MAX_LANES};
 
@@ -187,7 +187,7 @@ impl<T> Elements<'_, T> {
     }
 }
 
-/// Scores of the `Q` queries from `row` on, `steps` factors each, with all keys of a block, `V` vectors of keys at a time.
+/// Scores of the `Q` queries from `row` on, `steps` factors each, with all keys of a grain, `V` vectors of keys at a time.
 #[inline(always)]
 pub(super) fn scores_of<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
     isa: I,
@@ -198,14 +198,14 @@ pub(super) fn scores_of<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
     row: usize,
     scores: &mut [f32],
 ) {
-    const { assert!(BLOCK.is_multiple_of(V * MAX_LANES)) };
+    const { assert!(GRAIN.is_multiple_of(V * MAX_LANES)) };
     let mut query = [&queries[..0]; Q];
     for q in 0..Q {
         query[q] = &queries[(row + q) * steps..][..steps];
     }
-    let scores = &mut scores[row * BLOCK..(row + Q) * BLOCK];
+    let scores = &mut scores[row * BLOCK..][..const { (Q - 1) * BLOCK + GRAIN }];
     let mut key = 0;
-    while key < BLOCK {
+    while key < GRAIN {
         // Vector `v` covers keys `key + v · LANES ..`: a half or the whole of a group.
         let mut from = [&keys.all[..0]; V];
         for v in 0..V {

@@ -3,7 +3,7 @@
 //! Each pass over the queries does one thing to all of them, in groups of as many as a vector has lanes: what is one number for a query
 //! is one lane for its group.
 
-use super::{Attention, BLOCK, Scratch};
+use super::{Attention, BLOCK, GRAIN, Scratch};
 use crate::kernel::kv::{KvData, LARGEST_VALUE, PAGE, store_integers};
 use crate::simd::{Isa, IsaExt, MAX_LANES};
 
@@ -44,6 +44,8 @@ pub(super) enum Form<'a> {
 /// What is known of as many queries as a vector has lanes, or of the first `count`.
 pub(super) struct Group<'a> {
     pub count: usize,
+    /// Keys of the block up to the last that is seen, whole grains.
+    pub keys: usize,
     /// `[count, BLOCK]`: scores, then weights.
     pub scores: &'a mut [f32],
     /// What a unit of each query's scores is worth.
@@ -62,14 +64,15 @@ impl<'a> Group<'a> {
     #[inline(always)]
     pub(super) fn of<I: Isa>(
         _isa: I,
-        first: usize,
-        count: usize,
+        (first, count): (usize, usize),
+        keys: usize,
         at: usize,
         scratch: &'a mut Scratch,
     ) -> Self {
         let Scratch { scores, largest, sum, shrink, inverse, queries, weights, lanes, .. } = scratch;
         Self {
             count,
+            keys,
             scores: &mut scores[at..][..count * BLOCK],
             score_units: &queries.units[first..][..I::LANES],
             largest: &mut largest[first..][..I::LANES],
@@ -83,9 +86,9 @@ impl<'a> Group<'a> {
 }
 
 impl Attention<'_> {
-    /// Turns the scores of block `start / BLOCK` into weights, and rescales what was summed so far.
+    /// Turns the scores of the first `keys` of block `start / BLOCK`, whole grains, into weights, and rescales what was summed so far.
     #[inline(always)]
-    pub(super) fn softmax_step<I: Isa>(&mut self, isa: I, start: usize, scratch: &mut Scratch) {
+    pub(super) fn softmax_step<I: Isa>(&mut self, isa: I, start: usize, keys: usize, scratch: &mut Scratch) {
         let form = match &self.pages[start / PAGE].values {
             KvData::F32(_) | KvData::Q8_0(..) | KvData::Q4_0(..) => Form::Floats,
             KvData::Bf16(_) => Form::Rounded,
@@ -95,14 +98,14 @@ impl Attention<'_> {
         let mut first = 0;
         while first < rows {
             let count = (rows - first).min(I::LANES);
-            let mut group = Group::of(isa, first, count, first * BLOCK, scratch);
+            let mut group = Group::of(isa, (first, count), keys, first * BLOCK, scratch);
             self.find_largest(isa, start, first, &mut group);
             first += I::LANES;
         }
         first = 0;
         while first < rows {
             let count = (rows - first).min(I::LANES);
-            let mut group = Group::of(isa, first, count, first * BLOCK, scratch);
+            let mut group = Group::of(isa, (first, count), keys, first * BLOCK, scratch);
             weigh(isa, form, &mut group);
             end_weights(isa, form, &mut group);
             first += I::LANES;
@@ -111,13 +114,13 @@ impl Attention<'_> {
             Form::Floats => {}
             Form::Rounded => {
                 let Scratch { scores, weights, .. } = scratch;
-                let mut i = 0;
-                while i < rows * BLOCK {
-                    isa.f_store_bf16(isa.f_load(&scores[i..]), &mut weights.words[i / 2..]);
-                    i += I::LANES;
+                for row in 0..rows {
+                    for i in (row * BLOCK..row * BLOCK + keys).step_by(I::LANES) {
+                        isa.f_store_bf16(isa.f_load(&scores[i..]), &mut weights.words[i / 2..]);
+                    }
                 }
             }
-            Form::Integers(_) => weights_as_integers(isa, rows, scratch),
+            Form::Integers(_) => weights_as_integers(isa, rows, keys, scratch),
         }
         self.shrink(isa, scratch);
     }
@@ -127,12 +130,14 @@ impl Attention<'_> {
     #[inline(always)]
     pub(super) fn find_largest<I: Isa>(&self, isa: I, start: usize, first: usize, group: &mut Group) {
         for r in 0..group.count {
-            let (low, high) = self.visible(first + r, self.positions[first + r], start);
-            let scores = &mut group.scores[r * BLOCK..][..BLOCK];
-            // Nearly all blocks are seen whole.
-            if high - low < BLOCK {
-                scores[..low].fill(f32::NEG_INFINITY);
-                scores[high..].fill(f32::NEG_INFINITY);
+            let scores = &mut group.scores[r * BLOCK..][..group.keys];
+            for (grain, scores) in scores.chunks_exact_mut(GRAIN).enumerate() {
+                let (low, high) = self.visible(first + r, self.positions[first + r], start + grain * GRAIN);
+                // Nearly all grains are seen whole.
+                if high - low < GRAIN {
+                    scores[..low].fill(f32::NEG_INFINITY);
+                    scores[high..].fill(f32::NEG_INFINITY);
+                }
             }
             let mut largest = isa.f_splat(f32::NEG_INFINITY);
             for s in scores.chunks_exact(I::LANES) {
@@ -167,13 +172,13 @@ impl Attention<'_> {
 pub(super) fn weigh<I: Isa>(isa: I, form: Form, group: &mut Group) {
     let (zero, lanes) = (isa.f_splat(0.0), &mut *group.lanes);
     for r in 0..group.count {
-        let scores = &mut group.scores[r * BLOCK..][..BLOCK];
+        let scores = &mut group.scores[r * BLOCK..][..group.keys];
         let reference = isa.f_splat(-group.largest[r]);
         let unit = isa.f_splat(group.score_units[r]);
         // As many sums, lane by lane, on every ISA.
         let (mut sum, mut scaled_sum) = ([zero; MAX_LANES], [zero; MAX_LANES]);
         let mut largest = zero;
-        for i in (0..BLOCK).step_by(MAX_LANES) {
+        for i in (0..group.keys).step_by(MAX_LANES) {
             for v in 0..MAX_LANES / I::LANES {
                 let at = i + v * I::LANES;
                 let mut weight = isa.f_exp2(isa.f_fma(isa.f_load(&scores[at..]), unit, reference));
@@ -223,10 +228,10 @@ pub(super) fn end_weights<I: Isa>(isa: I, form: Form, group: &mut Group) {
 
 /// Makes integers of the weights of `rows` queries, as [`end_weights`] found their units.
 #[inline(always)]
-fn weights_as_integers<I: Isa>(isa: I, rows: usize, scratch: &mut Scratch) {
+fn weights_as_integers<I: Isa>(isa: I, rows: usize, keys: usize, scratch: &mut Scratch) {
     for row in 0..rows {
-        let weights = &scratch.scores[row * BLOCK..][..BLOCK];
-        let words = &mut scratch.weights.words[row * BLOCK / 2..][..BLOCK / 2];
+        let weights = &scratch.scores[row * BLOCK..][..keys];
+        let words = &mut scratch.weights.words[row * BLOCK / 2..][..keys / 2];
         store_integers(isa, weights, scratch.inverse[row], words);
     }
 }

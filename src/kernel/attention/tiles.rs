@@ -1,13 +1,15 @@
 //! Attention by a unit that multiplies matrices of bytes ([`Isa::tiles`]), where keys and values are 16-bit integers.
 //!
-//! A *step* is a group of sixteen queries with a block of keys. The unit and vectors take turns: beside the unit, vectors make no more than one
-//! product a cycle, so that nothing is gained by having them work at once.
+//! A *step* is two groups of sixteen queries with a block of keys. Vectors take sums while the unit makes the next ones; the softmax is computed in
+//! between.
 
 use super::softmax::{self, Form, Group};
-use super::{Attention, BLOCK, Scratch};
+use super::{Attention, BLOCK, GRAIN, Scratch};
 use crate::kernel::Lines;
 use crate::kernel::kv::{self, KEYS, KvData, PAGE, Sixteen};
-use crate::simd::{CHUNK_WORDS, Isa, MAX_LANES, PlaneSums, Tiles, place_of_columns, place_of_row};
+use crate::simd::{
+    CHUNK_WORDS, Isa, MAX_LANES, PlaneSums, Sixteens, TakeSums, Tiles, place_of_columns, place_of_row,
+};
 
 /// Splitting a block's keys and values into planes takes as long as two or three steps. With fewer queries to share that, vectors are faster.
 pub(super) const LEAST_QUERIES: usize = 48;
@@ -15,29 +17,31 @@ pub(super) const LEAST_QUERIES: usize = 48;
 /// With so many it hardly matters any more.
 pub(super) const MOST_QUERIES: usize = 512;
 
-/// Queries of a step.
+/// Queries that a register has.
 const GROUP: usize = 16;
+
+/// Queries of a step.
+const STEP: usize = 2 * GROUP;
 
 /// Columns of [`CHUNK_WORDS`].
 const CHUNK: usize = 64;
 
-/// Keys, or elements of values, that are multiplied at once.
-const UNIT: usize = 32;
+/// Words of a block's weights of sixteen queries, or sixteen elements of its values.
+const BLOCK_WORDS: usize = BLOCK / CHUNK * CHUNK_WORDS;
 
-const _: () = assert!(GROUP == MAX_LANES && GROUP == KEYS && BLOCK == CHUNK && BLOCK == 2 * UNIT);
+const _: () = assert!(GROUP == MAX_LANES && GROUP == KEYS && GRAIN == CHUNK);
 
 /// Reused between calls of one thread.
 #[derive(Default)]
 pub(super) struct TileScratch {
-    /// Planes of the queries, `[groups, chunks]` times [`CHUNK_WORDS`].
+    /// Planes of the queries, `[steps, 2, chunks]` times [`CHUNK_WORDS`].
     queries: Lines<i32>,
-    /// Of a block's keys, `[BLOCK / 16, chunks]`, and values, `[padded / 16]`.
+    /// Of a block's keys, `[BLOCK / 16, chunks]`, and values, `[padded / 16, BLOCK / CHUNK]`.
     keys: Lines<i32>,
     values: Lines<i32>,
-    /// Of a step's weights.
+    /// Of a step's weights, `[2, BLOCK / CHUNK]`.
     weights: Lines<i32>,
-    /// `[BLOCK / UNIT]`, or `[padded / UNIT]`.
-    sums: Vec<PlaneSums>,
+    sums: [PlaneSums; 2],
 }
 
 /// The queries from `row` on with block `start / BLOCK`.
@@ -47,6 +51,8 @@ struct Step {
     row: usize,
     /// How many queries there are.
     count: usize,
+    /// Keys up to the last that one of them sees, whole grains.
+    keys: usize,
 }
 
 impl Attention<'_> {
@@ -58,11 +64,14 @@ impl Attention<'_> {
         let (rows, ready) = (self.positions.len(), unit.ready());
         for start in self.blocks() {
             let mut is_there = false;
-            for row in (0..rows).step_by(GROUP) {
-                let step = Step { start, row, count: (rows - row).min(GROUP) };
-                if !self.any_sees(row..row + step.count, start) {
+            for row in (0..rows).step_by(STEP) {
+                let count = (rows - row).min(STEP);
+                if !self.any_sees(row..row + count, start) {
                     continue;
                 }
+                let last = self.positions[row..row + count].iter().fold(start, |last, &p| last.max(p));
+                let keys = (last + 1 - start).min(BLOCK).next_multiple_of(GRAIN);
+                let step = Step { start, row, count, keys };
                 if !is_there {
                     self.planes_of_keys(isa, unit, start, &mut scratch.tiles.keys);
                     self.planes_of_values(isa, unit, start, &mut scratch.tiles.values);
@@ -79,12 +88,11 @@ impl Attention<'_> {
     }
 
     fn resize(&self, scratch: &mut Scratch) {
-        scratch.scores.resize(GROUP * BLOCK);
+        scratch.scores.resize(STEP * BLOCK);
         let tiles = &mut scratch.tiles;
         tiles.keys.resize(BLOCK / KEYS * self.chunks() * CHUNK_WORDS);
-        tiles.values.resize(self.padded_head / KEYS * CHUNK_WORDS);
-        tiles.weights.resize(CHUNK_WORDS);
-        tiles.sums.resize((self.padded_head / UNIT).max(BLOCK / UNIT), PlaneSums::default());
+        tiles.values.resize(self.padded_head / KEYS * BLOCK_WORDS);
+        tiles.weights.resize(2 * BLOCK_WORDS);
     }
 
     #[inline(always)]
@@ -96,31 +104,60 @@ impl Attention<'_> {
         step: Step,
         scratch: &mut Scratch,
     ) {
-        let Step { start, row, count } = step;
+        let Step { start, row, count, keys: seen } = step;
+        let (key_scales, value_scales) = self.scales(start);
         let TileScratch { queries, keys, sums, .. } = &mut scratch.tiles;
-        let queries = &queries[row / GROUP * self.chunks() * CHUNK_WORDS..];
-        I::Tiles::multiply(ready, queries, keys, self.chunks(), &mut sums[..BLOCK / UNIT]);
-        self.take_scores(isa, unit, step, sums, &mut scratch.scores);
-        let form = Form::Integers(&sixteen(&self.pages[start / PAGE].values).scales[start % PAGE..][..BLOCK]);
-        let mut group = Group::of(isa, row, count, 0, scratch);
-        self.find_largest(isa, start, row, &mut group);
-        softmax::weigh(isa, form, &mut group);
-        softmax::end_weights(isa, form, &mut group);
-        let TileScratch { values, weights, sums, .. } = &mut scratch.tiles;
-        for r in 0..count {
-            let from = &scratch.scores[r * BLOCK..][..BLOCK];
-            split_row(isa, unit, from, scratch.inverse[row + r], place_of_row(0, r), weights);
+        let chunks = self.chunks();
+        let operands = Sixteens {
+            left: &queries[row / GROUP * chunks * CHUNK_WORDS..],
+            right: keys,
+            count: seen / KEYS,
+            apart: chunks,
+            chunks,
+        };
+        let ahead = self.share_of_next_block(step);
+        let mut take = Scores { isa, unit, scales: key_scales, scores: &mut scratch.scores, ahead };
+        I::Tiles::multiply(ready, &operands, sums, &mut take);
+        for first in (0..count).step_by(GROUP) {
+            let counted = (row + first, (count - first).min(GROUP));
+            let mut group = Group::of(isa, counted, seen, first * BLOCK, scratch);
+            self.find_largest(isa, start, row + first, &mut group);
+            softmax::weigh(isa, Form::Integers(value_scales), &mut group);
+            softmax::end_weights(isa, Form::Integers(value_scales), &mut group);
         }
-        let sums = &mut sums[..self.padded_head / UNIT];
-        I::Tiles::multiply(ready, weights, values, 1, sums);
-        self.take_sums(isa, unit, step, sums, &scratch.shrink[row..], &scratch.weights.units[row..]);
+        for r in 0..count {
+            let planes = &mut scratch.tiles.weights[r / GROUP * BLOCK_WORDS..][..BLOCK_WORDS];
+            for chunk in 0..seen / CHUNK {
+                let from = &scratch.scores[r * BLOCK + chunk * CHUNK..][..CHUNK];
+                let at = place_of_row(chunk, r % GROUP);
+                split_row(isa, unit, from, scratch.inverse[row + r], at, planes);
+            }
+        }
+        let TileScratch { values, weights, sums, .. } = &mut scratch.tiles;
+        let padded = self.padded_head;
+        let operands = Sixteens {
+            left: weights,
+            right: values,
+            count: padded / KEYS,
+            apart: BLOCK / CHUNK,
+            chunks: seen / CHUNK,
+        };
+        let (shrink, units) = (&scratch.shrink[row..][..count], &scratch.weights.units[row..][..count]);
+        let out = &mut self.out[row * padded..][..count * padded];
+        I::Tiles::multiply(ready, &operands, sums, &mut Values { isa, unit, padded, shrink, units, out });
+    }
+
+    /// Scales of keys and values of block `start / BLOCK`.
+    fn scales(&self, start: usize) -> (&[f32], &[f32]) {
+        let (page, at) = (self.pages[start / PAGE], start % PAGE);
+        (&sixteen(&page.keys).scales[at..][..BLOCK], &sixteen(&page.values).scales[at..][..BLOCK])
     }
 
     /// Keys and values of the next block, of which each step asks for its share: places and bytes.
     fn share_of_next_block(&self, step: Step) -> [(*const u8, usize); 2] {
         let (next, bytes) = (step.start + BLOCK, BLOCK * self.padded_head * size_of::<i16>());
-        let share = (bytes / self.positions.len().div_ceil(GROUP)).next_multiple_of(64 * BLOCK / KEYS);
-        let at = step.row / GROUP * share;
+        let share = (bytes / self.positions.len().div_ceil(STEP)).next_multiple_of(64 * BLOCK / KEYS);
+        let at = step.row / STEP * share;
         let of = |data: &KvData| match data.address(next % PAGE * self.padded_head) {
             Some(from) if at < bytes => (from.wrapping_add(at), share),
             _ => (std::ptr::null(), 0),
@@ -135,7 +172,7 @@ impl Attention<'_> {
     fn planes_of_queries<I: Isa>(&self, isa: I, unit: I::Tiles, scratch: &mut Scratch) {
         let Scratch { queries, tiles, .. } = scratch;
         let each = self.chunks() * CHUNK_WORDS;
-        tiles.queries.resize(self.positions.len().div_ceil(GROUP) * each);
+        tiles.queries.resize(self.positions.len().div_ceil(STEP) * 2 * each);
         for (row, query) in self.queries.chunks_exact(self.padded_head).enumerate() {
             let scale = kv::key_unit(isa, query);
             queries.units[row] = scale;
@@ -169,61 +206,68 @@ impl Attention<'_> {
             for group in 0..padded / KEYS {
                 let d = group * KEYS;
                 let quads = unit.quads(isa.w_load(&pairs[first + d..]), isa.w_load(&pairs[last + d..]));
-                store_planes(isa, quads, group * CHUNK_WORDS + place_of_columns(quad), planes);
+                store_planes(isa, quads, group * BLOCK_WORDS + place_of_columns(quad), planes);
             }
         }
     }
+}
 
-    /// Makes scores of the step's sums.
+/// Makes scores of a step's sums.
+struct Scores<'a, I: Isa> {
+    isa: I,
+    unit: I::Tiles,
+    /// Of the block's keys.
+    scales: &'a [f32],
+    /// `[STEP, BLOCK]`.
+    scores: &'a mut [f32],
+    /// What is asked for meanwhile: places and bytes.
+    ahead: [(*const u8, usize); 2],
+}
+
+impl<I: Isa> TakeSums for Scores<'_, I> {
     #[inline(always)]
-    fn take_scores<I: Isa>(
-        &self,
-        isa: I,
-        unit: I::Tiles,
-        step: Step,
-        sums: &[PlaneSums],
-        scores: &mut [f32],
-    ) {
-        let scales = &sixteen(&self.pages[step.start / PAGE].keys).scales[step.start % PAGE..][..BLOCK];
-        let scores = &mut scores[..GROUP * BLOCK];
-        let ahead = self.share_of_next_block(step);
-        for key in (0..BLOCK).step_by(KEYS) {
-            for (from, bytes) in ahead {
-                let quarter = bytes / (BLOCK / KEYS);
-                for line in (0..quarter).step_by(64) {
-                    isa.prefetch_far(from.wrapping_add(key / KEYS * quarter + line));
-                }
+    fn take(&mut self, sixteen: usize, sums: &PlaneSums) {
+        let (isa, key) = (self.isa, sixteen * KEYS);
+        for (from, bytes) in self.ahead {
+            let each = bytes / (BLOCK / KEYS);
+            for line in (0..each).step_by(64) {
+                isa.prefetch_far(from.wrapping_add(sixteen * each + line));
             }
-            let planes = &sums[key / UNIT].0[key / KEYS % 2];
-            let scale = isa.f_load(&scales[key..]);
+        }
+        let scale = isa.f_load(&self.scales[key..]);
+        for group in 0..STEP / GROUP {
+            let scores = &mut self.scores[group * GROUP * BLOCK..][..GROUP * BLOCK];
             for r in 0..GROUP {
-                let score = isa.f_mul(isa.f_from_w(sum_of(isa, unit, planes, r)), scale);
-                isa.f_store(score, &mut scores[r * BLOCK + key..]);
+                let sum = sum_of(isa, self.unit, &sums.0[group], r);
+                isa.f_store(isa.f_mul(isa.f_from_w(sum), scale), &mut scores[r * BLOCK + key..]);
             }
         }
     }
+}
 
-    /// Adds the step's sums of weighted values.
+/// Adds a step's sums of weighted values.
+struct Values<'a, I: Isa> {
+    isa: I,
+    unit: I::Tiles,
+    padded: usize,
+    /// Of each query of the step: what its sums so far are multiplied by, and what a unit of its weights is worth.
+    shrink: &'a [f32],
+    units: &'a [f32],
+    /// `[queries, padded]`.
+    out: &'a mut [f32],
+}
+
+impl<I: Isa> TakeSums for Values<'_, I> {
     #[inline(always)]
-    fn take_sums<I: Isa>(
-        &mut self,
-        isa: I,
-        unit: I::Tiles,
-        step: Step,
-        sums: &[PlaneSums],
-        shrink: &[f32],
-        units: &[f32],
-    ) {
-        let padded = self.padded_head;
-        let (shrink, units) = (&shrink[..step.count], &units[..step.count]);
-        let out = &mut self.out[step.row * padded..][..step.count * padded];
-        for d in (0..padded).step_by(KEYS) {
-            let planes = &sums[d / UNIT].0[d / KEYS % 2];
-            for r in 0..step.count {
-                let out = &mut out[r * padded + d..][..KEYS];
-                let so_far = isa.f_mul(isa.f_load(out), isa.f_splat(shrink[r]));
-                let sum = isa.f_from_w(sum_of(isa, unit, planes, r));
-                isa.f_store(isa.f_fma(sum, isa.f_splat(units[r]), so_far), out);
+    fn take(&mut self, sixteen: usize, sums: &PlaneSums) {
+        let (isa, d) = (self.isa, sixteen * KEYS);
+        for (group, sums) in sums.0.iter().enumerate() {
+            let first = group * GROUP;
+            for row in first..self.shrink.len().min(first + GROUP) {
+                let out = &mut self.out[row * self.padded + d..][..KEYS];
+                let so_far = isa.f_mul(isa.f_load(out), isa.f_splat(self.shrink[row]));
+                let sum = isa.f_from_w(sum_of(isa, self.unit, sums, row - first));
+                isa.f_store(isa.f_fma(sum, isa.f_splat(self.units[row]), so_far), out);
             }
         }
     }

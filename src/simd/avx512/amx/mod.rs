@@ -24,7 +24,7 @@ use std::sync::OnceLock;
 
 use super::Avx512;
 use crate::simd::Isa;
-use crate::simd::tiles::{PlaneSums, Planes, TileOperands, Tiles};
+use crate::simd::tiles::{PlaneSums, Planes, Sixteens, TakeSums, TileOperands, Tiles};
 
 /// Proof that the machine has AMX with products of bytes, AVX-512 F, BW and VNNI, and that this process may use the registers.
 #[derive(Clone, Copy, Debug)]
@@ -222,8 +222,8 @@ impl<I: Isa<W = __m512i, F = __m512>> Tiles<I> for Amx {
     }
 
     #[inline(always)]
-    fn multiply(ready: &Setup, left: &[i32], right: &[i32], chunks: usize, sums: &mut [PlaneSums]) {
-        sixteen::multiply(ready, left, right, chunks, sums);
+    fn multiply<T: TakeSums>(ready: &Setup, operands: &Sixteens, sums: &mut [PlaneSums; 2], take: &mut T) {
+        sixteen::multiply(ready, operands, sums, take);
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::Setup;
-use crate::simd::tiles::{CHUNK_WORDS, PlaneSums};
+use crate::simd::tiles::{CHUNK_WORDS, PlaneSums, Sixteens, TakeSums};
 
 /// [`Tiles::split`](crate::simd::Tiles::split).
 #[inline]
@@ -62,34 +62,34 @@ macro_rules! keep {
     };
 }
 
-/// Adds the products of a chunk of columns, of two registers from `$a` on with two from `$b` and two from `$c` on; before, each register of sums is
-/// what `$before` says: stored to `$to` ([`take`]) or not ([`keep`]).
+/// Adds the products of a chunk of columns, of two registers from `$a` on and two from `$b` on with two from `$c` on; before, each register of
+/// sums is what `$before` says: stored to `$to` ([`take`]) or not ([`keep`]).
 macro_rules! chunk {
     ($before:ident, $a:expr, $b:expr, $c:expr $(, $to:expr)?) => {
         asm!(
-            "tileloadd tmm6, [{a} + {stride} + 1024]",
-            "tileloadd tmm7, [{b} + {stride} + 1024]",
+            "tileloadd tmm6, [{c} + {stride} + 1024]",
+            "tileloadd tmm7, [{a} + {stride} + 1024]",
             $before!(0, 0),
-            product!("ss", 0, 6, 7),
-            "tileloadd tmm7, [{b} + {stride}]",
+            product!("ss", 0, 7, 6),
+            "tileloadd tmm7, [{a} + {stride}]",
             $before!(1, 1024),
-            product!("su", 1, 6, 7),
-            "tileloadd tmm7, [{c} + {stride} + 1024]",
-            $before!(3, 3072),
-            product!("ss", 3, 6, 7),
-            "tileloadd tmm7, [{c} + {stride}]",
-            $before!(4, 4096),
-            product!("su", 4, 6, 7),
-            "tileloadd tmm6, [{a} + {stride}]",
-            $before!(5, 5120),
-            product!("uu", 5, 6, 7),
-            "tileloadd tmm7, [{b} + {stride}]",
-            $before!(2, 2048),
-            product!("uu", 2, 6, 7),
+            product!("us", 1, 7, 6),
             "tileloadd tmm7, [{b} + {stride} + 1024]",
-            product!("us", 1, 6, 7),
-            "tileloadd tmm7, [{c} + {stride} + 1024]",
-            product!("us", 4, 6, 7),
+            $before!(3, 3072),
+            product!("ss", 3, 7, 6),
+            "tileloadd tmm7, [{b} + {stride}]",
+            $before!(4, 4096),
+            product!("us", 4, 7, 6),
+            "tileloadd tmm6, [{c} + {stride}]",
+            $before!(5, 5120),
+            product!("uu", 5, 7, 6),
+            "tileloadd tmm7, [{a} + {stride}]",
+            $before!(2, 2048),
+            product!("uu", 2, 7, 6),
+            "tileloadd tmm7, [{a} + {stride} + 1024]",
+            product!("su", 1, 7, 6),
+            "tileloadd tmm7, [{b} + {stride} + 1024]",
+            product!("su", 4, 7, 6),
             a = in(reg) $a, b = in(reg) $b, c = in(reg) $c, stride = in(reg) 64usize,
             $(to = in(reg) $to,)?
             options(nostack, preserves_flags),
@@ -97,41 +97,50 @@ macro_rules! chunk {
     };
 }
 
-/// [`Tiles::multiply`](crate::simd::Tiles::multiply). Registers 0 to 2 hold the high, middle and low sums of the first sixteen, 3 to 5 those of
-/// the second. They are stored while the products for the next two sixteens begin. No product is added to a sum of one of the two before it, for a
-/// product takes longer than that.
+/// [`Tiles::multiply`](crate::simd::Tiles::multiply). Registers 0 to 2 hold the high, middle and low sums of the first sixteen on the left, 3 to 5
+/// those of the second. They are stored while the products with the next sixteen on the right begin. No product is added to a sum of one of the
+/// two before it, for a product takes longer than that. What is on the right is read once, so that it need not lie in the first cache.
 #[inline(always)]
-pub(super) fn multiply(_ready: &Setup, left: &[i32], right: &[i32], chunks: usize, sums: &mut [PlaneSums]) {
-    let each = chunks * CHUNK_WORDS;
-    assert!(chunks > 0 && left.len() >= each && right.len() >= sums.len() * 2 * each);
-    let (a, mut b, mut to) = (left.as_ptr(), right.as_ptr(), None::<&mut PlaneSums>);
-    // Sound: the registers are set up; `left` has two registers a chunk, `right` four for each of the sums, which take six.
+pub(super) fn multiply<T: TakeSums>(
+    _ready: &Setup,
+    operands: &Sixteens,
+    sums: &mut [PlaneSums; 2],
+    take: &mut T,
+) {
+    let Sixteens { left, right, count, apart, chunks } = *operands;
+    let each = apart * CHUNK_WORDS;
+    assert!(count > 0 && chunks > 0 && chunks <= apart);
+    assert!(left.len() >= 2 * each && right.len() >= count * each);
+    let (a, mut c) = (left.as_ptr(), right.as_ptr());
+    let b = a.wrapping_add(each);
+    // Sound: the registers are set up; of each sixteen there are two a chunk, and sums take six.
     unsafe {
         asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", options(nostack, nomem, preserves_flags));
         asm!("tilezero tmm3", "tilezero tmm4", "tilezero tmm5", options(nostack, nomem, preserves_flags));
-        for sums in sums {
-            match to {
-                None => chunk!(keep, a, b, b.wrapping_add(each)),
-                Some(to) => chunk!(take, a, b, b.wrapping_add(each), &raw mut *to),
+        for sixteen in 0..count {
+            match sixteen {
+                0 => chunk!(keep, a, b, c),
+                _ => chunk!(take, a, b, c, &raw mut sums[(sixteen - 1) % 2]),
             }
-            for c in 1..chunks {
-                let at = c * CHUNK_WORDS;
-                chunk!(keep, a.add(at), b.add(at), b.add(each + at));
+            for chunk in 1..chunks {
+                let at = chunk * CHUNK_WORDS;
+                chunk!(keep, a.add(at), b.add(at), c.add(at));
             }
-            b = b.wrapping_add(2 * each);
-            to = Some(sums);
+            c = c.wrapping_add(each);
+            if sixteen > 0 {
+                take.take(sixteen - 1, &sums[(sixteen - 1) % 2]);
+            }
         }
-        if let Some(to) = to {
-            asm!(
-                take!(0, 0),
-                take!(3, 3072),
-                take!(5, 5120),
-                take!(2, 2048),
-                take!(1, 1024),
-                take!(4, 4096),
-                to = in(reg) &raw mut *to, stride = in(reg) 64usize,
-                options(nostack, preserves_flags),
-            );
-        }
+        asm!(
+            take!(0, 0),
+            take!(3, 3072),
+            take!(5, 5120),
+            take!(2, 2048),
+            take!(1, 1024),
+            take!(4, 4096),
+            to = in(reg) &raw mut sums[(count - 1) % 2], stride = in(reg) 64usize,
+            options(nostack, preserves_flags),
+        );
     }
+    take.take(count - 1, &sums[(count - 1) % 2]);
 }
