@@ -17,6 +17,7 @@ use self::report::{Format, Report, Row, Setup, test_name};
 use self::subject::{Origin, Subject};
 use super::model::{self, CacheType, NumaArg};
 use super::offload::{self, DeviceArgs, GpuLayers, Wanted};
+use crate::backend::cpu::Cpu;
 use crate::bench::{Limits, SHAPES, Shape, Test, measure};
 use crate::engine::{Engine, EngineOptions, KvType};
 use crate::machine::{Numa, default_threads};
@@ -87,7 +88,7 @@ struct TestArgs {
     /// Prompt tokens read at once, at most [default: 2048]
     #[arg(short, long, value_name = "N", action = ArgAction::Append)]
     batch_size: Vec<Numbers>,
-    /// -ub: prompt tokens computed at once, at most [default: 512]
+    /// -ub: prompt tokens computed at once, at most [default: 512, with AMX 1024]
     #[arg(long, value_name = "N", action = ArgAction::Append)]
     ubatch_size: Vec<Numbers>,
     /// -ctk: element type of the cached keys
@@ -248,7 +249,7 @@ impl TestArgs {
         let tests = self.tests()?;
         let threads = Numbers::counts(&self.threads, default_threads(), "-t")?;
         let batches = Numbers::counts(&self.batch_size, 2048, "-b")?;
-        let ubatches = Numbers::counts(&self.ubatch_size, 512, "-ub")?;
+        let ubatches = Numbers::counts(&self.ubatch_size, Cpu::tokens_at_once(), "-ub")?;
         let layers: Vec<Option<GpuLayers>> = match &self.gpu_layers[..] {
             [] => vec![None],
             several => several.iter().copied().map(Some).collect(),

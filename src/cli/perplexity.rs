@@ -12,6 +12,7 @@ use super::model::{self, CacheType, ModelArgs};
 use super::offload::{self, OffloadArgs};
 use super::signal::Watch;
 use super::{input, progress};
+use crate::backend::cpu::Cpu;
 use crate::fs::ensure_distinct;
 use crate::model::Model;
 use crate::perplexity::base::{Base, BaseWriter};
@@ -82,9 +83,9 @@ struct MachineArgs {
     /// Tokens taken at once, at most: several chunks if they fit
     #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
-    /// -ub: tokens computed at once, at most
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
-    ubatch_size: u32,
+    /// -ub: tokens computed at once, at most [default: 512, with AMX 1024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    ubatch_size: Option<u32>,
     /// -ctk: element type of the cached keys
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     cache_type_k: CacheType,
@@ -149,7 +150,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         model: &model,
         backend: &backend,
         cache_types,
-        batch: args.machine.batch_size.min(args.machine.ubatch_size) as usize,
+        batch: (args.machine.batch_size as usize)
+            .min(args.machine.ubatch_size.map_or_else(Cpu::tokens_at_once, |size| size as usize)),
         bos: tokenizer.bos_to_add(),
     };
     let result = if args.tasks.any() {

@@ -48,7 +48,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         numa: args.machine.numa.map(Into::into),
         cache_type_k: cache_types.0,
         cache_type_v: cache_types.1,
-        batch: args.machine.batch_size.min(args.machine.ubatch_size),
+        batch: args.machine.batch(),
         offload: wanted.offload.clone(),
     };
     let engine = offload::engine(gguf, options.clone(), &wanted)?;

@@ -55,7 +55,7 @@ impl Default for EngineOptions {
             numa: None,
             cache_type_k: KvType::F16,
             cache_type_v: KvType::F16,
-            batch: 512,
+            batch: Cpu::tokens_at_once(),
             offload: Offload::default(),
         }
     }

@@ -88,6 +88,15 @@ impl Cpu {
         Self { pool: Pool::new(threads), level: Level::current(), scratch: Mutex::default() }
     }
 
+    /// Tokens of a prompt that are best computed at once. More share what unpacking a panel of weights costs, which counts where panels are
+    /// multiplied by a matrix unit.
+    pub fn tokens_at_once() -> usize {
+        match Level::current() {
+            Level::Amx => 1024,
+            _ => 512,
+        }
+    }
+
     /// Threads it computes with.
     pub fn threads(&self) -> usize {
         self.pool.threads()

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, ValueEnum};
 
+use crate::backend::cpu::Cpu;
 use crate::cli::model::{CacheType, ModelArgs, NumaArg};
 use crate::cli::offload::OffloadArgs;
 use crate::text::SamplerOptions;
@@ -111,9 +112,9 @@ pub struct MachineArgs {
     /// Prompt tokens read at once, at most
     #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = at_least_one)]
     pub batch_size: usize,
-    /// -ub: prompt tokens computed at once, at most
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]
-    pub ubatch_size: usize,
+    /// -ub: prompt tokens computed at once, at most [default: 512, with AMX 1024]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    ubatch_size: Option<usize>,
     /// -ctk: element type of the cached keys
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub cache_type_k: CacheType,
@@ -248,6 +249,11 @@ impl MachineArgs {
     /// Threads asked for to read prompts.
     pub fn threads_batch(&self) -> Option<usize> {
         positive(self.threads_batch)
+    }
+
+    /// Prompt tokens computed at once, at most.
+    pub fn batch(&self) -> usize {
+        self.batch_size.min(self.ubatch_size.unwrap_or_else(Cpu::tokens_at_once))
     }
 }
 
