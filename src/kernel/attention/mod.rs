@@ -26,7 +26,7 @@ use tiles::{LEAST_QUERIES, TileScratch};
 /// Keys whose scores are computed at once, and of which block-sparse attention sees all or none.
 pub const GRAIN: usize = 64;
 
-/// Keys that one softmax step takes.
+/// Keys that one softmax step takes, at most.
 pub const BLOCK: usize = 2 * GRAIN;
 
 /// Up to so many queries, keys and values of f32 are multiplied where they are; beyond, they are brought closer first.
@@ -163,18 +163,23 @@ impl Attention<'_> {
 }
 
 impl Attention<'_> {
+    /// Keys that one softmax step takes: one grain, where grains are seen or not.
+    fn block(&self) -> usize {
+        if self.mask.is_some() { GRAIN } else { BLOCK }
+    }
+
     /// The first positions of all blocks that may be seen.
     fn blocks(&self) -> std::iter::StepBy<std::ops::RangeInclusive<usize>> {
         let last = self.positions.iter().copied().max().unwrap_or(0);
         let first = self.positions.iter().copied().min().unwrap_or(0);
-        let start = (first + 1).saturating_sub(self.window) / BLOCK * BLOCK;
-        (start..=last).step_by(BLOCK)
+        let start = (first + 1).saturating_sub(self.window) / self.block() * self.block();
+        (start..=last).step_by(self.block())
     }
 
-    /// Whether any of the queries number `rows` sees a key of block `start / BLOCK`.
+    /// Whether any of the queries number `rows` sees a key of the block that begins at `start`.
     fn any_sees(&self, rows: Range<usize>, start: usize) -> bool {
         rows.into_iter().any(|row| {
-            (start..start + BLOCK).step_by(GRAIN).any(|grain| {
+            (start..start + self.block()).step_by(GRAIN).any(|grain| {
                 let (low, high) = self.visible(row, self.positions[row], grain);
                 low < high
             })
@@ -196,7 +201,7 @@ impl Attention<'_> {
             if self.mask.is_some() && !self.any_sees(0..rows, start) {
                 continue;
             }
-            let keys = (end - start).min(BLOCK);
+            let keys = (end - start).min(self.block());
             for at in (0..keys).step_by(GRAIN) {
                 isa.tall_tile(GrainScores { of: self, start, at, scratch });
             }
@@ -273,7 +278,7 @@ impl Kernel for Attention<'_> {
     }
 }
 
-/// Scores of all queries with the keys of a grain, number `at / GRAIN` of block `start / BLOCK`.
+/// Scores of all queries with the keys of a grain, number `at / GRAIN` of the block that begins at `start`.
 struct GrainScores<'a, 'b> {
     of: &'a Attention<'b>,
     start: usize,
@@ -288,7 +293,7 @@ impl TileKernel for GrainScores<'_, '_> {
     }
 }
 
-/// Adds the weighted values of the first `keys` positions of block `start / BLOCK` to all queries' sums.
+/// Adds the weighted values of the first `keys` positions from `start` on to all queries' sums.
 struct BlockSums<'a, 'b> {
     of: &'a mut Attention<'b>,
     start: usize,
@@ -372,7 +377,7 @@ impl Attention<'_> {
         }
     }
 
-    /// Adds the weighted values of the first `keys` positions of block `start / BLOCK` to all queries' sums.
+    /// As [`BlockSums`] says.
     #[inline(always)]
     fn block_sums<I: Isa, const V: usize, const Q: usize>(
         &mut self,
@@ -387,7 +392,7 @@ impl Attention<'_> {
         let block = at * padded..(at + keys) * padded;
         // What is missing from the last pair weighs nothing.
         let pairs = at / 2 * padded..(at + keys).div_ceil(2) * padded;
-        let after = start + BLOCK;
+        let after = start + self.block();
         let next = match self.pages.get(after / PAGE) {
             Some(page) => page.keys.address(after % PAGE * padded),
             None => None,

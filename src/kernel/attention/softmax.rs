@@ -86,13 +86,13 @@ impl<'a> Group<'a> {
 }
 
 impl Attention<'_> {
-    /// Turns the scores of the first `keys` of block `start / BLOCK`, whole grains, into weights, and rescales what was summed so far.
+    /// Turns the scores of the first `keys` from `start` on, whole grains, into weights, and rescales what was summed so far.
     #[inline(always)]
     pub(super) fn softmax_step<I: Isa>(&mut self, isa: I, start: usize, keys: usize, scratch: &mut Scratch) {
         let form = match &self.pages[start / PAGE].values {
             KvData::F32(_) | KvData::Q8_0(..) | KvData::Q4_0(..) => Form::Floats,
             KvData::Bf16(_) => Form::Rounded,
-            KvData::Sixteen(values) => Form::Integers(&values.scales[start % PAGE..][..BLOCK]),
+            KvData::Sixteen(values) => Form::Integers(&values.scales[start % PAGE..][..keys]),
         };
         let rows = self.positions.len();
         let mut first = 0;

@@ -44,7 +44,7 @@ pub(super) struct TileScratch {
     sums: [PlaneSums; 2],
 }
 
-/// The queries from `row` on with block `start / BLOCK`.
+/// The queries from `row` on with the block that begins at `start`.
 #[derive(Clone, Copy)]
 struct Step {
     start: usize,
@@ -70,7 +70,7 @@ impl Attention<'_> {
                     continue;
                 }
                 let last = self.positions[row..row + count].iter().fold(start, |last, &p| last.max(p));
-                let keys = (last + 1 - start).min(BLOCK).next_multiple_of(GRAIN);
+                let keys = (last + 1 - start).min(self.block()).next_multiple_of(GRAIN);
                 let step = Step { start, row, count, keys };
                 if !is_there {
                     self.planes_of_keys(isa, unit, start, &mut scratch.tiles.keys);
@@ -147,19 +147,20 @@ impl Attention<'_> {
         I::Tiles::multiply(ready, &operands, sums, &mut Values { isa, unit, padded, shrink, units, out });
     }
 
-    /// Scales of keys and values of block `start / BLOCK`.
+    /// Scales of keys and values of the block that begins at `start`.
     fn scales(&self, start: usize) -> (&[f32], &[f32]) {
-        let (page, at) = (self.pages[start / PAGE], start % PAGE);
-        (&sixteen(&page.keys).scales[at..][..BLOCK], &sixteen(&page.values).scales[at..][..BLOCK])
+        let (page, at, length) = (self.pages[start / PAGE], start % PAGE, self.block());
+        (&sixteen(&page.keys).scales[at..][..length], &sixteen(&page.values).scales[at..][..length])
     }
 
-    /// Keys and values of the next block, of which each step asks for its share: places and bytes.
+    /// Keys and values of the next block, of which each step asks for its share: places and bytes for each sixteen keys of the step.
     fn share_of_next_block(&self, step: Step) -> [(*const u8, usize); 2] {
-        let (next, bytes) = (step.start + BLOCK, BLOCK * self.padded_head * size_of::<i16>());
-        let share = (bytes / self.positions.len().div_ceil(STEP)).next_multiple_of(64 * BLOCK / KEYS);
+        let (next, sixteens) = (step.start + self.block(), self.block() / KEYS);
+        let bytes = self.block() * self.padded_head * size_of::<i16>();
+        let share = (bytes / self.positions.len().div_ceil(STEP)).next_multiple_of(64 * sixteens);
         let at = step.row / STEP * share;
         let of = |data: &KvData| match data.address(next % PAGE * self.padded_head) {
-            Some(from) if at < bytes => (from.wrapping_add(at), share),
+            Some(from) if at < bytes => (from.wrapping_add(at), share / sixteens),
             _ => (std::ptr::null(), 0),
         };
         match self.pages.get(next / PAGE) {
@@ -186,7 +187,8 @@ impl Attention<'_> {
     #[inline(always)]
     fn planes_of_keys<I: Isa>(&self, isa: I, unit: I::Tiles, start: usize, planes: &mut [i32]) {
         let (padded, at) = (self.padded_head, start % PAGE);
-        let pairs = &sixteen(&self.pages[start / PAGE].keys).pairs[at * padded / 2..][..BLOCK * padded / 2];
+        let pairs =
+            &sixteen(&self.pages[start / PAGE].keys).pairs[at * padded / 2..][..self.block() * padded / 2];
         for (group, pairs) in pairs.chunks_exact(padded / 2 * KEYS).enumerate() {
             let planes = &mut planes[group * self.chunks() * CHUNK_WORDS..];
             for quad in 0..padded / 4 {
@@ -200,8 +202,9 @@ impl Attention<'_> {
     #[inline(always)]
     fn planes_of_values<I: Isa>(&self, isa: I, unit: I::Tiles, start: usize, planes: &mut [i32]) {
         let (padded, at) = (self.padded_head, start % PAGE);
-        let pairs = &sixteen(&self.pages[start / PAGE].values).pairs[at * padded / 2..][..BLOCK * padded / 2];
-        for quad in 0..BLOCK / 4 {
+        let pairs =
+            &sixteen(&self.pages[start / PAGE].values).pairs[at * padded / 2..][..self.block() * padded / 2];
+        for quad in 0..self.block() / 4 {
             let (first, last) = (quad * 2 * padded, (quad * 2 + 1) * padded);
             for group in 0..padded / KEYS {
                 let d = group * KEYS;
@@ -220,7 +223,7 @@ struct Scores<'a, I: Isa> {
     scales: &'a [f32],
     /// `[STEP, BLOCK]`.
     scores: &'a mut [f32],
-    /// What is asked for meanwhile: places and bytes.
+    /// What is asked for meanwhile: places and bytes for each sixteen keys.
     ahead: [(*const u8, usize); 2],
 }
 
@@ -228,8 +231,7 @@ impl<I: Isa> TakeSums for Scores<'_, I> {
     #[inline(always)]
     fn take(&mut self, sixteen: usize, sums: &PlaneSums) {
         let (isa, key) = (self.isa, sixteen * KEYS);
-        for (from, bytes) in self.ahead {
-            let each = bytes / (BLOCK / KEYS);
+        for (from, each) in self.ahead {
             for line in (0..each).step_by(64) {
                 isa.prefetch_far(from.wrapping_add(sixteen * each + line));
             }
