@@ -147,7 +147,7 @@ impl Attention<'_> {
         dispatch_at(level, self);
     }
 
-    /// The keys of grain `start / GRAIN` that query number `row`, at `position`, sees, counted within the grain.
+    /// The keys of the block that begins at `start` that query number `row`, at `position`, sees, counted within the block.
     #[inline(always)]
     fn visible(&self, row: usize, position: usize, start: usize) -> (usize, usize) {
         // (A closure would be a function of its own, for which a kernel has to put all its vectors aside.)
@@ -156,14 +156,15 @@ impl Attention<'_> {
         {
             return (0, 0);
         }
-        let low = (position + 1).saturating_sub(self.window).saturating_sub(start).min(GRAIN);
-        let high = (position + 1).saturating_sub(start).min(GRAIN);
+        let low = (position + 1).saturating_sub(self.window).saturating_sub(start).min(self.block());
+        let high = (position + 1).saturating_sub(start).min(self.block());
         (low.min(high), high)
     }
 }
 
 impl Attention<'_> {
     /// Keys that one softmax step takes: one grain, where grains are seen or not.
+    #[inline(always)]
     fn block(&self) -> usize {
         if self.mask.is_some() { GRAIN } else { BLOCK }
     }
@@ -179,10 +180,8 @@ impl Attention<'_> {
     /// Whether any of the queries number `rows` sees a key of the block that begins at `start`.
     fn any_sees(&self, rows: Range<usize>, start: usize) -> bool {
         rows.into_iter().any(|row| {
-            (start..start + self.block()).step_by(GRAIN).any(|grain| {
-                let (low, high) = self.visible(row, self.positions[row], grain);
-                low < high
-            })
+            let (low, high) = self.visible(row, self.positions[row], start);
+            low < high
         })
     }
 }

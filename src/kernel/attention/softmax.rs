@@ -3,7 +3,7 @@
 //! Each pass over the queries does one thing to all of them, in groups of as many as a vector has lanes: what is one number for a query
 //! is one lane for its group.
 
-use super::{Attention, BLOCK, GRAIN, Scratch};
+use super::{Attention, BLOCK, Scratch};
 use crate::kernel::kv::{KvData, LARGEST_VALUE, PAGE, store_integers};
 use crate::simd::{Isa, IsaExt, MAX_LANES};
 
@@ -131,13 +131,11 @@ impl Attention<'_> {
     pub(super) fn find_largest<I: Isa>(&self, isa: I, start: usize, first: usize, group: &mut Group) {
         for r in 0..group.count {
             let scores = &mut group.scores[r * BLOCK..][..group.keys];
-            for (grain, scores) in scores.chunks_exact_mut(GRAIN).enumerate() {
-                let (low, high) = self.visible(first + r, self.positions[first + r], start + grain * GRAIN);
-                // Nearly all grains are seen whole.
-                if high - low < GRAIN {
-                    scores[..low].fill(f32::NEG_INFINITY);
-                    scores[high..].fill(f32::NEG_INFINITY);
-                }
+            let (low, high) = self.visible(first + r, self.positions[first + r], start);
+            // Nearly all blocks are seen whole.
+            if high - low < group.keys {
+                scores[..low].fill(f32::NEG_INFINITY);
+                scores[high..].fill(f32::NEG_INFINITY);
             }
             let mut largest = isa.f_splat(f32::NEG_INFINITY);
             for s in scores.chunks_exact(I::LANES) {
