@@ -1,18 +1,28 @@
-//! Products of float rows (f32, f16, bf16, or decoded blocks) with tokens.
+//! Products of float rows (f32, f16, bf16, or decoded blocks) with tokens: with a few straight from the
+//! rows, which is bound by memory, with more by panels.
 //!
-//! A (row, token) product runs along the columns in one vector accumulator, whatever the tile; the
-//! columns beyond whole vectors follow one by one.
+//! A (row, token) product runs along the columns in one vector accumulator, whatever the tile; the last
+//! vector is filled up with zeros.
 
-use super::SharedMut;
-use crate::simd::{Isa, Kernel, Level, dispatch_at};
+mod panel;
 
-/// Rows and tokens of a register tile.
-const TILE_ROWS: usize = 4;
-const TILE_TOKENS: usize = 4;
+pub use panel::{FloatPanel, FloatPanelProducts, FloatTokens, panel_rows};
+
+use super::{SharedMut, prefetch_bytes};
+use crate::simd::{Isa, Kernel, Level, MAX_LANES, dispatch_at};
+
+/// Up to so many tokens, products by rows are faster than those by panels.
+pub const FEW_TOKENS: usize = 4;
+
+/// Rows that are multiplied together. They lie far apart: memory delivers more to several streams than to one.
+const STREAMS: usize = 4;
+
+/// Bytes that are asked for ahead in each of them.
+const AHEAD: usize = 1024;
 
 /// How a float weight is stored.
 pub trait Float: Copy + Send + Sync + 'static {
-    type Bits: Copy + Send + Sync;
+    type Bits: Copy + Default + Send + Sync;
     fn load<I: Isa>(isa: I, from: &[Self::Bits]) -> I::F;
     fn one(bits: Self::Bits) -> f32;
 }
@@ -63,7 +73,18 @@ impl Float for Bf16 {
     }
 }
 
-/// `out[token * out_stride + first + row] = rows[row] · tokens[token]`.
+/// A vector of the row `from` from column `c` on, filled up with zeros.
+#[inline(always)]
+fn load_some<I: Isa, W: Float>(isa: I, from: &[W::Bits], c: usize) -> I::F {
+    if from.len() - c >= I::LANES {
+        return W::load(isa, &from[c..]);
+    }
+    let mut lanes = [W::Bits::default(); MAX_LANES];
+    lanes[..from.len() - c].copy_from_slice(&from[c..]);
+    W::load(isa, &lanes)
+}
+
+/// `out[token * out_stride + first + row] = rows[row] · tokens[token]` for at most [`FEW_TOKENS`].
 pub struct FloatProducts<'a, W: Float> {
     /// `[rows, columns]`.
     pub rows: &'a [W::Bits],
@@ -88,56 +109,59 @@ impl<W: Float> Kernel for FloatProducts<'_, W> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let tokens = self.tokens.len() / self.columns;
-        let rows = self.rows.len() / self.columns;
-        let mut row = 0;
-        while row < rows {
-            let mut token = 0;
-            while token < tokens {
-                match (rows - row >= TILE_ROWS, tokens - token >= TILE_TOKENS) {
-                    (true, true) => self.tile::<I, TILE_ROWS, TILE_TOKENS>(isa, row, token),
-                    (true, false) => self.tile::<I, TILE_ROWS, 1>(isa, row, token),
-                    (false, true) => self.tile::<I, 1, TILE_TOKENS>(isa, row, token),
-                    (false, false) => self.tile::<I, 1, 1>(isa, row, token),
-                }
-                token += if tokens - token >= TILE_TOKENS { TILE_TOKENS } else { 1 };
-            }
-            row += if rows - row >= TILE_ROWS { TILE_ROWS } else { 1 };
+        match self.tokens.len() / self.columns {
+            0 => {}
+            1 => self.few::<I, 1>(isa),
+            2 => self.few::<I, 2>(isa),
+            3 => self.few::<I, 3>(isa),
+            4 => self.few::<I, 4>(isa),
+            tokens => unreachable!("{tokens} tokens are multiplied by panels"),
         }
     }
 }
 
 impl<W: Float> FloatProducts<'_, W> {
+    /// All rows with the `T` tokens.
     #[inline(always)]
-    fn tile<I: Isa, const R: usize, const T: usize>(&self, isa: I, row: usize, token: usize) {
+    fn few<I: Isa, const T: usize>(&self, isa: I) {
+        let rows = self.rows.len() / self.columns;
+        let apart = rows.div_ceil(STREAMS);
+        for row in 0..apart {
+            // Where there are too few rows, the last one is there more than once.
+            let numbers: [usize; STREAMS] = std::array::from_fn(|r| (row + r * apart).min(rows - 1));
+            self.rows_at::<I, T>(isa, &numbers);
+        }
+    }
+
+    #[inline(always)]
+    fn rows_at<I: Isa, const T: usize>(&self, isa: I, numbers: &[usize; STREAMS]) {
         let columns = self.columns;
-        let w: [&[W::Bits]; R] = std::array::from_fn(|r| &self.rows[(row + r) * columns..][..columns]);
-        let a: [&[f32]; T] = std::array::from_fn(|t| &self.tokens[(token + t) * columns..][..columns]);
-        let mut sum = [[isa.f_splat(0.0); R]; T];
-        let whole = columns / I::LANES * I::LANES;
+        let rows: [&[W::Bits]; STREAMS] =
+            std::array::from_fn(|r| &self.rows[numbers[r] * columns..][..columns]);
+        let tokens: [&[f32]; T] = std::array::from_fn(|t| &self.tokens[t * columns..][..columns]);
+        let mut sums = [[isa.f_splat(0.0); STREAMS]; T];
         let mut c = 0;
-        while c < whole {
-            let mut lanes = [isa.f_splat(0.0); R];
-            for (lanes, w) in lanes.iter_mut().zip(&w) {
-                *lanes = W::load(isa, &w[c..]);
+        while c < columns {
+            let mut lanes = [isa.f_splat(0.0); STREAMS];
+            for r in 0..STREAMS {
+                let ahead = rows[r].as_ptr().wrapping_add(c).cast::<u8>().wrapping_add(AHEAD);
+                prefetch_bytes(isa, ahead, I::LANES * size_of::<W::Bits>());
+                lanes[r] = load_some::<I, W>(isa, rows[r], c);
             }
             for t in 0..T {
-                let a = isa.f_load(&a[t][c..]);
-                for r in 0..R {
-                    sum[t][r] = isa.f_fma(lanes[r], a, sum[t][r]);
+                let token = load_some::<I, F32>(isa, tokens[t], c);
+                for r in 0..STREAMS {
+                    sums[t][r] = isa.f_fma(lanes[r], token, sums[t][r]);
                 }
             }
             c += I::LANES;
         }
         for t in 0..T {
-            let mut out = [0.0f32; R];
-            for r in 0..R {
-                out[r] =
-                    (whole..columns).fold(isa.f_sum(sum[t][r]), |s, c| W::one(w[r][c]).mul_add(a[t][c], s));
+            for r in 0..STREAMS {
+                // Sound: callers give each task disjoint rows.
+                let out = unsafe { self.out.slice(t * self.out_stride + self.first + numbers[r], 1) };
+                out[0] = isa.f_sum(sums[t][r]);
             }
-            // Sound: callers give each task disjoint rows.
-            unsafe { self.out.slice((token + t) * self.out_stride + self.first + row, R) }
-                .copy_from_slice(&out);
         }
     }
 }

@@ -1,11 +1,14 @@
 //! Matrix products: which kernel, and how its work is shared out.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::{Buffer, Cpu, Scratch};
 use crate::backend::Matrix;
 use crate::gguf::TensorType;
-use crate::kernel::float::{Bf16, F16, F32, Float, FloatProducts};
+use crate::kernel::float::{
+    self, Bf16, F16, F32, FEW_TOKENS, Float, FloatPanel, FloatPanelProducts, FloatProducts, FloatTokens,
+};
 use crate::kernel::matmul::{MAX_FEW_TOKENS, Panel, PanelProducts, few_tokens, panel_rows};
 use crate::kernel::matvec::{MAX_GROUP_ROWS, RowProducts};
 use crate::kernel::{SharedMut, activations};
@@ -26,9 +29,6 @@ const SMALL_PARTS: usize = 4;
 
 /// Bytes after which addresses share a set of the first cache.
 const WAY: usize = 4096;
-
-/// Rows of a task of the float products.
-const FLOAT_ROWS: usize = 16;
 
 /// How the rows of a matrix are shared out for products by rows: in large parts, and at the end in small ones, so that no thread waits long.
 struct RowTasks {
@@ -65,7 +65,7 @@ impl RowTasks {
     }
 
     /// The rows of task `i`; none beyond the last one.
-    fn range(&self, i: usize) -> std::ops::Range<usize> {
+    fn range(&self, i: usize) -> Range<usize> {
         let (large, small) = (i.min(self.whole), i.saturating_sub(self.whole));
         let start = (large * self.large + small * self.small).min(self.rows);
         let size = if i < self.whole { self.large } else { self.small };
@@ -75,6 +75,7 @@ impl RowTasks {
 
 thread_local! {
     static PANEL: RefCell<Panel> = RefCell::default();
+    static FLOAT_PANEL: RefCell<FloatPanel> = RefCell::default();
     static DECODED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -131,7 +132,7 @@ impl Cpu {
             scratch.activations.arrange(format, self.level);
             self.few_tokens(format, w, &scratch, out);
         } else {
-            let Scratch { activations, packed } = &mut *scratch;
+            let Scratch { activations, packed, .. } = &mut *scratch;
             packed.pack(format, self.level, activations, &self.pool);
             self.many_tokens(format, w, &scratch, out);
         }
@@ -224,13 +225,23 @@ impl Cpu {
 
     fn float<W: Float>(&self, weights: &[W::Bits], w: &Matrix, x: &Buffer, out: &mut Buffer) {
         let to = SharedMut::new(out.data_mut());
-        self.pool.run_ranges(w.rows, FLOAT_ROWS, |range| {
-            let rows = &weights[range.start * w.columns..range.end * w.columns];
-            self.float_rows::<W>(rows, range.start, w, x, &to);
+        let rows_of = |range: &Range<usize>| &weights[range.start * w.columns..range.end * w.columns];
+        if x.rows() <= FEW_TOKENS {
+            let tasks = RowTasks::new(w.rows, w.row_bytes(), self.threads());
+            self.pool.run(tasks.count(), |i| {
+                let range = tasks.range(i);
+                self.float_rows::<W>(rows_of(&range), range.start, w, x, &to);
+            });
+            return;
+        }
+        let tokens = &mut self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).floats;
+        tokens.pack(self.level, x.data(), w.columns, &self.pool);
+        self.pool.run_ranges(w.rows, float::panel_rows(w.rows, self.threads()), |range| {
+            self.float_panel::<W>(rows_of(&range), range.start, w, tokens, &to);
         });
     }
 
-    /// The products of `rows`, which are `w`'s from row `first` on.
+    /// The products of `rows`, which are `w`'s from row `first` on, with a few tokens.
     fn float_rows<W: Float>(
         &self,
         rows: &[W::Bits],
@@ -243,18 +254,42 @@ impl Cpu {
         FloatProducts::<W> { rows, columns, tokens, out: to, out_stride: w.rows, first }.compute(self.level);
     }
 
+    /// As [`Cpu::float_rows`], with many.
+    fn float_panel<W: Float>(
+        &self,
+        rows: &[W::Bits],
+        first: usize,
+        w: &Matrix,
+        tokens: &FloatTokens,
+        to: &SharedMut<f32>,
+    ) {
+        FLOAT_PANEL.with_borrow_mut(|panel| {
+            FloatPanelProducts::<W> { rows, tokens, panel, out: to, out_stride: w.rows, first }
+                .compute(self.level);
+        });
+    }
+
     /// For types without a kernel of their own: rows are decoded to f32 a few at a time.
     fn decoded(&self, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
         let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
         // Tells now whether the type can be decoded at all.
         quant::decode(w.kind, &[], &mut [])?;
+        let tokens = &mut self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).floats;
+        let is_few = x.rows() <= FEW_TOKENS;
+        if !is_few {
+            tokens.pack(self.level, x.data(), w.columns, &self.pool);
+        }
         let to = SharedMut::new(out.data_mut());
-        self.pool.run_ranges(w.rows, FLOAT_ROWS, |range| {
+        self.pool.run_ranges(w.rows, float::panel_rows(w.rows, self.threads()), |range| {
             DECODED.with_borrow_mut(|rows| {
                 rows.resize(range.len() * w.columns, 0.0);
                 let source = &bytes[range.start * row_bytes..range.end * row_bytes];
                 quant::decode(w.kind, source, rows).expect("the type and the lengths were checked");
-                self.float_rows::<F32>(rows, range.start, w, x, &to);
+                if is_few {
+                    self.float_rows::<F32>(rows, range.start, w, x, &to);
+                } else {
+                    self.float_panel::<F32>(rows, range.start, w, tokens, &to);
+                }
             });
         });
         Ok(())

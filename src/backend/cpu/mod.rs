@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Backend, Gate, Heads, Matrix, Part, Rotation, Vector};
+use crate::kernel::float::FloatTokens;
 use crate::kernel::matmul::PackedTokens;
 use crate::kernel::{Activations, Lines, Pool, SharedMut, activation, elementwise};
 use crate::simd::Level;
@@ -21,7 +22,7 @@ use crate::{Result, quant};
 pub struct Cpu {
     pool: Pool,
     level: Level,
-    /// The quantized activations of the product in progress.
+    /// The activations of the product in progress.
     scratch: Mutex<Scratch>,
 }
 
@@ -29,6 +30,7 @@ pub struct Cpu {
 struct Scratch {
     activations: Activations,
     packed: PackedTokens,
+    floats: FloatTokens,
 }
 
 /// `[rows, columns]` of f32.
