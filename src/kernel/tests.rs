@@ -2,9 +2,7 @@
 
 use super::activations::Activations;
 use super::attention::{self, Attention, BLOCK, BlockMask, GRAIN, HeadPage};
-use super::float::{
-    self, Bf16, F16, F32, FEW_TOKENS, Float, FloatPanel, FloatPanelProducts, FloatProducts, FloatTokens,
-};
+use super::float::{Bf16, F16, F32, Float, FloatProducts, FloatTokens, TASK_ROWS};
 use super::kv::{KvData, KvType, PAGE, padded_head};
 use super::matmul::{PackedTokens, Panel, PanelProducts, Way, panel_rows};
 use super::matvec::RowProducts;
@@ -297,36 +295,22 @@ fn quantized_products_equal_the_reference_bit_for_bit() {
     check_format(Mxfp4, TensorType::MXFP4);
 }
 
-/// All products, as the backend makes them: a few tokens by rows, more by panels.
-fn float_products<W: Float>(level: Level, weights: &[W::Bits], tokens: &[f32], columns: usize) -> Vec<f32> {
-    let (rows, count) = (weights.len() / columns, tokens.len() / columns);
-    let mut out = vec![f32::NAN; rows * count];
-    let to = &SharedMut::new(&mut out);
-    if count <= FEW_TOKENS {
-        FloatProducts::<W> { rows: weights, columns, tokens, out: to, out_stride: rows, first: 0 }
-            .compute(level);
-        return out;
-    }
-    let (mut packed, mut panel) = (FloatTokens::default(), FloatPanel::default());
-    packed.pack(level, tokens, columns, &Pool::new(2));
-    let size = float::panel_rows(rows, 1);
-    for (i, part) in weights.chunks(size * columns).enumerate() {
-        FloatPanelProducts::<W> {
-            rows: part,
-            tokens: &packed,
-            panel: &mut panel,
-            out: to,
-            out_stride: rows,
-            first: i * size,
-        }
-        .compute(level);
+/// All products, a task after the other.
+fn float_products<W: Float>(level: Level, weights: &[W::Bits], source: &[f32], columns: usize) -> Vec<f32> {
+    let (rows, mut tokens) = (weights.len() / columns, FloatTokens::default());
+    tokens.pack(level, source, columns, &Pool::new(2));
+    let mut out = vec![f32::NAN; source.len() / columns * rows];
+    let to = SharedMut::new(&mut out);
+    for (i, part) in weights.chunks(TASK_ROWS * columns).enumerate() {
+        let first = i * TASK_ROWS;
+        FloatProducts::<W> { rows: part, tokens: &tokens, out: &to, out_stride: rows, first }.compute(level);
     }
     out
 }
 
 fn check_float<W: Float>(bits: impl Fn(f32) -> W::Bits) {
     let mut random = Random(7);
-    let shapes = [(1, 1, 1), (5, 17, 3), (4, 33, 4), (9, 96, 6), (1, 1, 5), (50, 1041, 9), (101, 520, 135)];
+    let shapes = [(1, 1, 1), (5, 17, 3), (4, 33, 4), (9, 96, 6), (1, 1, 5), (50, 1041, 11), (101, 520, 32)];
     for (rows, columns, tokens) in shapes {
         let weights: Vec<W::Bits> = random.floats(rows * columns).into_iter().map(&bits).collect();
         let source = random.floats(tokens * columns);

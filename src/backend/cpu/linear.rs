@@ -6,9 +6,7 @@ use std::ops::Range;
 use super::{Buffer, Cpu, Scratch};
 use crate::backend::Matrix;
 use crate::gguf::TensorType;
-use crate::kernel::float::{
-    self, Bf16, F16, F32, FEW_TOKENS, Float, FloatPanel, FloatPanelProducts, FloatProducts, FloatTokens,
-};
+use crate::kernel::float::{Bf16, F16, F32, FEW_TOKENS, Float, FloatProducts, FloatTokens, TASK_ROWS};
 use crate::kernel::matmul::{MAX_FEW_TOKENS, Panel, PanelProducts, few_tokens, panel_rows};
 use crate::kernel::matvec::{MAX_GROUP_ROWS, RowProducts};
 use crate::kernel::{SharedMut, activations};
@@ -75,7 +73,6 @@ impl RowTasks {
 
 thread_local! {
     static PANEL: RefCell<Panel> = RefCell::default();
-    static FLOAT_PANEL: RefCell<FloatPanel> = RefCell::default();
     static DECODED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -224,38 +221,23 @@ impl Cpu {
     }
 
     fn float<W: Float>(&self, weights: &[W::Bits], w: &Matrix, x: &Buffer, out: &mut Buffer) {
+        let mut scratch = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        scratch.floats.pack(self.level, x.data(), w.columns, &self.pool);
         let to = SharedMut::new(out.data_mut());
-        let rows_of = |range: &Range<usize>| &weights[range.start * w.columns..range.end * w.columns];
+        let products = |range: Range<usize>| {
+            let rows = &weights[range.start * w.columns..range.end * w.columns];
+            self.float_rows::<W>(rows, range.start, w, &scratch.floats, &to);
+        };
         if x.rows() <= FEW_TOKENS {
             let tasks = RowTasks::new(w.rows, w.row_bytes(), self.threads());
-            self.pool.run(tasks.count(), |i| {
-                let range = tasks.range(i);
-                self.float_rows::<W>(rows_of(&range), range.start, w, x, &to);
-            });
-            return;
+            self.pool.run(tasks.count(), |i| products(tasks.range(i)));
+        } else {
+            self.pool.run_ranges(w.rows, TASK_ROWS, products);
         }
-        let tokens = &mut self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).floats;
-        tokens.pack(self.level, x.data(), w.columns, &self.pool);
-        self.pool.run_ranges(w.rows, float::panel_rows(w.rows, self.threads()), |range| {
-            self.float_panel::<W>(rows_of(&range), range.start, w, tokens, &to);
-        });
     }
 
-    /// The products of `rows`, which are `w`'s from row `first` on, with a few tokens.
+    /// The products of `rows`, which are `w`'s from row `first` on.
     fn float_rows<W: Float>(
-        &self,
-        rows: &[W::Bits],
-        first: usize,
-        w: &Matrix,
-        x: &Buffer,
-        to: &SharedMut<f32>,
-    ) {
-        let (columns, tokens) = (w.columns, x.data());
-        FloatProducts::<W> { rows, columns, tokens, out: to, out_stride: w.rows, first }.compute(self.level);
-    }
-
-    /// As [`Cpu::float_rows`], with many.
-    fn float_panel<W: Float>(
         &self,
         rows: &[W::Bits],
         first: usize,
@@ -263,10 +245,7 @@ impl Cpu {
         tokens: &FloatTokens,
         to: &SharedMut<f32>,
     ) {
-        FLOAT_PANEL.with_borrow_mut(|panel| {
-            FloatPanelProducts::<W> { rows, tokens, panel, out: to, out_stride: w.rows, first }
-                .compute(self.level);
-        });
+        FloatProducts::<W> { rows, tokens, out: to, out_stride: w.rows, first }.compute(self.level);
     }
 
     /// For types without a kernel of their own: rows are decoded to f32 a few at a time.
@@ -274,22 +253,15 @@ impl Cpu {
         let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
         // Tells now whether the type can be decoded at all.
         quant::decode(w.kind, &[], &mut [])?;
-        let tokens = &mut self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).floats;
-        let is_few = x.rows() <= FEW_TOKENS;
-        if !is_few {
-            tokens.pack(self.level, x.data(), w.columns, &self.pool);
-        }
+        let mut scratch = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        scratch.floats.pack(self.level, x.data(), w.columns, &self.pool);
         let to = SharedMut::new(out.data_mut());
-        self.pool.run_ranges(w.rows, float::panel_rows(w.rows, self.threads()), |range| {
+        self.pool.run_ranges(w.rows, TASK_ROWS, |range| {
             DECODED.with_borrow_mut(|rows| {
                 rows.resize(range.len() * w.columns, 0.0);
                 let source = &bytes[range.start * row_bytes..range.end * row_bytes];
                 quant::decode(w.kind, source, rows).expect("the type and the lengths were checked");
-                if is_few {
-                    self.float_rows::<F32>(rows, range.start, w, x, &to);
-                } else {
-                    self.float_panel::<F32>(rows, range.start, w, tokens, &to);
-                }
+                self.float_rows::<F32>(rows, range.start, w, &scratch.floats, &to);
             });
         });
         Ok(())
