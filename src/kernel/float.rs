@@ -213,30 +213,32 @@ impl<W: Float> FloatProducts<'_, W> {
         }
         let width = columns.next_multiple_of(I::LANES);
         let tokens = &self.tokens.floats[first * width..][..T * width];
+        // As many whole squares of vectors as hold the largest tile's sums. Filling it later would be a call, for which registers are saved.
+        let mut lanes = [0.0; (FEW_TOKENS * MOST_ROWS).next_multiple_of(MAX_LANES) * MAX_LANES];
         let mut sums = [[isa.f_splat(0.0); R]; T];
         for v in 0..columns / I::LANES {
-            let mut lanes = [isa.f_splat(0.0); R];
+            let mut weights = [isa.f_splat(0.0); R];
             for r in 0..R {
                 if FAR {
                     let ahead = rows[r].as_ptr().wrapping_add(v * I::LANES).cast::<u8>().wrapping_add(AHEAD);
                     prefetch_bytes(isa, ahead, I::LANES * size_of::<W::Bits>());
                 }
-                lanes[r] = W::load(isa, &rows[r][v * I::LANES..]);
+                weights[r] = W::load(isa, &rows[r][v * I::LANES..]);
             }
-            add_products(isa, &lanes, &tokens[v * T * I::LANES..][..T * I::LANES], &mut sums);
+            add_products(isa, &weights, &tokens[v * T * I::LANES..][..T * I::LANES], &mut sums);
         }
-        // As many whole squares of vectors as hold the largest tile's sums.
-        let mut lanes = [0.0; (FEW_TOKENS * MOST_ROWS).next_multiple_of(MAX_LANES) * MAX_LANES];
         for t in 0..T {
             for r in 0..R {
                 isa.f_store(sums[t][r], &mut lanes[(t * R + r) * I::LANES..]);
             }
         }
+        // The loop before needs all registers: what comes after begins with what is in memory.
+        let lanes = std::hint::black_box(&mut lanes);
         if width > columns {
             let last = &tokens[(width - I::LANES) * T..];
-            add_last::<I, W, R, T>(isa, &rows, last, &mut lanes);
+            add_last::<I, W, R, T>(isa, &rows, last, lanes);
         }
-        self.store::<I, R, T>(isa, &lanes, first, &numbers);
+        self.store::<I, R, T>(isa, lanes, first, &numbers);
     }
 
     /// Adds up the `lanes` of sums, `[T, R, LANES]`, of the rows of these `numbers` with the tokens from `first` on.
