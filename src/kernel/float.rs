@@ -16,8 +16,11 @@ const STREAMS: usize = 4;
 /// Rows of a register tile that multiplications limit, at most.
 const MOST_ROWS: usize = 6;
 
-/// Rows that are a task of products with more than [`FEW_TOKENS`]: they stay in the second cache while all tokens pass.
+/// Rows that are a task of products with more than [`FEW_TOKENS`]: they stay in the second cache while a group of tokens passes.
 pub const TASK_ROWS: usize = 12;
+
+/// Bytes of a group of tokens, which pass all rows before the next group does: they stay in the last cache.
+const GROUP_BYTES: usize = 2 << 20;
 
 /// Bytes that are asked for ahead in each row.
 const AHEAD: usize = 512;
@@ -111,6 +114,16 @@ impl FloatTokens {
             dispatch_at(level, PackTile { tokens, columns, first: i * FEW_TOKENS, to });
         });
     }
+
+    /// Whole tiles of tokens that a group has.
+    fn group(&self) -> usize {
+        (GROUP_BYTES / (self.columns * size_of::<f32>()) / FEW_TOKENS).max(1) * FEW_TOKENS
+    }
+
+    /// Groups of tokens.
+    pub fn groups(&self) -> usize {
+        self.count.div_ceil(self.group())
+    }
 }
 
 /// One tile of [`FloatTokens`].
@@ -141,11 +154,13 @@ impl Kernel for PackTile<'_> {
     }
 }
 
-/// `out[token * out_stride + first + row] = rows[row] · tokens[token]`.
+/// `out[token * out_stride + first + row] = rows[row] · tokens[token]` for one group of tokens.
 pub struct FloatProducts<'a, W: Float> {
     /// `[rows, columns]`.
     pub rows: &'a [W::Bits],
     pub tokens: &'a FloatTokens,
+    /// The group's number, of [`FloatTokens::groups`].
+    pub group: usize,
     pub out: &'a SharedMut<'a, f32>,
     pub out_stride: usize,
     /// The first row's place in a row of `out`.
@@ -175,14 +190,15 @@ impl<W: Float> Kernel for FloatProducts<'_, W> {
 }
 
 impl<W: Float> FloatProducts<'_, W> {
-    /// All rows, `R` at a time, with all tokens, a tile at a time.
+    /// All rows, `R` at a time, with all tokens of the group, a tile at a time.
     #[inline(always)]
     fn sweep<I: Isa, const R: usize>(&self, isa: I) {
-        let count = self.tokens.count;
+        let start = self.group * self.tokens.group();
+        let end = (start + self.tokens.group()).min(self.tokens.count);
         let apart = (self.rows.len() / self.tokens.columns).div_ceil(R);
-        for first in (0..count).step_by(FEW_TOKENS) {
+        for first in (start..end).step_by(FEW_TOKENS) {
             for row in 0..apart {
-                match ((count - first).min(FEW_TOKENS), first) {
+                match ((end - first).min(FEW_TOKENS), first - start) {
                     (1, _) => self.tile::<I, R, 1, true>(isa, first, row, apart),
                     (2, _) => self.tile::<I, R, 2, true>(isa, first, row, apart),
                     (3, _) => self.tile::<I, R, 3, true>(isa, first, row, apart),

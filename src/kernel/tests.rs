@@ -301,16 +301,28 @@ fn float_products<W: Float>(level: Level, weights: &[W::Bits], source: &[f32], c
     tokens.pack(level, source, columns, &Pool::new(2));
     let mut out = vec![f32::NAN; source.len() / columns * rows];
     let to = SharedMut::new(&mut out);
-    for (i, part) in weights.chunks(TASK_ROWS * columns).enumerate() {
-        let first = i * TASK_ROWS;
-        FloatProducts::<W> { rows: part, tokens: &tokens, out: &to, out_stride: rows, first }.compute(level);
+    for group in 0..tokens.groups() {
+        for (i, part) in weights.chunks(TASK_ROWS * columns).enumerate() {
+            let (first, tokens) = (i * TASK_ROWS, &tokens);
+            FloatProducts::<W> { rows: part, tokens, group, out: &to, out_stride: rows, first }
+                .compute(level);
+        }
     }
     out
 }
 
 fn check_float<W: Float>(bits: impl Fn(f32) -> W::Bits) {
     let mut random = Random(7);
-    let shapes = [(1, 1, 1), (5, 17, 3), (4, 33, 4), (9, 96, 6), (1, 1, 5), (50, 1041, 11), (101, 520, 32)];
+    let shapes = [
+        (1, 1, 1),
+        (5, 17, 3),
+        (4, 33, 4),
+        (9, 96, 6),
+        (1, 1, 5),
+        (50, 1041, 11),
+        (101, 520, 32),
+        (13, 20_001, 29),
+    ];
     for (rows, columns, tokens) in shapes {
         let weights: Vec<W::Bits> = random.floats(rows * columns).into_iter().map(&bits).collect();
         let source = random.floats(tokens * columns);

@@ -224,28 +224,32 @@ impl Cpu {
         let mut scratch = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         scratch.floats.pack(self.level, x.data(), w.columns, &self.pool);
         let to = SharedMut::new(out.data_mut());
-        let products = |range: Range<usize>| {
+        let products = |range: Range<usize>, group: usize| {
             let rows = &weights[range.start * w.columns..range.end * w.columns];
-            self.float_rows::<W>(rows, range.start, w, &scratch.floats, &to);
+            self.float_rows::<W>(rows, range.start, w, (&scratch.floats, group), &to);
         };
         if x.rows() <= FEW_TOKENS {
             let tasks = RowTasks::new(w.rows, w.row_bytes(), self.threads());
-            self.pool.run(tasks.count(), |i| products(tasks.range(i)));
+            self.pool.run(tasks.count(), |i| products(tasks.range(i), 0));
         } else {
-            self.pool.run_ranges(w.rows, TASK_ROWS, products);
+            let tasks = w.rows.div_ceil(TASK_ROWS);
+            self.pool.run(scratch.floats.groups() * tasks, |i| {
+                let first = i % tasks * TASK_ROWS;
+                products(first..(first + TASK_ROWS).min(w.rows), i / tasks);
+            });
         }
     }
 
-    /// The products of `rows`, which are `w`'s from row `first` on.
+    /// The products of `rows`, which are `w`'s from row `first` on, with one group of tokens.
     fn float_rows<W: Float>(
         &self,
         rows: &[W::Bits],
         first: usize,
         w: &Matrix,
-        tokens: &FloatTokens,
+        (tokens, group): (&FloatTokens, usize),
         to: &SharedMut<f32>,
     ) {
-        FloatProducts::<W> { rows, tokens, out: to, out_stride: w.rows, first }.compute(self.level);
+        FloatProducts::<W> { rows, tokens, group, out: to, out_stride: w.rows, first }.compute(self.level);
     }
 
     /// For types without a kernel of their own: rows are decoded to f32 a few at a time.
@@ -261,7 +265,9 @@ impl Cpu {
                 rows.resize(range.len() * w.columns, 0.0);
                 let source = &bytes[range.start * row_bytes..range.end * row_bytes];
                 quant::decode(w.kind, source, rows).expect("the type and the lengths were checked");
-                self.float_rows::<F32>(rows, range.start, w, &scratch.floats, &to);
+                for group in 0..scratch.floats.groups() {
+                    self.float_rows::<F32>(rows, range.start, w, (&scratch.floats, group), &to);
+                }
             });
         });
         Ok(())
