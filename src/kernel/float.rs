@@ -277,7 +277,7 @@ impl<W: Float> FloatProducts<'_, W> {
         }
         for t in 0..T {
             for r in 0..R {
-                // Sound: callers give each task disjoint rows.
+                // Sound: callers give each task rows or a group of tokens of its own.
                 let out =
                     unsafe { self.out.slice((first + t) * self.out_stride + self.first + numbers[r], 1) };
                 out[0] = values[t * R + r];
