@@ -34,7 +34,6 @@ const fn strip<I: Isa>() -> usize {
 pub trait Float: Copy + Send + Sync + 'static {
     type Bits: Copy + Default + Send + Sync;
     fn load<I: Isa>(isa: I, from: &[Self::Bits]) -> I::F;
-    fn one(bits: Self::Bits) -> f32;
 }
 
 /// IEEE single precision.
@@ -53,10 +52,6 @@ impl Float for F32 {
     fn load<I: Isa>(isa: I, from: &[f32]) -> I::F {
         isa.f_load(from)
     }
-    #[inline(always)]
-    fn one(bits: f32) -> f32 {
-        bits
-    }
 }
 
 impl Float for F16 {
@@ -65,10 +60,6 @@ impl Float for F16 {
     fn load<I: Isa>(isa: I, from: &[u16]) -> I::F {
         isa.f_load_f16(from)
     }
-    #[inline(always)]
-    fn one(bits: u16) -> f32 {
-        half::f16::from_bits(bits).to_f32()
-    }
 }
 
 impl Float for Bf16 {
@@ -76,10 +67,6 @@ impl Float for Bf16 {
     #[inline(always)]
     fn load<I: Isa>(isa: I, from: &[u16]) -> I::F {
         isa.f_load_bf16(from)
-    }
-    #[inline(always)]
-    fn one(bits: u16) -> f32 {
-        f32::from_bits(u32::from(bits) << 16)
     }
 }
 

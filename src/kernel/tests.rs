@@ -311,7 +311,7 @@ fn float_products<W: Float>(level: Level, weights: &[W::Bits], source: &[f32], c
     out
 }
 
-fn check_float<W: Float>(bits: impl Fn(f32) -> W::Bits) {
+fn check_float<W: Float>(bits: impl Fn(f32) -> W::Bits, float: impl Fn(W::Bits) -> f32) {
     let mut random = Random(7);
     let shapes = [
         (1, 1, 1),
@@ -330,9 +330,8 @@ fn check_float<W: Float>(bits: impl Fn(f32) -> W::Bits) {
             let out = float_products::<W>(level, &weights, &source, columns);
             for (i, &got) in out.iter().enumerate() {
                 let (t, r) = (i / rows, i % rows);
-                let products = (0..columns).map(|c| {
-                    f64::from(W::one(weights[r * columns + c])) * f64::from(source[t * columns + c])
-                });
+                let products = (0..columns)
+                    .map(|c| f64::from(float(weights[r * columns + c])) * f64::from(source[t * columns + c]));
                 let (sum, size) = products.fold((0.0, 0.0), |(s, a), p| (s + p, a + p.abs()));
                 assert!(
                     (f64::from(got) - sum).abs() <= 1e-6 * size + 1e-12,
@@ -353,9 +352,9 @@ fn check_float<W: Float>(bits: impl Fn(f32) -> W::Bits) {
 
 #[test]
 fn float_products_follow_the_reference_and_ignore_the_batch() {
-    check_float::<F32>(|x| x);
-    check_float::<F16>(|x| half::f16::from_f32(x).to_bits());
-    check_float::<Bf16>(|x| half::bf16::from_f32(x).to_bits());
+    check_float::<F32>(|x| x, |x| x);
+    check_float::<F16>(|x| half::f16::from_f32(x).to_bits(), |x| half::f16::from_bits(x).to_f32());
+    check_float::<Bf16>(|x| half::bf16::from_f32(x).to_bits(), |x| half::bf16::from_bits(x).to_f32());
 }
 
 /// Which keys queries see: the last `window`, and of those, if there is a stride, the blocks of 64 that are the last two or whose number

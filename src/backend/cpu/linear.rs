@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::MutexGuard;
 
 use super::{Buffer, Cpu, Scratch};
 use crate::backend::Matrix;
@@ -122,8 +123,13 @@ impl Cpu {
         Ok(())
     }
 
+    /// What a product needs beside its operands, for one at a time.
+    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     fn quantized<F: Unpack>(&self, format: F, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        let mut scratch = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut scratch = self.scratch();
         self.quantize_activations(&mut scratch, x, (F::SPAN, F::REACH));
         if x.rows() <= few_tokens(format, self.level) {
             scratch.activations.arrange(format, self.level);
@@ -221,7 +227,7 @@ impl Cpu {
     }
 
     fn float<W: Float>(&self, weights: &[W::Bits], w: &Matrix, x: &Buffer, out: &mut Buffer) {
-        let mut scratch = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut scratch = self.scratch();
         scratch.floats.pack(self.level, x.data(), w.columns, &self.pool);
         let to = SharedMut::new(out.data_mut());
         let products = |range: Range<usize>, group: usize| {
@@ -257,7 +263,7 @@ impl Cpu {
         let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
         // Tells now whether the type can be decoded at all.
         quant::decode(w.kind, &[], &mut [])?;
-        let mut scratch = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut scratch = self.scratch();
         scratch.floats.pack(self.level, x.data(), w.columns, &self.pool);
         let to = SharedMut::new(out.data_mut());
         self.pool.run_ranges(w.rows, TASK_ROWS, |range| {
