@@ -311,27 +311,20 @@ pub(super) enum Scaling {
     Halves,
     /// Exact over a span's groups, or halves of them.
     Floats,
-    /// Two groups' in a word, for groups' sums that are likely to fit 16 bits.
+    /// Two groups' in a word: their sums may share one, too, where they fit 16 bits.
     Pairs,
 }
-
-/// What activations are on average, at most, where sums are likely to fit: they are up to 127, and of a normal distribution's 128 the
-/// largest is three times their mean.
-const LIKELY: i32 = 60;
 
 /// How a panel of `F` for `I` has its scales. Where it stays packed, the pipes that shift are busy with its lanes: pairs gain nothing there.
 #[inline(always)]
 pub(super) const fn scaling<F: Unpack, I: Isa, P: Product>() -> Scaling {
-    let above = F::LARGEST as i32 - F::OFFSET;
-    // Without an offset, only activations of one sign add up.
-    let size = if F::OFFSET == 0 { above / 2 } else { largest_quant::<F>() };
     if !Seen::of::<F, I, P>().scaled {
         Scaling::None
     } else if P::TILES {
         Scaling::Words
     } else if P::SUMS {
         Scaling::Halves
-    } else if I::PAIRED_SCALES && !P::PACKED && size * F::GROUP as i32 * LIKELY <= i16::MAX as i32 {
+    } else if I::PAIRED_SCALES && !P::PACKED && F::BLOCK == 2 * F::SPAN {
         Scaling::Pairs
     } else if I::FLOAT_SCALES && 2 * exact_groups::<F>() >= F::SPAN / F::GROUP {
         Scaling::Floats

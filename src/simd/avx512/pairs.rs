@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::tile::{Span, ZERO, add_totals, check, mins, tokens, total, totals, value};
-use crate::simd::span::{add_span_of_pairs, fits};
+use crate::simd::span::fits;
 use crate::simd::{Finished, Isa, Partials, SpansTile};
 
 /// What the sums of the second group of a pair start from.
@@ -143,6 +143,75 @@ macro_rules! pairs {
     };
 }
 
+/// What the sums of a group start from that are not paired; `$at` is how many tokens' starts lie before it.
+#[rustfmt::skip]
+macro_rules! alone {
+    (Starts, $at:literal, $t:literal, $x:literal, $y:literal) => {
+        concat!(
+            "vpbroadcastd zmm", $x, ", [{starts} + 4 * (", $at, " + ", $t, ")]\n",
+            "vmovdqa64 zmm", $y, ", zmm", $x, "\n",
+        )
+    };
+    (None, $at:literal, $t:literal, $x:literal, $y:literal) => {
+        concat!("vpxor xmm", $x, ", xmm", $x, ", xmm", $x, "\n", "vpxor xmm", $y, ", xmm", $y, ", xmm", $y, "\n")
+    };
+}
+
+/// Adds sums of 32 bits times scales of as many, which are in zmm24 and 25.
+#[rustfmt::skip]
+macro_rules! multiply {
+    ($x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
+        concat!(
+            "vpmulld zmm", $x, ", zmm", $x, ", zmm24\n",
+            "vpmulld zmm", $y, ", zmm", $y, ", zmm25\n",
+            "vpaddd zmm", $to_x, ", zmm", $to_x, ", zmm", $x, "\n",
+            "vpaddd zmm", $to_y, ", zmm", $to_y, ", zmm", $y, "\n",
+        )
+    };
+}
+
+/// As [`pairs`], of a span whose sums may not fit 16 bits.
+macro_rules! words {
+    ($tile:literal, $has:ident, $words:ident, $span:ident, $starts:ident, $scales:ident, $all:ident,
+     [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal, $reg_x:tt, $reg_y:tt)),+]) => {
+        asm!(
+            $(
+                concat!("vpxord zmm", $to_x, ", zmm", $to_x, ", zmm", $to_x),
+                concat!("vpxord zmm", $to_y, ", zmm", $to_y, ", zmm", $to_y),
+            )+
+            "2:",
+            $(alone!($has, 0, $t, $x, $y),)+
+            group!($tile, "3", "3b", $(add!($tile, $t, $x, $y)),+),
+            "vpslld zmm24, [{scales}], 16",
+            "vpslld zmm25, [{scales} + 64], 16",
+            "vpsrad zmm24, zmm24, 16",
+            "vpsrad zmm25, zmm25, 16",
+            $(multiply!($x, $y, $to_x, $to_y),)+
+            $(alone!($has, $tile, $t, $x, $y),)+
+            group!($tile, "4", "4b", $(add!($tile, $t, $x, $y)),+),
+            "vpsrad zmm24, [{scales}], 16",
+            "vpsrad zmm25, [{scales} + 64], 16",
+            $(multiply!($x, $y, $to_x, $to_y),)+
+            concat!("add {starts}, 8 * ", $tile),
+            "add {scales}, 128",
+            "sub {groups}, 2",
+            "jnz 2b",
+            rows = inout(reg) $span.rows => _,
+            tokens = inout(reg) $span.tokens => _,
+            starts = inout(reg) $starts => _,
+            scales = inout(reg) $scales => _,
+            groups = inout(reg) $all.groups => _,
+            quads = in(reg) $all.quads,
+            left = out(reg) _,
+            $(out($reg_x) $words[2 * $t], out($reg_y) $words[2 * $t + 1],)+
+            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
+            out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+            out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _, out("zmm29") _,
+            options(readonly, nostack),
+        )
+    };
+}
+
 /// [`Isa::f_pairs_tile`](crate::simd::Isa::f_pairs_tile).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -159,10 +228,6 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     assert!(!has_starts || tile.starts.len() >= T * groups * tile.spans);
     for s in 0..tile.spans {
         before.at_span(isa, s);
-        if !fits(tile.largest[s]) {
-            any_span::<I, R, T, MINS>(isa, totals, tile, s);
-            continue;
-        }
         let total = &mut totals[s % 2];
         let from = if s < 2 { ZERO.as_ptr() } else { total.as_ptr().cast() };
         let mut words = [_mm512_setzero_si512(); 12];
@@ -171,27 +236,18 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
             let span = Span::of::<T, MINS>(tile, s);
             let scales = tile.scales.as_ptr().add(16 * groups * s);
             let starts = tile.starts.as_ptr().wrapping_add(T * groups * s);
-            match (T, has_starts) {
-                (6, true) => tokens!(6, pairs!(Starts, words, span, starts, scales, tile)),
-                (6, false) => tokens!(6, pairs!(None, words, span, starts, scales, tile)),
-                (_, true) => tokens!(4, pairs!(Starts, words, span, starts, scales, tile)),
-                _ => tokens!(4, pairs!(None, words, span, starts, scales, tile)),
+            match (T, has_starts, fits(tile.largest[s])) {
+                (6, true, true) => tokens!(6, pairs!(Starts, words, span, starts, scales, tile)),
+                (6, false, true) => tokens!(6, pairs!(None, words, span, starts, scales, tile)),
+                (_, true, true) => tokens!(4, pairs!(Starts, words, span, starts, scales, tile)),
+                (_, false, true) => tokens!(4, pairs!(None, words, span, starts, scales, tile)),
+                (6, true, false) => tokens!(6, words!(Starts, words, span, starts, scales, tile)),
+                (6, false, false) => tokens!(6, words!(None, words, span, starts, scales, tile)),
+                (_, true, false) => tokens!(4, words!(Starts, words, span, starts, scales, tile)),
+                (_, false, false) => tokens!(4, words!(None, words, span, starts, scales, tile)),
             }
             add_totals!(T, MINS, words, span, from, total);
         }
     }
     before.store_rest(isa);
-}
-
-/// Adds a span whose sums may not fit. (As in `sums`, a function of its own.)
-#[cold]
-#[inline(never)]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn any_span<I: Isa, const R: usize, const T: usize, const MINS: bool>(
-    isa: I,
-    totals: &mut [Partials<R, T>; 2],
-    tile: &SpansTile,
-    s: usize,
-) {
-    add_span_of_pairs::<I, R, T, MINS>(isa, totals, tile, s);
 }
