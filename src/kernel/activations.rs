@@ -31,7 +31,8 @@ pub struct Activations {
 enum Arrangement {
     /// `[rows, padded / 32, copies, 32]`: every 32 columns as often as a narrow vector has rows.
     Copies(usize),
-    /// `[rows, padded / 256, words]`: what products of eight rows side by side need beside the quants themselves.
+    /// `[padded / 256, rows, words]`: all that products of eight rows side by side need of 256 columns of a token, in whole cache lines. So the
+    /// tokens of a block lie at constant distances from each other, and do not push each other out of the first cache.
     Eights(usize),
 }
 
@@ -51,7 +52,7 @@ impl Activations {
         self.arrangement = None;
     }
 
-    /// Prepares products by rows of `format` at `level`. Where eight rows are multiplied side by side that is what they need beside the quants;
+    /// Prepares products by rows of `format` at `level`. Where eight rows are multiplied side by side, what they need of a block is brought together;
     /// elsewhere every 32 quants are copied as often as a narrow vector has rows, for then vectors are loaded by the load pipes alone, while
     /// copies made in registers take turns of the pipes for shuffles.
     pub fn arrange<F: Unpack>(&mut self, format: F, level: Level) {
@@ -66,13 +67,13 @@ impl Activations {
         &self.arranged[row * words..][..words]
     }
 
-    /// What products of eight rows side by side need beside the quants of `row`.
+    /// What products of eight rows side by side need of `row`, block by block, each [`eights_words`] long and as many words as there are in all
+    /// rows after the one before it.
     #[inline(always)]
     pub(super) fn eights<F: Unpack>(&self, row: usize) -> &[i32] {
         let words = const { eights_words::<F>() };
         assert_eq!(self.arrangement, Some(Arrangement::Eights(words)), "quants are arranged otherwise");
-        let words = self.padded() / 256 * words;
-        &self.arranged[row * words..][..words]
+        &self.arranged[row * words..self.padded() / 256 * self.rows * words]
     }
 
     /// Quantizes `source` (`[rows, columns]`) for products with `_format`.
@@ -103,14 +104,19 @@ impl<F: Unpack> Kernel for Arrange<'_, F> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Activations { quants, sums, arranged, arrangement, .. } = self.all;
+        let Activations { rows, quants, scales, sums, arranged, arrangement, .. } = self.all;
         if const { has_eights::<F, I>() } {
             let words = const { eights_words::<F>() };
             *arrangement = Some(Arrangement::Eights(words));
-            let (blocks, sums) = (quants.as_chunks().0, sums.as_chunks().0);
-            arranged.resize(blocks.len() * words);
-            for b in 0..blocks.len() {
-                arrange_beside::<F>(&blocks[b], &sums[b], &mut arranged[b * words..][..words]);
+            let (quants, sums) = (quants.as_chunks().0, sums.as_chunks().0);
+            let (scales, blocks) = (scales.as_chunks().0, quants.len() / (*rows).max(1));
+            arranged.resize(quants.len() * words);
+            for row in 0..*rows {
+                for b in 0..blocks {
+                    let (from, to) = (row * blocks + b, (b * *rows + row) * words);
+                    let to = &mut arranged[to..][..words];
+                    arrange_eights::<F>(&quants[from], &scales[from], &sums[from], to);
+                }
             }
             return;
         }
@@ -128,28 +134,42 @@ pub(super) const fn has_eights<F: Unpack, I: Isa>() -> bool {
     I::EIGHTS && F::EIGHTS.is_some()
 }
 
-/// Words of each 256 columns of a token that products of `F` need beside the quants: the sums of 32 columns, two i16 a word in the order of
-/// [`Eights::offsets`](crate::simd::Eights::offsets), for mins; for an offset, what dot products of each 16 columns start from so that it is taken off.
-pub(super) const fn eights_words<F: Unpack>() -> usize {
-    first_start::<F>() + if F::OFFSET == 0 { 0 } else { 2 * 16 }
-}
+/// Words of 256 quants.
+const QUANT_WORDS: usize = 64;
 
-/// The first of the words that dot products start from.
+/// The words of 256 columns of a token after their quants: the bits of the scales of both spans.
+pub(super) const SCALE_WORDS: std::ops::Range<usize> = QUANT_WORDS..QUANT_WORDS + 2;
+
+/// Then the sums of 32 columns, two i16 a word in the order of [`Eights::offsets`](crate::simd::Eights::offsets), for mins.
+pub(super) const FIRST_SUM: usize = SCALE_WORDS.end;
+
+/// Then, for an offset, what dot products of each 16 columns start from so that it is taken off.
 pub(super) const fn first_start<F: Unpack>() -> usize {
-    if F::MINS { 4 } else { 0 }
+    FIRST_SUM + if F::MINS { 4 } else { 0 }
 }
 
-/// Fills `words` ([`eights_words`]) from the quants of 256 columns and the sums of each 16 of them.
+/// All of these words, in whole cache lines.
+pub(super) const fn eights_words<F: Unpack>() -> usize {
+    (first_start::<F>() + if F::OFFSET == 0 { 0 } else { 2 * 16 }).next_multiple_of(16)
+}
+
+/// Fills `words` ([`eights_words`]) from 256 columns: their quants, the scales of both spans and the sums of each 16 quants.
 #[inline(always)]
-fn arrange_beside<F: Unpack>(quants: &[i8; 256], sums: &[i16; 16], words: &mut [i32]) {
+fn arrange_eights<F: Unpack>(quants: &[i8; 256], scales: &[f32; 2], sums: &[i16; 16], words: &mut [i32]) {
+    let fours = quants.as_chunks::<4>().0;
+    for i in 0..QUANT_WORDS {
+        words[i] = i32::from_le_bytes(fours[i].map(|q| q as u8));
+    }
+    for (word, scale) in words[SCALE_WORDS].iter_mut().zip(scales) {
+        *word = scale.to_bits().cast_signed();
+    }
     if F::MINS {
         for (word, group) in [0, 4, 2, 6].into_iter().enumerate() {
             let (low, high) = sums[2 * group..][..4].split_at(2);
-            words[word] = pair(sum(low), sum(high));
+            words[FIRST_SUM + word] = pair(sum(low), sum(high));
         }
     }
     if F::OFFSET != 0 {
-        let fours = quants.as_chunks::<4>().0;
         for (i, start) in words[const { first_start::<F>() }..][..32].iter_mut().enumerate() {
             let at = i / 2 * 4 + i % 2;
             let sum = |four: usize| fours[four].iter().map(|&q| i32::from(q)).sum::<i32>();

@@ -13,8 +13,8 @@ pub const EIGHT: usize = 8;
 pub trait Eights<I: Isa>: Copy {
     /// Of 32 bytes of each row, bytes `8 i ..` in vector `i`.
     fn turn(self, bytes: [&[u8; 32]; EIGHT]) -> [I::B; 4];
-    /// The same eight columns for every row.
-    fn all(self, columns: &[i8; 8]) -> I::B;
+    /// The same eight columns for every row, four quants a word.
+    fn all(self, columns: &[i32; 2]) -> I::B;
     /// The same two words for every row.
     fn start(self, words: &[i32; 2]) -> I::N;
     /// 16 bytes of each row: of row `2 q` in quarter `q` of the first vector, of row `2 q + 1` in that of the second.
@@ -36,11 +36,11 @@ pub trait Eights<I: Isa>: Copy {
     fn mins(self, mins: I::B) -> [I::B; 2];
     /// In word `2 r + s` the sum of the mins of the groups of span `s` of row `r`, four of eight, times the groups' `sums`: those of groups 0, 1,
     /// 4, 5, 2, 3, 6 and 7 as two i16 a word.
-    fn offsets(self, mins: [I::B; 2], sums: &[i32; 4]) -> I::N;
+    fn offsets(self, mins: [I::B; 2], sums: [&[i32; 2]; 2]) -> I::N;
     /// The half-precision numbers in bytes `2 AT ..` of rows' heads, each of them twice.
     fn floats<const AT: i32>(self, heads: [I::B; 2]) -> I::G;
-    /// The floats of the two spans, the same for every row.
-    fn of_spans(self, spans: &[f32; 2]) -> I::G;
+    /// The floats of the two spans, of which `bits` are those, the same for every row.
+    fn of_spans(self, bits: &[i32; 2]) -> I::G;
     /// Keeps the compiler from computing what comes later before it has `v`, for which there are too few registers.
     fn in_order(self, v: I::N) -> I::N;
 }
@@ -55,7 +55,7 @@ impl<I: Isa> Eights<I> for NoEights {
         match self {}
     }
     #[inline(always)]
-    fn all(self, _columns: &[i8; 8]) -> I::B {
+    fn all(self, _columns: &[i32; 2]) -> I::B {
         match self {}
     }
     #[inline(always)]
@@ -95,7 +95,7 @@ impl<I: Isa> Eights<I> for NoEights {
         match self {}
     }
     #[inline(always)]
-    fn offsets(self, _mins: [I::B; 2], _sums: &[i32; 4]) -> I::N {
+    fn offsets(self, _mins: [I::B; 2], _sums: [&[i32; 2]; 2]) -> I::N {
         match self {}
     }
     #[inline(always)]
@@ -103,7 +103,7 @@ impl<I: Isa> Eights<I> for NoEights {
         match self {}
     }
     #[inline(always)]
-    fn of_spans(self, _spans: &[f32; 2]) -> I::G {
+    fn of_spans(self, _bits: &[i32; 2]) -> I::G {
         match self {}
     }
     #[inline(always)]

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use super::{AHEAD, MAX_GROUP_ROWS, Sweep};
-use crate::kernel::activations::{Activations, eights_words, first_start};
+use crate::kernel::activations::{Activations, FIRST_SUM, SCALE_WORDS, eights_words, first_start};
 use crate::kernel::largest_quant;
 use crate::quant::unpack::{Chunks, EightGroups, EightRows, Unpack, bytes_of_eight};
 use crate::simd::{EIGHT, Eights, Isa, MAX_ROWS};
@@ -25,24 +25,20 @@ const fn eights_that_fit<F: Unpack>() -> usize {
     if fit < all { fit } else { all }
 }
 
-/// One token's activations.
+/// Tokens' activations.
 #[derive(Clone, Copy)]
-pub(super) struct Token<'a> {
-    quants: &'a [[i8; 256]],
-    scales: &'a [[f32; 2]],
-    /// `[blocks, eights_words]`: see [`Activations::arrange`].
+pub(super) struct Tokens<'a> {
+    /// See [`Activations::eights`].
     words: &'a [i32],
+    /// Words from a block to the next one.
+    block: usize,
 }
 
-impl<'a> Token<'a> {
+impl<'a> Tokens<'a> {
+    /// Those of `all` from number `first` on.
     #[inline(always)]
-    pub fn of<F: Unpack>(all: &'a Activations, token: usize) -> Self {
-        let blocks = all.padded() / 256;
-        Self {
-            quants: &all.quants.as_chunks().0[token * blocks..][..blocks],
-            scales: &all.scales.as_chunks().0[token * blocks..][..blocks],
-            words: all.eights::<F>(token),
-        }
+    pub fn of<F: Unpack>(all: &'a Activations, first: usize) -> Self {
+        Self { words: all.eights::<F>(first), block: all.rows * const { eights_words::<F>() } }
     }
 }
 
@@ -66,25 +62,20 @@ impl<F: Unpack, I: Isa> Chunks<I> for Turned<'_, F, I::B> {
 }
 
 /// What is asked for of each row while other bytes are multiplied.
-struct Ahead([*const u8; EIGHT]);
+struct Ahead<'a> {
+    rows: &'a [*const u8; EIGHT],
+    /// How far after the beginning of each.
+    at: usize,
+}
 
-impl Ahead {
-    #[inline(always)]
-    fn of(sweep: &Sweep, at: usize) -> Self {
-        let mut rows = *sweep.bases(at);
-        for r in 0..EIGHT {
-            rows[r] = rows[r].wrapping_add(at);
-        }
-        Self(rows)
-    }
-
+impl Ahead<'_> {
     /// Asks for part number `part` of `parts` of a block of each row, a line of each row in turns: several lines of one row at once take up to
     /// 1.4 times as long, probably because they wait for one channel of the memory.
     #[inline(always)]
     fn ask<F: Unpack, I: Isa>(&self, isa: I, part: usize, parts: usize) {
         let lines = const { F::BYTES.div_ceil(64) * EIGHT };
         for line in lines * part / parts..lines * (part + 1) / parts {
-            isa.prefetch(self.0[line % EIGHT].wrapping_add(line / EIGHT * 64));
+            isa.prefetch(self.rows[line % EIGHT].wrapping_add(self.at).wrapping_add(line / EIGHT * 64));
         }
     }
 }
@@ -95,13 +86,19 @@ struct Block<'a, F: Unpack, I: Isa, const T: usize> {
     eights: I::Eights,
     rows: [&'a [u8]; EIGHT],
     groups: EightGroups<I>,
-    quants: [&'a [i8; 256]; T],
-    words: [&'a [i32]; T],
-    ahead: Ahead,
+    /// Of each token [`eights_words`].
+    words: &'a [i32],
+    ahead: Ahead<'a>,
     _format: PhantomData<F>,
 }
 
 impl<F: Unpack, I: Isa, const T: usize> Block<'_, F, I, T> {
+    /// Words `at` and `at + 1` of token `t`.
+    #[inline(always)]
+    fn words(&self, t: usize, at: usize) -> &[i32; 2] {
+        self.words[t * const { eights_words::<F>() } + at..].first_chunk().expect("a block's words")
+    }
+
     /// Chunk `c`, if there are so many.
     #[inline(always)]
     fn chunk(&self, c: usize) -> [I::B; 4] {
@@ -156,8 +153,8 @@ impl<F: Unpack, I: Isa, const T: usize> Block<'_, F, I, T> {
         let mut dots = [[isa.n_zero(); 2]; T];
         if F::OFFSET != 0 {
             for t in 0..T {
-                let starts = self.words[t][const { first_start::<F>() }..].as_chunks().0;
-                dots[t] = [eights.start(&starts[2 * P]), eights.start(&starts[2 * P + 1])];
+                let first = const { first_start::<F>() } + 4 * P;
+                dots[t] = [eights.start(self.words(t, first)), eights.start(self.words(t, first + 2))];
             }
         }
         self.eight::<P, 0>(chunks, &mut dots);
@@ -190,7 +187,7 @@ impl<F: Unpack, I: Isa, const T: usize> Block<'_, F, I, T> {
             let turned = Turned::<F, I::B> { chunks, eight, _format: PhantomData };
             let lanes = F::lanes_of(isa, turned).as_ref()[lane];
             for t in 0..T {
-                let columns = &self.quants[t].as_chunks().0[4 * lane + eight];
+                let columns = self.words(t, 2 * (4 * lane + eight));
                 dots[t][odd] = isa.n_dot4::<false>(dots[t][odd], lanes, eights.all(columns));
             }
         }
@@ -215,7 +212,7 @@ pub(super) fn eight_rows<F: Unpack, I: Isa, const T: usize>(
     isa: I,
     eights: I::Eights,
     sweep: &Sweep,
-    tokens: &[Token; T],
+    tokens: Tokens,
     out: &mut [[f32; MAX_GROUP_ROWS]; T],
 ) {
     const { assert!(F::EIGHTS.is_none() || (F::SPAN == 128 && layout::<F>().chunks <= MAX_CHUNKS)) };
@@ -225,30 +222,19 @@ pub(super) fn eight_rows<F: Unpack, I: Isa, const T: usize>(
     const { assert!(F::EIGHTS.is_none() || eights_that_fit::<F>() >= 2) };
     // All of one length, so that a block has to be looked for once.
     let mut rows = [sweep.rows[0]; EIGHT];
+    let mut starts = [rows[0].as_ptr(); EIGHT];
     for r in 0..EIGHT {
         rows[r] = &sweep.rows[r][..rows[0].len()];
-    }
-    let (count, words) = (rows[0].len() / F::BYTES, const { eights_words::<F>() });
-    let mut columns = [Token { quants: &[], scales: &[], words: &[] }; T];
-    for t in 0..T {
-        columns[t] = Token {
-            quants: &tokens[t].quants[..count],
-            scales: &tokens[t].scales[..count],
-            words: &tokens[t].words[..count * words],
-        };
+        starts[r] = rows[r].as_ptr();
     }
     let mut total = [isa.g_zero(); T];
-    for b in 0..count {
+    for b in 0..rows[0].len() / F::BYTES {
         let at = b * F::BYTES;
         let mut block = rows;
         for r in 0..EIGHT {
             block[r] = &rows[r][at..][..F::BYTES];
         }
-        let mut quants = [&[0; 256]; T];
-        let mut beside = [&[][..]; T];
-        for t in 0..T {
-            (quants[t], beside[t]) = (&columns[t].quants[b], &columns[t].words[b * words..][..words]);
-        }
+        let words = &tokens.words[b * tokens.block..][..T * const { eights_words::<F>() }];
         let groups = F::eight_groups(isa, eights, block);
         let (mins, d, dmin) = (groups.mins, groups.d, groups.dmin);
         let block = Block::<F, I, T> {
@@ -256,9 +242,8 @@ pub(super) fn eight_rows<F: Unpack, I: Isa, const T: usize>(
             eights,
             rows: block,
             groups,
-            quants,
-            words: beside,
-            ahead: Ahead::of(sweep, at + AHEAD),
+            words,
+            ahead: Ahead { rows: &starts, at: sweep.place(at + AHEAD) },
             _format: PhantomData,
         };
         let (first, last) = (block.span::<0>(), block.span::<1>());
@@ -267,10 +252,10 @@ pub(super) fn eight_rows<F: Unpack, I: Isa, const T: usize>(
             let sum = eights.spans([first[t], last[t]]);
             let mut value = isa.g_mul(d, isa.g_from_n(sum));
             if F::MINS {
-                let min = eights.offsets(mins, beside[t].first_chunk().expect("sums of each 32"));
+                let min = eights.offsets(mins, [block.words(t, FIRST_SUM), block.words(t, FIRST_SUM + 2)]);
                 value = isa.g_fnma(dmin, isa.g_from_n(min), value);
             }
-            total[t] = isa.g_fma(eights.of_spans(&columns[t].scales[b]), value, total[t]);
+            total[t] = isa.g_fma(eights.of_spans(block.words(t, SCALE_WORDS.start)), value, total[t]);
         }
     }
     for t in 0..T {

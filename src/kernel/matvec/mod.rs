@@ -79,12 +79,11 @@ impl<'a, F: Unpack> RowProducts<'a, F> {
     fn few<I: Isa, const T: usize>(&mut self, isa: I, token: usize) {
         let rows = self.rows.len() / self.row_bytes;
         if let (Some(eights), true) = (isa.eights(), const { has_eights::<F, I>() }) {
-            let tokens: [eights::Token; T] =
-                std::array::from_fn(|t| eights::Token::of::<F>(self.tokens, token + t));
+            let tokens = eights::Tokens::of::<F>(self.tokens, token);
             for first in 0..rows.div_ceil(EIGHT) {
                 let sweep = self.sweep(first, EIGHT);
                 let mut products = [[0.0; MAX_GROUP_ROWS]; T];
-                eights::eight_rows::<F, I, T>(isa, eights, &sweep, &tokens, &mut products);
+                eights::eight_rows::<F, I, T>(isa, eights, &sweep, tokens, &mut products);
                 self.store(token, &sweep, EIGHT, &products);
             }
             return;
@@ -109,22 +108,16 @@ impl<'a, F: Unpack> RowProducts<'a, F> {
     fn sweep(&self, first: usize, step: usize) -> Sweep<'a> {
         let rows = self.rows.len() / self.row_bytes;
         let apart = rows.div_ceil(step);
-        let next_apart = (self.next.len() / self.row_bytes).div_ceil(step);
+        // After the last rows of this part come the first ones of the next part, which are as far apart if it has as many rows.
+        let end = self.rows.as_ptr().addr() + (first + 1) * self.row_bytes;
         let mut sweep = Sweep {
             numbers: [0; MAX_GROUP_ROWS],
             rows: [&self.rows[..0]; MAX_GROUP_ROWS],
-            starts: [self.rows.as_ptr(); MAX_GROUP_ROWS],
-            beyond: [self.rows.as_ptr(); MAX_GROUP_ROWS],
+            beyond: if first + 1 < apart { 0 } else { self.next.as_ptr().addr().wrapping_sub(end) },
         };
         for r in 0..step {
             sweep.numbers[r] = (first + r * apart).min(rows - 1);
             sweep.rows[r] = &self.rows[sweep.numbers[r] * self.row_bytes..][..self.row_bytes];
-            sweep.starts[r] = sweep.rows[r].as_ptr();
-            sweep.beyond[r] = if first + 1 < apart {
-                sweep.starts[r]
-            } else {
-                self.next.as_ptr().wrapping_add(r * next_apart * self.row_bytes).wrapping_sub(self.row_bytes)
-            };
         }
         sweep
     }
@@ -151,22 +144,21 @@ struct Sweep<'a> {
     /// Which of all.
     numbers: [usize; MAX_GROUP_ROWS],
     rows: [&'a [u8]; MAX_GROUP_ROWS],
-    /// Where each of them begins, and what is read after it less its length.
-    starts: [*const u8; MAX_GROUP_ROWS],
-    beyond: [*const u8; MAX_GROUP_ROWS],
+    /// From the end of each of them to what is read after it.
+    beyond: usize,
 }
 
 impl Sweep<'_> {
-    /// Where byte `at` of each row is, which may be beyond its end, less `at`.
+    /// How far after the beginning of each row byte `at` is, which may be beyond its end.
     #[inline(always)]
-    fn bases(&self, at: usize) -> &[*const u8; MAX_GROUP_ROWS] {
-        if at < self.rows[0].len() { &self.starts } else { &self.beyond }
+    fn place(&self, at: usize) -> usize {
+        if at < self.rows[0].len() { at } else { at.wrapping_add(self.beyond) }
     }
 
     /// Asks for `length` bytes of row `r` from byte `at` on.
     #[inline(always)]
     fn ask<I: Isa>(&self, isa: I, r: usize, at: usize, length: usize) {
-        prefetch_bytes(isa, self.bases(at)[r].wrapping_add(at), length);
+        prefetch_bytes(isa, self.rows[r].as_ptr().wrapping_add(self.place(at)), length);
     }
 }
 

@@ -14,12 +14,6 @@ use crate::simd::Isa;
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512Eights(());
 
-/// What has no bytes but its own.
-trait Number {}
-impl Number for i8 {}
-impl Number for i32 {}
-impl Number for f32 {}
-
 impl<const VNNI: bool> Avx512With<VNNI> {
     /// The proof, if there is VNNI.
     #[inline(always)]
@@ -51,10 +45,9 @@ impl Avx512Eights {
         }
     }
 
-    /// Eight bytes in every eight.
+    /// Two words in every two.
     #[inline(always)]
-    fn repeated<T: Number, const N: usize>(self, from: &[T; N]) -> __m512i {
-        const { assert!(size_of::<[T; N]>() == 8) };
+    fn repeated(self, from: &[i32; 2]) -> __m512i {
         unsafe { _mm512_set1_epi64(from.as_ptr().cast::<i64>().read_unaligned()) }
     }
 
@@ -91,7 +84,7 @@ impl<I: Isa<B = __m512i, N = __m512i, G = __m512>> Eights<I> for Avx512Eights {
     }
 
     #[inline(always)]
-    fn all(self, columns: &[i8; 8]) -> __m512i {
+    fn all(self, columns: &[i32; 2]) -> __m512i {
         self.repeated(columns)
     }
 
@@ -162,8 +155,7 @@ impl<I: Isa<B = __m512i, N = __m512i, G = __m512>> Eights<I> for Avx512Eights {
     }
 
     #[inline(always)]
-    fn offsets(self, [first, last]: [__m512i; 2], sums: &[i32; 4]) -> __m512i {
-        let [low, high] = sums.as_chunks::<2>().0 else { unreachable!("four are two pairs") };
+    fn offsets(self, [first, last]: [__m512i; 2], [low, high]: [&[i32; 2]; 2]) -> __m512i {
         unsafe {
             let sum = _mm512_madd_epi16(first, self.repeated(low));
             add_pairs(sum, last, self.repeated(high))
@@ -192,8 +184,8 @@ impl<I: Isa<B = __m512i, N = __m512i, G = __m512>> Eights<I> for Avx512Eights {
     }
 
     #[inline(always)]
-    fn of_spans(self, spans: &[f32; 2]) -> __m512 {
-        unsafe { _mm512_castsi512_ps(self.repeated(spans)) }
+    fn of_spans(self, bits: &[i32; 2]) -> __m512 {
+        unsafe { _mm512_castsi512_ps(self.repeated(bits)) }
     }
 
     #[inline(always)]
