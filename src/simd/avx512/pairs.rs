@@ -7,17 +7,24 @@ use super::tile::{Span, ZERO, add_totals, check, mins, tokens, total, totals, va
 use crate::simd::span::fits;
 use crate::simd::{Finished, Isa, Partials, SpansTile};
 
-/// What the sums of the second group of a pair start from.
+/// Nothing in register `$x`.
+macro_rules! zero {
+    ($x:literal) => {
+        concat!("vpxord zmm", $x, ", zmm", $x, ", zmm", $x, "\n")
+    };
+}
+
+/// What the sums of a group start from; `$at` is how many tokens' starts lie before it.
 #[rustfmt::skip]
-macro_rules! second {
-    (Starts, $tile:literal, $t:literal, $x:literal, $y:literal) => {
+macro_rules! start {
+    (Starts, $at:literal, $t:literal, $x:literal, $y:literal) => {
         concat!(
-            "vpbroadcastd zmm", $x, ", [{starts} + 4 * (", $tile, " + ", $t, ")]\n",
+            "vpbroadcastd zmm", $x, ", [{starts} + 4 * (", $at, " + ", $t, ")]\n",
             "vmovdqa64 zmm", $y, ", zmm", $x, "\n",
         )
     };
-    (None, $tile:literal, $t:literal, $x:literal, $y:literal) => {
-        concat!("vpxord zmm", $x, ", zmm31, zmm31\n", "vpxord zmm", $y, ", zmm31, zmm31\n")
+    (None, $at:literal, $t:literal, $x:literal, $y:literal) => {
+        concat!(zero!($x), zero!($y))
     };
 }
 
@@ -93,33 +100,71 @@ macro_rules! group {
     };
 }
 
-/// The scaled sums of a span, in `$words`.
-macro_rules! pairs {
-    ($tile:literal, $has:ident, $words:ident, $span:ident, $starts:ident, $scales:ident, $all:ident,
-     [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal, $reg_x:tt, $reg_y:tt)),+]) => {
-        asm!(
-            "mov {left:e}, 0x8000",
-            "vpbroadcastd zmm31, {left:e}",
-            $(
-                concat!("vpxord zmm", $to_x, ", zmm31, zmm31"),
-                concat!("vpxord zmm", $to_y, ", zmm31, zmm31"),
-            )+
-            "2:",
-            "add {rows}, {row_bytes}",
-            "add {tokens}, {token_bytes}",
-            $(second!($has, $tile, $t, $x, $y),)+
+/// Adds sums of 32 bits times scales of as many, which are in zmm24 and 25.
+#[rustfmt::skip]
+macro_rules! multiply {
+    ($x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
+        concat!(
+            "vpmulld zmm", $x, ", zmm", $x, ", zmm24\n",
+            "vpmulld zmm", $y, ", zmm", $y, ", zmm25\n",
+            "vpaddd zmm", $to_x, ", zmm", $to_x, ", zmm", $x, "\n",
+            "vpaddd zmm", $to_y, ", zmm", $to_y, ", zmm", $y, "\n",
+        )
+    };
+}
+
+/// The instructions that scale a span's sums: two groups' together where they fit 16 bits (`Pairs`), or each group's (`Words`).
+macro_rules! instructions {
+    (Pairs, $tile:literal, $has:ident, [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
+        concat!(
+            "mov {left:e}, 0x8000\n",
+            "vpbroadcastd zmm31, {left:e}\n",
+            $(zero!($to_x), zero!($to_y),)+
+            "2:\n",
+            "add {rows}, {row_bytes}\n",
+            "add {tokens}, {token_bytes}\n",
+            $(start!($has, $tile, $t, $x, $y),)+
             group!($tile, "3", "3b", $(add!($tile, $t, $x, $y)),+),
             $(first!($has, $t, $x, $y),)+
-            "sub {rows}, {row_bytes}",
-            "sub {rows}, {row_bytes}",
-            "sub {tokens}, {token_bytes}",
-            "sub {tokens}, {token_bytes}",
+            "sub {rows}, {row_bytes}\n",
+            "sub {rows}, {row_bytes}\n",
+            "sub {tokens}, {token_bytes}\n",
+            "sub {tokens}, {token_bytes}\n",
             group!($tile, "4", "4b", $(add!($tile, $t, $x, $y)),+),
-            "add {rows}, {row_bytes}",
-            "add {tokens}, {token_bytes}",
-            "vmovdqu64 zmm24, [{scales}]",
-            "vmovdqu64 zmm25, [{scales} + 64]",
+            "add {rows}, {row_bytes}\n",
+            "add {tokens}, {token_bytes}\n",
+            "vmovdqu64 zmm24, [{scales}]\n",
+            "vmovdqu64 zmm25, [{scales} + 64]\n",
             $(scale!($x, $y, $to_x, $to_y),)+
+        )
+    };
+    (Words, $tile:literal, $has:ident, [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
+        concat!(
+            "/* no {row_bytes} and {token_bytes} */\n",
+            $(zero!($to_x), zero!($to_y),)+
+            "2:\n",
+            $(start!($has, 0, $t, $x, $y),)+
+            group!($tile, "3", "3b", $(add!($tile, $t, $x, $y)),+),
+            "vpslld zmm24, [{scales}], 16\n",
+            "vpslld zmm25, [{scales} + 64], 16\n",
+            "vpsrad zmm24, zmm24, 16\n",
+            "vpsrad zmm25, zmm25, 16\n",
+            $(multiply!($x, $y, $to_x, $to_y),)+
+            $(start!($has, $tile, $t, $x, $y),)+
+            group!($tile, "4", "4b", $(add!($tile, $t, $x, $y)),+),
+            "vpsrad zmm24, [{scales}], 16\n",
+            "vpsrad zmm25, [{scales} + 64], 16\n",
+            $(multiply!($x, $y, $to_x, $to_y),)+
+        )
+    };
+}
+
+/// The scaled sums of a span, in `$words`.
+macro_rules! scaled {
+    ($tile:literal, $way:ident, $has:ident, $words:ident, $span:ident, $starts:ident, $scales:ident, $all:ident,
+     [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal, $reg_x:tt, $reg_y:tt)),+]) => {
+        asm!(
+            instructions!($way, $tile, $has, [$(($t, $x, $y, $to_x, $to_y)),+]),
             concat!("add {starts}, 8 * ", $tile),
             "add {scales}, 128",
             "sub {groups}, 2",
@@ -138,75 +183,6 @@ macro_rules! pairs {
             out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
             out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _,
             out("zmm28") _, out("zmm29") _, out("zmm30") _, out("zmm31") _,
-            options(readonly, nostack),
-        )
-    };
-}
-
-/// What the sums of a group start from that are not paired; `$at` is how many tokens' starts lie before it.
-#[rustfmt::skip]
-macro_rules! alone {
-    (Starts, $at:literal, $t:literal, $x:literal, $y:literal) => {
-        concat!(
-            "vpbroadcastd zmm", $x, ", [{starts} + 4 * (", $at, " + ", $t, ")]\n",
-            "vmovdqa64 zmm", $y, ", zmm", $x, "\n",
-        )
-    };
-    (None, $at:literal, $t:literal, $x:literal, $y:literal) => {
-        concat!("vpxor xmm", $x, ", xmm", $x, ", xmm", $x, "\n", "vpxor xmm", $y, ", xmm", $y, ", xmm", $y, "\n")
-    };
-}
-
-/// Adds sums of 32 bits times scales of as many, which are in zmm24 and 25.
-#[rustfmt::skip]
-macro_rules! multiply {
-    ($x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
-        concat!(
-            "vpmulld zmm", $x, ", zmm", $x, ", zmm24\n",
-            "vpmulld zmm", $y, ", zmm", $y, ", zmm25\n",
-            "vpaddd zmm", $to_x, ", zmm", $to_x, ", zmm", $x, "\n",
-            "vpaddd zmm", $to_y, ", zmm", $to_y, ", zmm", $y, "\n",
-        )
-    };
-}
-
-/// As [`pairs`], of a span whose sums may not fit 16 bits.
-macro_rules! words {
-    ($tile:literal, $has:ident, $words:ident, $span:ident, $starts:ident, $scales:ident, $all:ident,
-     [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal, $reg_x:tt, $reg_y:tt)),+]) => {
-        asm!(
-            $(
-                concat!("vpxord zmm", $to_x, ", zmm", $to_x, ", zmm", $to_x),
-                concat!("vpxord zmm", $to_y, ", zmm", $to_y, ", zmm", $to_y),
-            )+
-            "2:",
-            $(alone!($has, 0, $t, $x, $y),)+
-            group!($tile, "3", "3b", $(add!($tile, $t, $x, $y)),+),
-            "vpslld zmm24, [{scales}], 16",
-            "vpslld zmm25, [{scales} + 64], 16",
-            "vpsrad zmm24, zmm24, 16",
-            "vpsrad zmm25, zmm25, 16",
-            $(multiply!($x, $y, $to_x, $to_y),)+
-            $(alone!($has, $tile, $t, $x, $y),)+
-            group!($tile, "4", "4b", $(add!($tile, $t, $x, $y)),+),
-            "vpsrad zmm24, [{scales}], 16",
-            "vpsrad zmm25, [{scales} + 64], 16",
-            $(multiply!($x, $y, $to_x, $to_y),)+
-            concat!("add {starts}, 8 * ", $tile),
-            "add {scales}, 128",
-            "sub {groups}, 2",
-            "jnz 2b",
-            rows = inout(reg) $span.rows => _,
-            tokens = inout(reg) $span.tokens => _,
-            starts = inout(reg) $starts => _,
-            scales = inout(reg) $scales => _,
-            groups = inout(reg) $all.groups => _,
-            quads = in(reg) $all.quads,
-            left = out(reg) _,
-            $(out($reg_x) $words[2 * $t], out($reg_y) $words[2 * $t + 1],)+
-            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
-            out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
-            out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _, out("zmm29") _,
             options(readonly, nostack),
         )
     };
@@ -237,14 +213,14 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
             let scales = tile.scales.as_ptr().add(16 * groups * s);
             let starts = tile.starts.as_ptr().wrapping_add(T * groups * s);
             match (T, has_starts, fits(tile.largest[s])) {
-                (6, true, true) => tokens!(6, pairs!(Starts, words, span, starts, scales, tile)),
-                (6, false, true) => tokens!(6, pairs!(None, words, span, starts, scales, tile)),
-                (_, true, true) => tokens!(4, pairs!(Starts, words, span, starts, scales, tile)),
-                (_, false, true) => tokens!(4, pairs!(None, words, span, starts, scales, tile)),
-                (6, true, false) => tokens!(6, words!(Starts, words, span, starts, scales, tile)),
-                (6, false, false) => tokens!(6, words!(None, words, span, starts, scales, tile)),
-                (_, true, false) => tokens!(4, words!(Starts, words, span, starts, scales, tile)),
-                (_, false, false) => tokens!(4, words!(None, words, span, starts, scales, tile)),
+                (6, true, true) => tokens!(6, scaled!(Pairs, Starts, words, span, starts, scales, tile)),
+                (6, false, true) => tokens!(6, scaled!(Pairs, None, words, span, starts, scales, tile)),
+                (_, true, true) => tokens!(4, scaled!(Pairs, Starts, words, span, starts, scales, tile)),
+                (_, false, true) => tokens!(4, scaled!(Pairs, None, words, span, starts, scales, tile)),
+                (6, true, false) => tokens!(6, scaled!(Words, Starts, words, span, starts, scales, tile)),
+                (6, false, false) => tokens!(6, scaled!(Words, None, words, span, starts, scales, tile)),
+                (_, true, false) => tokens!(4, scaled!(Words, Starts, words, span, starts, scales, tile)),
+                (_, false, false) => tokens!(4, scaled!(Words, None, words, span, starts, scales, tile)),
             }
             add_totals!(T, MINS, words, span, from, total);
         }
