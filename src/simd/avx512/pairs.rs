@@ -3,7 +3,8 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::tile::{Span, ZERO, add_totals, check, mins, tokens, total, totals, value};
+use super::sums::adds_elsewhere;
+use super::tile::{Span, ZERO, add_totals, check, dmin, min, mins, tokens, total, totals, value};
 use crate::simd::span::fits;
 use crate::simd::{Finished, Isa, Partials, SpansTile};
 
@@ -100,6 +101,45 @@ macro_rules! group {
     };
 }
 
+/// A group of columns, from `{rows}` and `{tokens}` on: its quads, whose numbers are given, one after the other.
+#[rustfmt::skip]
+macro_rules! quads {
+    ($tile:literal, [$($quad:literal),+], $tokens:tt) => {
+        concat!(
+            $(quad!($tile, $quad, $tokens),)+
+            "add {rows}, {row_bytes}\n",
+            "add {tokens}, {token_bytes}\n",
+        )
+    };
+}
+
+/// Adds the products of four columns: quad number `$quad` of the group.
+#[rustfmt::skip]
+macro_rules! quad {
+    ($tile:literal, $quad:literal, [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
+        concat!(
+            "vmovdqu64 zmm24, [{rows} + 128 * ", $quad, "]\n",
+            "vmovdqu64 zmm25, [{rows} + 128 * ", $quad, " + 64]\n",
+            $(
+                "vpbroadcastd zmm28, [{tokens} + 4 * (", $tile, " * ", $quad, " + ", $t, ")]\n",
+                "vpdpbusd zmm", $x, ", zmm24, zmm28\n",
+                "vpdpbusd zmm", $y, ", zmm25, zmm28\n",
+            )+
+        )
+    };
+}
+
+/// Adds sums that fit 16 bits times scales in the low halves of words, which are in zmm24 and 25; nothing is in the high ones.
+#[rustfmt::skip]
+macro_rules! scale_low {
+    ($x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
+        concat!(
+            "vpdpwssd zmm", $to_x, ", zmm", $x, ", zmm24\n",
+            "vpdpwssd zmm", $to_y, ", zmm", $y, ", zmm25\n",
+        )
+    };
+}
+
 /// Adds sums of 32 bits times scales of as many, which are in zmm24 and 25.
 #[rustfmt::skip]
 macro_rules! multiply {
@@ -113,8 +153,35 @@ macro_rules! multiply {
     };
 }
 
-/// The instructions that scale a span's sums: two groups' together where they fit 16 bits (`Pairs`), or each group's (`Words`).
+/// The instructions that scale a span's sums: two groups' together where they fit 16 bits (`Pairs`), or each group's by itself, of four or eight
+/// quads (`Fours`, `Eights`), or where they do not fit (`Words`).
 macro_rules! instructions {
+    (Fours, $tile:literal, $has:ident, $tokens:tt) => {
+        instructions!(apart $tile, $has, [0, 1, 2, 3], $tokens, $tokens)
+    };
+    (Eights, $tile:literal, $has:ident, $tokens:tt) => {
+        instructions!(apart $tile, $has, [0, 1, 2, 3, 4, 5, 6, 7], $tokens, $tokens)
+    };
+    (apart $tile:literal, $has:ident, $quads:tt, $tokens:tt,
+     [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
+        concat!(
+            "/* no {quads} */\n",
+            "mov {left:e}, 0xffff\n",
+            "vpbroadcastd zmm31, {left:e}\n",
+            $(zero!($to_x), zero!($to_y),)+
+            "2:\n",
+            $(start!($has, 0, $t, $x, $y),)+
+            quads!($tile, $quads, $tokens),
+            "vpandd zmm24, zmm31, [{scales}]\n",
+            "vpandd zmm25, zmm31, [{scales} + 64]\n",
+            $(scale_low!($x, $y, $to_x, $to_y),)+
+            $(start!($has, $tile, $t, $x, $y),)+
+            quads!($tile, $quads, $tokens),
+            "vpsrld zmm24, [{scales}], 16\n",
+            "vpsrld zmm25, [{scales} + 64], 16\n",
+            $(scale_low!($x, $y, $to_x, $to_y),)+
+        )
+    };
     (Pairs, $tile:literal, $has:ident, [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
         concat!(
             "mov {left:e}, 0x8000\n",
@@ -159,8 +226,20 @@ macro_rules! instructions {
     };
 }
 
-/// The scaled sums of a span, in `$words`.
+/// The scaled sums of a span, in `$words`: of `$tile` tokens, with starts if `$has_starts`.
 macro_rules! scaled {
+    ($way:ident, $tile:ident, $has_starts:ident, $words:ident, $span:ident, $starts:ident, $scales:ident, $all:ident) => {
+        match ($tile, $has_starts) {
+            (6, true) => tokens!(6, block!($way, Starts, $words, $span, $starts, $scales, $all)),
+            (6, false) => tokens!(6, block!($way, None, $words, $span, $starts, $scales, $all)),
+            (_, true) => tokens!(4, block!($way, Starts, $words, $span, $starts, $scales, $all)),
+            (_, false) => tokens!(4, block!($way, None, $words, $span, $starts, $scales, $all)),
+        }
+    };
+}
+
+/// The block of instructions for it.
+macro_rules! block {
     ($tile:literal, $way:ident, $has:ident, $words:ident, $span:ident, $starts:ident, $scales:ident, $all:ident,
      [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal, $reg_x:tt, $reg_y:tt)),+]) => {
         asm!(
@@ -188,6 +267,23 @@ macro_rules! scaled {
     };
 }
 
+/// How sums that fit 16 bits are scaled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Two groups' by one multiplication, for which one is raised to the high halves of words: best where the CPU adds and shifts in other
+    /// pipes than it multiplies in.
+    Pairs,
+    /// Each group's by a multiplication: best where everything is done in the same pipes.
+    Apart,
+}
+
+impl Way {
+    /// The best here.
+    pub fn best() -> Self {
+        if adds_elsewhere() { Way::Pairs } else { Way::Apart }
+    }
+}
+
 /// [`Isa::f_pairs_tile`](crate::simd::Isa::f_pairs_tile).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -196,6 +292,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     totals: &mut [Partials<R, T>; 2],
     tile: &SpansTile,
     mut before: Finished<R, T>,
+    way: Way,
 ) {
     const { assert!(R == 2 && (T == 4 || T == 6)) };
     check::<T, MINS>(tile);
@@ -212,15 +309,11 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
             let span = Span::of::<T, MINS>(tile, s);
             let scales = tile.scales.as_ptr().add(16 * groups * s);
             let starts = tile.starts.as_ptr().wrapping_add(T * groups * s);
-            match (T, has_starts, fits(tile.largest[s])) {
-                (6, true, true) => tokens!(6, scaled!(Pairs, Starts, words, span, starts, scales, tile)),
-                (6, false, true) => tokens!(6, scaled!(Pairs, None, words, span, starts, scales, tile)),
-                (_, true, true) => tokens!(4, scaled!(Pairs, Starts, words, span, starts, scales, tile)),
-                (_, false, true) => tokens!(4, scaled!(Pairs, None, words, span, starts, scales, tile)),
-                (6, true, false) => tokens!(6, scaled!(Words, Starts, words, span, starts, scales, tile)),
-                (6, false, false) => tokens!(6, scaled!(Words, None, words, span, starts, scales, tile)),
-                (_, true, false) => tokens!(4, scaled!(Words, Starts, words, span, starts, scales, tile)),
-                (_, false, false) => tokens!(4, scaled!(Words, None, words, span, starts, scales, tile)),
+            match (fits(tile.largest[s]), way, tile.quads) {
+                (true, Way::Apart, 4) => scaled!(Fours, T, has_starts, words, span, starts, scales, tile),
+                (true, Way::Apart, 8) => scaled!(Eights, T, has_starts, words, span, starts, scales, tile),
+                (true, ..) => scaled!(Pairs, T, has_starts, words, span, starts, scales, tile),
+                (false, ..) => scaled!(Words, T, has_starts, words, span, starts, scales, tile),
             }
             add_totals!(T, MINS, words, span, from, total);
         }

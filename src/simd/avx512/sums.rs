@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use super::tile::{Span, ZERO, add_totals, check, mins, tokens, total, totals, value};
+use super::tile::{Span, ZERO, add_totals, check, dmin, min, mins, tokens, total, totals, value};
 use crate::simd::sums::add_span_of_sums;
 use crate::simd::{Finished, Isa, Partials, SpansTile, fits};
 

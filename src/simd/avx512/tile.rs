@@ -6,35 +6,55 @@
 
 use crate::simd::{MAX_LANES, SpansTile};
 
-/// The floats of the rows times the scaled sums in `$to`, in their place.
+/// The mins of the rows times the sums of a token, in the place of sums; nothing where there are none.
+#[rustfmt::skip]
+macro_rules! min {
+    (Plain, $tile:literal, $t:literal, $x:literal, $y:literal) => {
+        ""
+    };
+    (Mins, $tile:literal, $t:literal, $x:literal, $y:literal) => {
+        concat!(
+            "vpbroadcastd zmm24, [{sums} + 4 * ", $t, "]\n",
+            "vpbroadcastd zmm25, [{sums} + 4 * (", $tile, " + ", $t, ")]\n",
+            "vpmaddwd zmm", $x, ", zmm28, zmm24\n",
+            "vpmaddwd zmm", $y, ", zmm29, zmm24\n",
+            "vpdpwssd zmm", $x, ", zmm30, zmm25\n",
+            "vpdpwssd zmm", $y, ", zmm31, zmm25\n",
+            "vcvtdq2ps zmm", $x, ", zmm", $x, "\n",
+            "vcvtdq2ps zmm", $y, ", zmm", $y, "\n",
+        )
+    };
+}
+
+/// The floats of the rows times the scaled sums in `$to`, in their place, less those of the mins, which are in `$x`.
 #[rustfmt::skip]
 macro_rules! value {
-    (Plain, $tile:literal, $t:literal, $x:literal, $to:literal, $d:literal, $dmin:literal, $low:literal, $high:literal) => {
+    (Plain, $x:literal, $to:literal, $d:literal, $dmin:literal) => {
         concat!(
             "vcvtdq2ps zmm", $to, ", zmm", $to, "\n",
             "vmulps zmm", $to, ", zmm", $to, ", zmm", $d, "\n",
         )
     };
-    (Mins, $tile:literal, $t:literal, $x:literal, $to:literal, $d:literal, $dmin:literal, $low:literal, $high:literal) => {
+    (Mins, $x:literal, $to:literal, $d:literal, $dmin:literal) => {
         concat!(
-            "vpxor xmm", $x, ", xmm", $x, ", xmm", $x, "\n",
-            "vpdpwssd zmm", $x, ", zmm", $low, ", dword ptr [{sums} + 4 * ", $t, "]{{1to16}}\n",
-            "vpdpwssd zmm", $x, ", zmm", $high, ", dword ptr [{sums} + 4 * (", $tile, " + ", $t, ")]{{1to16}}\n",
-            value!(Plain, $tile, $t, $x, $to, $d, $dmin, $low, $high),
-            "vcvtdq2ps zmm", $x, ", zmm", $x, "\n",
+            value!(Plain, $x, $to, $d, $dmin),
             "vfnmadd231ps zmm", $to, ", zmm", $dmin, ", zmm", $x, "\n",
         )
     };
 }
 
-/// Adds that times the float of the token to the total with number `2 $t + $r`.
+/// Adds the values of token `$t` times its float to its totals.
 #[rustfmt::skip]
 macro_rules! total {
-    ($t:literal, $r:literal, $x:literal, $to:literal) => {
+    ($has:ident, $t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
         concat!(
-            "vbroadcastss zmm", $x, ", [{floats} + 4 * ", $t, "]\n",
-            "vfmadd213ps zmm", $x, ", zmm", $to, ", [{from} + 64 * (2 * ", $t, " + ", $r, ")]\n",
-            "vmovups [{total} + 64 * (2 * ", $t, " + ", $r, ")], zmm", $x, "\n",
+            "vbroadcastss zmm28, [{floats} + 4 * ", $t, "]\n",
+            value!($has, $x, $to_x, 24, 26),
+            value!($has, $y, $to_y, 25, 27),
+            "vfmadd213ps zmm", $to_x, ", zmm28, [{from} + 128 * ", $t, "]\n",
+            "vfmadd213ps zmm", $to_y, ", zmm28, [{from} + 128 * ", $t, " + 64]\n",
+            "vmovups [{total} + 128 * ", $t, "], zmm", $to_x, "\n",
+            "vmovups [{total} + 128 * ", $t, " + 64], zmm", $to_y, "\n",
         )
     };
 }
@@ -42,12 +62,10 @@ macro_rules! total {
 /// The mins of the rows, if there are any: of two pairs of groups.
 macro_rules! mins {
     (Plain) => {
-        "/* no {dmin}, {mins} and {sums} */"
+        "/* no {mins} and {sums} */"
     };
     (Mins) => {
         concat!(
-            "vmovups zmm26, [{dmin}]\n",
-            "vmovups zmm27, [{dmin} + 64]\n",
             "vmovdqu64 zmm28, [{mins}]\n",
             "vmovdqu64 zmm29, [{mins} + 64]\n",
             "vmovdqu64 zmm30, [{mins} + 128]\n",
@@ -56,20 +74,27 @@ macro_rules! mins {
     };
 }
 
+/// The floats of the rows for mins, if there are any.
+macro_rules! dmin {
+    (Plain) => {
+        "/* no {dmin} */"
+    };
+    (Mins) => {
+        concat!("vmovups zmm26, [{dmin}]\n", "vmovups zmm27, [{dmin} + 64]\n")
+    };
+}
+
 /// Adds `$words` to the totals.
 macro_rules! totals {
     ($tile:literal, $has:ident, $words:ident, $span:ident, $from:ident, $total:ident,
      [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal, $reg_x:tt, $reg_y:tt)),+]) => {
         std::arch::asm!(
+            mins!($has),
+            $(min!($has, $tile, $t, $x, $y),)+
             "vmovups zmm24, [{d}]",
             "vmovups zmm25, [{d} + 64]",
-            mins!($has),
-            $(
-                value!($has, $tile, $t, $x, $to_x, 24, 26, 28, 30),
-                total!($t, 0, $x, $to_x),
-                value!($has, $tile, $t, $y, $to_y, 25, 27, 29, 31),
-                total!($t, 1, $y, $to_y),
-            )+
+            dmin!($has),
+            $(total!($has, $t, $x, $y, $to_x, $to_y),)+
             d = in(reg) $span.d,
             dmin = in(reg) $span.dmin,
             mins = in(reg) $span.mins,
@@ -121,7 +146,7 @@ macro_rules! add_totals {
     };
 }
 
-pub(super) use {add_totals, mins, tokens, total, totals, value};
+pub(super) use {add_totals, dmin, min, mins, tokens, total, totals, value};
 
 /// What a total starts from.
 pub(super) static ZERO: [f32; 12 * MAX_LANES] = [0.0; 12 * MAX_LANES];
