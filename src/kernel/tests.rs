@@ -163,7 +163,7 @@ fn check_format<F: Unpack>(format: F, kind: TensorType) {
         for level in Level::available() {
             let case = format!("{kind} {rows}×{columns}×{tokens} {level:?}");
             assert_eq!(few(format, level, &weights, row_bytes, &a), want, "matvec, {case}");
-            for way in [Way::Lanes, Way::Sums, Way::Tiles] {
+            for way in [Way::Lanes, Way::Apart, Way::Sums, Way::Tiles] {
                 let got = many(format, level, &weights, row_bytes, &a, way);
                 assert_eq!(got, want, "matmul, {case}, by {way:?}");
             }

@@ -51,6 +51,9 @@ pub struct SpansTile<'a> {
     pub rows: &'a [i32],
     /// The largest lane.
     pub largest_lane: u8,
+    /// Whether each group's sums are rather scaled by themselves than two groups' at once, for which one has to be shifted and added to the
+    /// other: where that takes the pipes that multiply.
+    pub apart: bool,
     /// `[quads, T]`.
     pub tokens: &'a [i32],
     /// `[groups, T]`: what sums start from; empty if from 0.
@@ -64,6 +67,8 @@ pub struct SpansTile<'a> {
     pub correction: &'a [i32],
     /// Of each span, the largest size of a group's sum, whatever the rows.
     pub largest: &'a [i32],
+    /// The same of a half of a group, whose sums start from 0; there for groups of 8 quads that are scaled `apart`.
+    pub largest_half: &'a [i32],
     /// The largest size of a correction.
     pub largest_correction: &'a [i32],
     /// Of all blocks and spans.

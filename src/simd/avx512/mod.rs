@@ -577,7 +577,7 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     ) {
         assert!(VNNI);
         // Sound: the token proves AVX-512 with VNNI.
-        unsafe { pairs::tile::<Self, R, T, MINS>(self, totals, tile, before, pairs::Way::best()) };
+        unsafe { pairs::tile::<Self, R, T, MINS>(self, totals, tile, before) };
     }
     #[inline(always)]
     fn f_sums_tile<const R: usize, const T: usize, const MINS: bool>(

@@ -3,7 +3,6 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::sums::adds_elsewhere;
 use super::tile::{Span, ZERO, add_totals, check, dmin, min, mins, tokens, total, totals, value};
 use crate::simd::span::fits;
 use crate::simd::{Finished, Isa, Partials, SpansTile};
@@ -101,18 +100,6 @@ macro_rules! group {
     };
 }
 
-/// A group of columns, from `{rows}` and `{tokens}` on: its quads, whose numbers are given, one after the other.
-#[rustfmt::skip]
-macro_rules! quads {
-    ($tile:literal, [$($quad:literal),+], $tokens:tt) => {
-        concat!(
-            $(quad!($tile, $quad, $tokens),)+
-            "add {rows}, {row_bytes}\n",
-            "add {tokens}, {token_bytes}\n",
-        )
-    };
-}
-
 /// Adds the products of four columns: quad number `$quad` of the group.
 #[rustfmt::skip]
 macro_rules! quad {
@@ -126,6 +113,30 @@ macro_rules! quad {
                 "vpdpbusd zmm", $y, ", zmm25, zmm28\n",
             )+
         )
+    };
+}
+
+/// Nothing in the registers of all tokens' sums.
+macro_rules! zeros {
+    ([$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
+        concat!($(zero!($x), zero!($y)),+)
+    };
+}
+
+/// The scales of the first or second group of a pair, in the low halves of words. (What masks them is in zmm31.)
+macro_rules! low_scales {
+    (First) => {
+        "vpandd zmm24, zmm31, [{scales}]\nvpandd zmm25, zmm31, [{scales} + 64]\n"
+    };
+    (Second) => {
+        "vpsrld zmm24, [{scales}], 16\nvpsrld zmm25, [{scales} + 64], 16\n"
+    };
+}
+
+/// [`scale_low`] of all tokens.
+macro_rules! scales_low {
+    ([$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
+        concat!($(scale_low!($x, $y, $to_x, $to_y)),+)
     };
 }
 
@@ -153,16 +164,41 @@ macro_rules! multiply {
     };
 }
 
-/// The instructions that scale a span's sums: two groups' together where they fit 16 bits (`Pairs`), or each group's by itself, of four or eight
-/// quads (`Fours`, `Eights`), or where they do not fit (`Words`).
+/// The scaled sums of a group of columns, from `{rows}` and `{tokens}` on: its quads, whose numbers are given in parts that are scaled one by one.
+#[rustfmt::skip]
+macro_rules! apart {
+    ($tile:literal, $has:ident, $at:literal, $half:ident, [[$($quad:literal),+] $(, [$($other:literal),+])?], $tokens:tt,
+     [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
+        concat!(
+            $(start!($has, $at, $t, $x, $y),)+
+            $(quad!($tile, $quad, $tokens),)+
+            low_scales!($half),
+            $(scale_low!($x, $y, $to_x, $to_y),)+
+            $(
+                zeros!($tokens),
+                $(quad!($tile, $other, $tokens),)+
+                low_scales!($half),
+                scales_low!($tokens),
+            )?
+            "add {rows}, {row_bytes}\n",
+            "add {tokens}, {token_bytes}\n",
+        )
+    };
+}
+
+/// The instructions that scale a span's sums: two groups' together (`Pairs`), or each group's by themselves, of four or eight quads (`Fours`,
+/// `Eights`), or those of its halves where these fit 16 bits only (`Halves`), or sums that need more (`Words`).
 macro_rules! instructions {
     (Fours, $tile:literal, $has:ident, $tokens:tt) => {
-        instructions!(apart $tile, $has, [0, 1, 2, 3], $tokens, $tokens)
+        instructions!(Apart, $tile, $has, [[0, 1, 2, 3]], $tokens, $tokens)
     };
     (Eights, $tile:literal, $has:ident, $tokens:tt) => {
-        instructions!(apart $tile, $has, [0, 1, 2, 3, 4, 5, 6, 7], $tokens, $tokens)
+        instructions!(Apart, $tile, $has, [[0, 1, 2, 3, 4, 5, 6, 7]], $tokens, $tokens)
     };
-    (apart $tile:literal, $has:ident, $quads:tt, $tokens:tt,
+    (Halves, $tile:literal, $has:ident, $tokens:tt) => {
+        instructions!(Apart, $tile, $has, [[0, 1, 2, 3], [4, 5, 6, 7]], $tokens, $tokens)
+    };
+    (Apart, $tile:literal, $has:ident, $quads:tt, $tokens:tt,
      [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
         concat!(
             "/* no {quads} */\n",
@@ -170,16 +206,8 @@ macro_rules! instructions {
             "vpbroadcastd zmm31, {left:e}\n",
             $(zero!($to_x), zero!($to_y),)+
             "2:\n",
-            $(start!($has, 0, $t, $x, $y),)+
-            quads!($tile, $quads, $tokens),
-            "vpandd zmm24, zmm31, [{scales}]\n",
-            "vpandd zmm25, zmm31, [{scales} + 64]\n",
-            $(scale_low!($x, $y, $to_x, $to_y),)+
-            $(start!($has, $tile, $t, $x, $y),)+
-            quads!($tile, $quads, $tokens),
-            "vpsrld zmm24, [{scales}], 16\n",
-            "vpsrld zmm25, [{scales} + 64], 16\n",
-            $(scale_low!($x, $y, $to_x, $to_y),)+
+            apart!($tile, $has, 0, First, $quads, $tokens, $tokens),
+            apart!($tile, $has, $tile, Second, $quads, $tokens, $tokens),
         )
     };
     (Pairs, $tile:literal, $has:ident, [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
@@ -267,23 +295,6 @@ macro_rules! block {
     };
 }
 
-/// How sums that fit 16 bits are scaled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    /// Two groups' by one multiplication, for which one is raised to the high halves of words: best where the CPU adds and shifts in other
-    /// pipes than it multiplies in.
-    Pairs,
-    /// Each group's by a multiplication: best where everything is done in the same pipes.
-    Apart,
-}
-
-impl Way {
-    /// The best here.
-    pub fn best() -> Self {
-        if adds_elsewhere() { Way::Pairs } else { Way::Apart }
-    }
-}
-
 /// [`Isa::f_pairs_tile`](crate::simd::Isa::f_pairs_tile).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -292,13 +303,13 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     totals: &mut [Partials<R, T>; 2],
     tile: &SpansTile,
     mut before: Finished<R, T>,
-    way: Way,
 ) {
     const { assert!(R == 2 && (T == 4 || T == 6)) };
     check::<T, MINS>(tile);
     let (groups, has_starts) = (tile.groups, !tile.starts.is_empty());
     assert!(groups.is_multiple_of(2) && tile.scales.len() >= 16 * groups * tile.spans);
     assert!(!has_starts || tile.starts.len() >= T * groups * tile.spans);
+    assert!(!tile.apart || tile.quads != 8 || tile.largest_half.len() >= tile.spans);
     for s in 0..tile.spans {
         before.at_span(isa, s);
         let total = &mut totals[s % 2];
@@ -309,9 +320,12 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
             let span = Span::of::<T, MINS>(tile, s);
             let scales = tile.scales.as_ptr().add(16 * groups * s);
             let starts = tile.starts.as_ptr().wrapping_add(T * groups * s);
-            match (fits(tile.largest[s]), way, tile.quads) {
-                (true, Way::Apart, 4) => scaled!(Fours, T, has_starts, words, span, starts, scales, tile),
-                (true, Way::Apart, 8) => scaled!(Eights, T, has_starts, words, span, starts, scales, tile),
+            match (fits(tile.largest[s]), tile.apart, tile.quads) {
+                (true, true, 4) => scaled!(Fours, T, has_starts, words, span, starts, scales, tile),
+                (true, true, 8) => scaled!(Eights, T, has_starts, words, span, starts, scales, tile),
+                (false, true, 8) if !has_starts && fits(tile.largest_half[s]) => {
+                    scaled!(Halves, T, has_starts, words, span, starts, scales, tile);
+                }
                 (true, ..) => scaled!(Pairs, T, has_starts, words, span, starts, scales, tile),
                 (false, ..) => scaled!(Words, T, has_starts, words, span, starts, scales, tile),
             }
