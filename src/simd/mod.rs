@@ -136,7 +136,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
         None
     }
 
-    /// Whether [`Isa::f_sums_tile`] is faster here than [`Isa::f_span_tile`].
+    /// Whether [`Isa::f_sums_tile`] is faster here than [`Isa::f_span_tile`]: additions take other pipes than multiplications. Where they do not,
+    /// [`SpansTile::apart`] is.
     #[inline(always)]
     fn multiplies_sums(self) -> bool {
         false
