@@ -66,6 +66,17 @@ macro_rules! add {
     };
 }
 
+/// Adds pairs of 16-bit sums times pairs of scales, which are in zmm24 and 25; where there is one sum only, the other scale is 0.
+#[rustfmt::skip]
+macro_rules! scale_pairs {
+    ($x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
+        concat!(
+            "vpdpwssd zmm", $to_x, ", zmm", $x, ", zmm24\n",
+            "vpdpwssd zmm", $to_y, ", zmm", $y, ", zmm25\n",
+        )
+    };
+}
+
 /// Adds the sums of both groups times their scales, which are in zmm24 and 25. The low half is a signed number again when its top bit is
 /// flipped.
 #[rustfmt::skip]
@@ -74,8 +85,7 @@ macro_rules! scale {
         concat!(
             "vpxord zmm", $x, ", zmm", $x, ", zmm31\n",
             "vpxord zmm", $y, ", zmm", $y, ", zmm31\n",
-            "vpdpwssd zmm", $to_x, ", zmm", $x, ", zmm24\n",
-            "vpdpwssd zmm", $to_y, ", zmm", $y, ", zmm25\n",
+            scale_pairs!($x, $y, $to_x, $to_y),
         )
     };
 }
@@ -116,10 +126,10 @@ macro_rules! quad {
     };
 }
 
-/// Nothing in the registers of all tokens' sums.
-macro_rules! zeros {
-    ([$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
-        concat!($(zero!($x), zero!($y)),+)
+/// [`start`] of all tokens.
+macro_rules! starts {
+    ($has:ident, $at:literal, [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
+        concat!($(start!($has, $at, $t, $x, $y)),+)
     };
 }
 
@@ -130,24 +140,6 @@ macro_rules! low_scales {
     };
     (Second) => {
         "vpsrld zmm24, [{scales}], 16\nvpsrld zmm25, [{scales} + 64], 16\n"
-    };
-}
-
-/// [`scale_low`] of all tokens.
-macro_rules! scales_low {
-    ([$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
-        concat!($(scale_low!($x, $y, $to_x, $to_y)),+)
-    };
-}
-
-/// Adds sums that fit 16 bits times scales in the low halves of words, which are in zmm24 and 25; nothing is in the high ones.
-#[rustfmt::skip]
-macro_rules! scale_low {
-    ($x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
-        concat!(
-            "vpdpwssd zmm", $to_x, ", zmm", $x, ", zmm24\n",
-            "vpdpwssd zmm", $to_y, ", zmm", $y, ", zmm25\n",
-        )
     };
 }
 
@@ -164,22 +156,25 @@ macro_rules! multiply {
     };
 }
 
-/// The scaled sums of a group of columns, from `{rows}` and `{tokens}` on: its quads, whose numbers are given in parts that are scaled one by one.
-#[rustfmt::skip]
-macro_rules! apart {
-    ($tile:literal, $has:ident, $at:literal, $half:ident, [[$($quad:literal),+] $(, [$($other:literal),+])?], $tokens:tt,
+/// Adds the scaled sums of some quads of a group, which are given by their numbers.
+macro_rules! part {
+    ($tile:literal, $half:ident, [$($quad:literal),+], $tokens:tt,
      [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
         concat!(
-            $(start!($has, $at, $t, $x, $y),)+
             $(quad!($tile, $quad, $tokens),)+
             low_scales!($half),
-            $(scale_low!($x, $y, $to_x, $to_y),)+
-            $(
-                zeros!($tokens),
-                $(quad!($tile, $other, $tokens),)+
-                low_scales!($half),
-                scales_low!($tokens),
-            )?
+            $(scale_pairs!($x, $y, $to_x, $to_y)),+
+        )
+    };
+}
+
+/// Adds the scaled sums of a group of columns, from `{rows}` and `{tokens}` on, in one part or two.
+macro_rules! apart {
+    ($tile:literal, $has:ident, $at:literal, $half:ident, [$first:tt $(, $second:tt)?], $tokens:tt) => {
+        concat!(
+            starts!($has, $at, $tokens),
+            part!($tile, $half, $first, $tokens, $tokens),
+            $(starts!(None, 0, $tokens), part!($tile, $half, $second, $tokens, $tokens),)?
             "add {rows}, {row_bytes}\n",
             "add {tokens}, {token_bytes}\n",
         )
@@ -206,8 +201,8 @@ macro_rules! instructions {
             "vpbroadcastd zmm31, {left:e}\n",
             $(zero!($to_x), zero!($to_y),)+
             "2:\n",
-            apart!($tile, $has, 0, First, $quads, $tokens, $tokens),
-            apart!($tile, $has, $tile, Second, $quads, $tokens, $tokens),
+            apart!($tile, $has, 0, First, $quads, $tokens),
+            apart!($tile, $has, $tile, Second, $quads, $tokens),
         )
     };
     (Pairs, $tile:literal, $has:ident, [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
