@@ -54,8 +54,6 @@ pub struct PackedTokens {
     sums: Vec<i32>,
     /// `[tiles, padded / span]`: the largest size of a group's sum, whatever the rows. Set where it matters whether sums fit 16 bits.
     largest: Vec<i32>,
-    /// The same of half a group, where groups of 32 columns are scaled by themselves.
-    largest_half: Vec<i32>,
 }
 
 impl PackedTokens {
@@ -89,15 +87,12 @@ impl PackedTokens {
         self.sums.resize(tiles * sums, 0);
         let spans = padded / F::SPAN;
         self.largest.resize(tiles * spans, 0);
-        let halves = if way == Way::Apart && F::GROUP == 32 { spans } else { 0 };
-        self.largest_half.resize(tiles * halves, 0);
         let all = (
             SharedMut::new(&mut self.quads),
             SharedMut::new(&mut self.scales),
             SharedMut::new(&mut self.starts),
             SharedMut::new(&mut self.sums),
             SharedMut::new(&mut self.largest),
-            SharedMut::new(&mut self.largest_half),
         );
         pool.run(tiles, |i| {
             // Sound: each task writes its own tile.
@@ -112,7 +107,6 @@ impl PackedTokens {
                     starts: all.2.slice(i * starts, starts),
                     sums: all.3.slice(i * sums, sums),
                     largest: all.4.slice(i * spans, spans),
-                    largest_half: all.5.slice(i * halves, halves),
                     _format,
                 };
                 dispatch_at(level, pack);
@@ -137,7 +131,6 @@ struct PackTile<'a, F> {
     starts: &'a mut [i32],
     sums: &'a mut [i32],
     largest: &'a mut [i32],
-    largest_half: &'a mut [i32],
     _format: F,
 }
 
@@ -148,7 +141,6 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
     fn run<I: Isa>(mut self, isa: I) {
         let padded = self.from.padded();
         self.largest.fill(0);
-        self.largest_half.fill(0);
         let for_tiles = const { has_tiles::<F, I>() } && self.way == Way::Tiles;
         for t in 0..self.tile {
             let row = self.first + t;
@@ -242,7 +234,7 @@ impl<F: Unpack> PackTile<'_, F> {
         }
     }
 
-    /// The largest sizes of groups' sums, and of those of their halves.
+    /// The largest sizes of groups' sums.
     #[inline(always)]
     fn limits<I: Isa>(&mut self, isa: I, row: usize, sums: &[i16]) {
         let padded = self.from.padded();
@@ -254,13 +246,6 @@ impl<F: Unpack> PackTile<'_, F> {
                 let (sum, size) = (sum(&sums[2 * i..][group.clone()]), sum(&sizes[group]));
                 let largest = &mut self.largest[32 * i / F::SPAN];
                 *largest = largest_sum::<F>(sum, size).max(*largest);
-            }
-            if F::GROUP == 32 && self.way == Way::Apart {
-                let largest = &mut self.largest_half[32 * i / F::SPAN];
-                for h in 0..2 {
-                    let sum = i32::from(sums[2 * i + h]);
-                    *largest = largest_sum::<F>(sum, i32::from(sizes[h])).max(*largest);
-                }
             }
         }
     }
@@ -533,7 +518,8 @@ impl<F: Unpack> PanelProducts<'_, F> {
         const {
             assert!(
                 !(if P::SUMS { has_sums::<F, I>() } else { has_pairs::<F, I>() }) || F::BLOCK == 2 * F::SPAN
-            )
+            );
+            assert!(!has_pairs::<F, I>() || F::LARGEST_SCALE <= 128);
         };
         let Panel { lanes: panel, totals, .. } = &mut *self.panel;
         let (tokens, spans, wide) = (self.tokens, self.columns / F::SPAN, I::LANES * R);
@@ -560,11 +546,6 @@ impl<F: Unpack> PanelProducts<'_, F> {
             corrections,
             correction,
             largest: &tokens.largest[tile * tokens.padded / F::SPAN..][..spans],
-            largest_half: if tokens.way == Way::Apart && F::GROUP == 32 {
-                &tokens.largest_half[tile * tokens.padded / F::SPAN..][..spans]
-            } else {
-                &[]
-            },
             largest_correction,
             floats: floats::<F, I, R, T>(Span { panel, at: 0, tokens, tile, number: 0 }, spans),
         };

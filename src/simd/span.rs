@@ -58,7 +58,7 @@ pub struct SpansTile<'a> {
     pub tokens: &'a [i32],
     /// `[groups, T]`: what sums start from; empty if from 0.
     pub starts: &'a [i32],
-    /// `[groups / 2, R, LANES]`, as [`Scales::Pairs`] are; for products of sums `[groups, R, LANES]`, i16 in the low halves and nothing in the
+    /// `[groups / 2, R, LANES]`, as [`Scales::Pairs`] are, and each a byte with a sign; for products of sums `[groups, R, LANES]`, i16 in the low halves and nothing in the
     /// high ones.
     pub scales: &'a [i32],
     /// For products of sums, `[groups, R, LANES]`: what depends on the row alone, negative.
@@ -67,8 +67,6 @@ pub struct SpansTile<'a> {
     pub correction: &'a [i32],
     /// Of each span, the largest size of a group's sum, whatever the rows.
     pub largest: &'a [i32],
-    /// The same of a half of a group, whose sums start from 0; there for groups of 8 quads that are scaled `apart`.
-    pub largest_half: &'a [i32],
     /// The largest size of a correction.
     pub largest_correction: &'a [i32],
     /// Of all blocks and spans.

@@ -126,20 +126,48 @@ macro_rules! quad {
     };
 }
 
-/// [`start`] of all tokens.
-macro_rules! starts {
-    ($has:ident, $at:literal, [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
-        concat!($(start!($has, $at, $t, $x, $y)),+)
+/// The scales of the first or second group of a pair, in the low halves of words: what masks them is in zmm31. For sums that are split, times 256
+/// in the high halves: what puts their bytes there is in zmm29 and 30.
+macro_rules! own_scales {
+    (Whole, First) => {
+        "vpandd zmm24, zmm31, [{scales}]\nvpandd zmm25, zmm31, [{scales} + 64]\n"
+    };
+    (Whole, Second) => {
+        "vpsrld zmm24, [{scales}], 16\nvpsrld zmm25, [{scales} + 64], 16\n"
+    };
+    (Split, First) => {
+        own_scales!(Split, 29)
+    };
+    (Split, Second) => {
+        own_scales!(Split, 30)
+    };
+    (Split, $order:literal) => {
+        concat!(
+            "vmovdqu64 zmm24, [{scales}]\n",
+            "vmovdqu64 zmm25, [{scales} + 64]\n",
+            "vpshufb zmm24, zmm24, zmm",
+            $order,
+            "\n",
+            "vpshufb zmm25, zmm25, zmm",
+            $order,
+            "\n",
+        )
     };
 }
 
-/// The scales of the first or second group of a pair, in the low halves of words. (What masks them is in zmm31.)
-macro_rules! low_scales {
-    (First) => {
-        "vpandd zmm24, zmm31, [{scales}]\nvpandd zmm25, zmm31, [{scales} + 64]\n"
+/// Adds the sums of a group times their scales: of 16 bits, or split into a low byte and the 16 bits above it, which is one instruction that takes
+/// none of the pipes of a 32-bit product.
+#[rustfmt::skip]
+macro_rules! scale_own {
+    (Whole, $x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
+        scale_pairs!($x, $y, $to_x, $to_y)
     };
-    (Second) => {
-        "vpsrld zmm24, [{scales}], 16\nvpsrld zmm25, [{scales} + 64], 16\n"
+    (Split, $x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
+        concat!(
+            "vpshufb zmm", $x, ", zmm", $x, ", zmm31\n",
+            "vpshufb zmm", $y, ", zmm", $y, ", zmm31\n",
+            scale_pairs!($x, $y, $to_x, $to_y),
+        )
     };
 }
 
@@ -156,57 +184,65 @@ macro_rules! multiply {
     };
 }
 
-/// Adds the scaled sums of some quads of a group, which are given by their numbers.
-macro_rules! part {
-    ($tile:literal, $half:ident, [$($quad:literal),+], $tokens:tt,
+/// Adds the scaled sums of a group of columns, from `{rows}` and `{tokens}` on, whose quads are given by their numbers.
+macro_rules! apart {
+    ($tile:literal, $has:ident, $at:literal, $half:ident, $sums:ident, [$($quad:literal),+], $tokens:tt,
      [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
         concat!(
+            $(start!($has, $at, $t, $x, $y),)+
             $(quad!($tile, $quad, $tokens),)+
-            low_scales!($half),
-            $(scale_pairs!($x, $y, $to_x, $to_y)),+
-        )
-    };
-}
-
-/// Adds the scaled sums of a group of columns, from `{rows}` and `{tokens}` on, in one part or two.
-macro_rules! apart {
-    ($tile:literal, $has:ident, $at:literal, $half:ident, [$first:tt $(, $second:tt)?], $tokens:tt) => {
-        concat!(
-            starts!($has, $at, $tokens),
-            part!($tile, $half, $first, $tokens, $tokens),
-            $(starts!(None, 0, $tokens), part!($tile, $half, $second, $tokens, $tokens),)?
+            own_scales!($sums, $half),
+            $(scale_own!($sums, $x, $y, $to_x, $to_y),)+
             "add {rows}, {row_bytes}\n",
             "add {tokens}, {token_bytes}\n",
         )
     };
 }
 
-/// The instructions that scale a span's sums: two groups' together (`Pairs`), or each group's by themselves, of four or eight quads (`Fours`,
-/// `Eights`), or those of its halves where these fit 16 bits only (`Halves`), or sums that need more (`Words`).
+/// Constants of [`apart!`].
+macro_rules! orders {
+    (Whole) => {
+        "/* no {orders} */\nmov {left:e}, 0xffff\nvpbroadcastd zmm31, {left:e}\n"
+    };
+    (Split) => {
+        concat!(
+            "/* no {left} */\n",
+            "vbroadcasti32x4 zmm31, [{orders}]\n",
+            "vbroadcasti32x4 zmm29, [{orders} + 16]\n",
+            "vbroadcasti32x4 zmm30, [{orders} + 32]\n",
+        )
+    };
+}
+
+/// The instructions that scale a span's sums: two groups' together (`Pairs`), or sums that need more than 16 bits (`Words`); or each group's by
+/// themselves, of four or eight quads, if they fit (`Fours`, `Eights`) or not (`SplitFours`, `SplitEights`).
 macro_rules! instructions {
     (Fours, $tile:literal, $has:ident, $tokens:tt) => {
-        instructions!(Apart, $tile, $has, [[0, 1, 2, 3]], $tokens, $tokens)
+        instructions!(Apart, $tile, $has, Whole, [0, 1, 2, 3], $tokens, $tokens)
     };
     (Eights, $tile:literal, $has:ident, $tokens:tt) => {
-        instructions!(Apart, $tile, $has, [[0, 1, 2, 3, 4, 5, 6, 7]], $tokens, $tokens)
+        instructions!(Apart, $tile, $has, Whole, [0, 1, 2, 3, 4, 5, 6, 7], $tokens, $tokens)
     };
-    (Halves, $tile:literal, $has:ident, $tokens:tt) => {
-        instructions!(Apart, $tile, $has, [[0, 1, 2, 3], [4, 5, 6, 7]], $tokens, $tokens)
+    (SplitFours, $tile:literal, $has:ident, $tokens:tt) => {
+        instructions!(Apart, $tile, $has, Split, [0, 1, 2, 3], $tokens, $tokens)
     };
-    (Apart, $tile:literal, $has:ident, $quads:tt, $tokens:tt,
+    (SplitEights, $tile:literal, $has:ident, $tokens:tt) => {
+        instructions!(Apart, $tile, $has, Split, [0, 1, 2, 3, 4, 5, 6, 7], $tokens, $tokens)
+    };
+    (Apart, $tile:literal, $has:ident, $sums:ident, $quads:tt, $tokens:tt,
      [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
         concat!(
             "/* no {quads} */\n",
-            "mov {left:e}, 0xffff\n",
-            "vpbroadcastd zmm31, {left:e}\n",
+            orders!($sums),
             $(zero!($to_x), zero!($to_y),)+
             "2:\n",
-            apart!($tile, $has, 0, First, $quads, $tokens),
-            apart!($tile, $has, $tile, Second, $quads, $tokens),
+            apart!($tile, $has, 0, First, $sums, $quads, $tokens, $tokens),
+            apart!($tile, $has, $tile, Second, $sums, $quads, $tokens, $tokens),
         )
     };
     (Pairs, $tile:literal, $has:ident, [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
         concat!(
+            "/* no {orders} */\n",
             "mov {left:e}, 0x8000\n",
             "vpbroadcastd zmm31, {left:e}\n",
             $(zero!($to_x), zero!($to_y),)+
@@ -230,7 +266,7 @@ macro_rules! instructions {
     };
     (Words, $tile:literal, $has:ident, [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
         concat!(
-            "/* no {row_bytes} and {token_bytes} */\n",
+            "/* no {row_bytes}, {token_bytes} and {orders} */\n",
             $(zero!($to_x), zero!($to_y),)+
             "2:\n",
             $(start!($has, 0, $t, $x, $y),)+
@@ -279,6 +315,7 @@ macro_rules! block {
             quads = in(reg) $all.quads,
             row_bytes = in(reg) 128 * $all.quads,
             token_bytes = in(reg) 4 * $tile * $all.quads,
+            orders = in(reg) ORDERS.as_ptr(),
             left = out(reg) _,
             $(out($reg_x) $words[2 * $t], out($reg_y) $words[2 * $t + 1],)+
             out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
@@ -289,6 +326,20 @@ macro_rules! block {
         )
     };
 }
+
+/// Orders of a word's bytes (0x80 is a zero): those of a sum `low + 256 * high` as a pair of 16-bit numbers, and scales as they multiply these, the
+/// first of a pair and the second. Scales are bytes with a sign, whatever room they have.
+static ORDERS: [[u8; 16]; 3] = {
+    let words: [[u8; 4]; 3] = [[0, 0x80, 1, 2], [0, 1, 0x80, 0], [2, 3, 0x80, 2]];
+    let mut orders = [[0; 16]; 3];
+    let mut i = 0;
+    while i < 48 {
+        let byte = words[i / 16][i % 4];
+        orders[i / 16][i % 16] = if byte == 0x80 { byte } else { byte + i as u8 % 16 / 4 * 4 };
+        i += 1;
+    }
+    orders
+};
 
 /// [`Isa::f_pairs_tile`](crate::simd::Isa::f_pairs_tile).
 #[inline]
@@ -304,7 +355,6 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     let (groups, has_starts) = (tile.groups, !tile.starts.is_empty());
     assert!(groups.is_multiple_of(2) && tile.scales.len() >= 16 * groups * tile.spans);
     assert!(!has_starts || tile.starts.len() >= T * groups * tile.spans);
-    assert!(!tile.apart || tile.quads != 8 || tile.largest_half.len() >= tile.spans);
     for s in 0..tile.spans {
         before.at_span(isa, s);
         let total = &mut totals[s % 2];
@@ -318,9 +368,8 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
             match (fits(tile.largest[s]), tile.apart, tile.quads) {
                 (true, true, 4) => scaled!(Fours, T, has_starts, words, span, starts, scales, tile),
                 (true, true, 8) => scaled!(Eights, T, has_starts, words, span, starts, scales, tile),
-                (false, true, 8) if !has_starts && fits(tile.largest_half[s]) => {
-                    scaled!(Halves, T, has_starts, words, span, starts, scales, tile);
-                }
+                (false, true, 4) => scaled!(SplitFours, T, has_starts, words, span, starts, scales, tile),
+                (false, true, 8) => scaled!(SplitEights, T, has_starts, words, span, starts, scales, tile),
                 (true, ..) => scaled!(Pairs, T, has_starts, words, span, starts, scales, tile),
                 (false, ..) => scaled!(Words, T, has_starts, words, span, starts, scales, tile),
             }
