@@ -392,6 +392,9 @@ const fn has_pairs<F: Unpack, I: Isa>() -> bool {
     matches!(scaling::<F, I, OfLanes>(), Scaling::Pairs)
 }
 
+/// Up to so many tokens, panels that are unpacked block by block are faster than [`Way::Apart`] where there is no matrix unit.
+const BLOCKWISE_BEFORE_APART: usize = 24;
+
 /// The fastest way for a batch of `tokens`.
 struct Best<F> {
     tokens: usize,
@@ -404,13 +407,18 @@ impl<F: Unpack> Kernel for Best<F> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Way {
         let (has_sums, has_tiles) = const { (has_sums::<F, I>(), has_tiles::<F, I>()) };
-        if self.tokens <= const { blockwise_tokens::<F, I>() } {
+        let is_apart = const { has_pairs::<F, I>() } && !isa.multiplies_sums();
+        let mut blockwise = const { blockwise_tokens::<F, I>() };
+        if is_apart && isa.tiles().is_none() {
+            blockwise = blockwise.min(BLOCKWISE_BEFORE_APART);
+        }
+        if self.tokens <= blockwise {
             Way::Lanes
         } else if has_tiles && self.tokens >= tiles::LEAST_TOKENS && isa.tiles().is_some() {
             Way::Tiles
         } else if has_sums && isa.multiplies_sums() {
             Way::Sums
-        } else if const { has_pairs::<F, I>() } && !isa.multiplies_sums() {
+        } else if is_apart {
             Way::Apart
         } else {
             Way::Lanes

@@ -155,7 +155,13 @@ pub trait Isa: Copy + Send + Sync + 'static {
         self.tile(kernel);
     }
 
-    /// As [`Isa::tile`], with more tokens where all registers but a few can hold sums.
+    /// As [`Isa::tile`], for what needs no registers but for sums and operands: many vectors, so that few loads go with each product.
+    #[inline(always)]
+    fn wide_tile<K: TileKernel>(self, kernel: K) {
+        self.tile(kernel);
+    }
+
+    /// As [`Isa::wide_tile`], with more tokens and fewer vectors.
     #[inline(always)]
     fn tall_tile<K: TileKernel>(self, kernel: K) {
         self.tile(kernel);

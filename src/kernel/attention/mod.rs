@@ -202,11 +202,10 @@ impl Attention<'_> {
             }
             let keys = (end - start).min(self.block());
             for at in (0..keys).step_by(GRAIN) {
-                isa.tall_tile(GrainScores { of: self, start, at, scratch });
+                isa.wide_tile(GrainScores { of: self, start, at, scratch });
             }
             self.softmax_step(isa, start, keys.next_multiple_of(GRAIN), scratch);
-            // (In a taller tile the compiler keeps sums of values in memory.)
-            isa.tile(BlockSums { of: self, start, keys, scratch });
+            isa.tall_tile(BlockSums { of: self, start, keys, scratch });
         }
     }
 

@@ -260,6 +260,11 @@ pub(super) fn weighted_sums<I: Isa, P: Products<I>, const V: usize, const Q: usi
                 columns_of_sums::<I, P, 6, Q>(isa, products, weights, values, padded, (row, d), out);
                 v += 6;
             }
+            // Of four vectors, or eight, none is left alone.
+            (_, 2 | 4) if V == 3 => {
+                columns_of_sums::<I, P, 2, Q>(isa, products, weights, values, padded, (row, d), out);
+                v += 2;
+            }
             _ => {
                 columns_of_sums::<I, P, V, Q>(isa, products, weights, values, padded, (row, d), out);
                 v += V;

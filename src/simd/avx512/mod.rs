@@ -121,8 +121,13 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     }
 
     #[inline(always)]
+    fn wide_tile<K: TileKernel>(self, kernel: K) {
+        kernel.run::<Self, 4, 6>(self);
+    }
+
+    #[inline(always)]
     fn tall_tile<K: TileKernel>(self, kernel: K) {
-        kernel.run::<Self, 2, 12>(self);
+        kernel.run::<Self, 3, 8>(self);
     }
 
     #[inline(always)]
