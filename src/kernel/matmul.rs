@@ -527,6 +527,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
             assert!(
                 !(if P::SUMS { has_sums::<F, I>() } else { has_pairs::<F, I>() }) || F::BLOCK == 2 * F::SPAN
             );
+            // (Scales in pairs are bytes with a sign: 128 is a negative one's size.)
             assert!(!has_pairs::<F, I>() || F::LARGEST_SCALE <= 128);
         };
         let Panel { lanes: panel, totals, .. } = &mut *self.panel;

@@ -58,8 +58,8 @@ pub struct SpansTile<'a> {
     pub tokens: &'a [i32],
     /// `[groups, T]`: what sums start from; empty if from 0.
     pub starts: &'a [i32],
-    /// `[groups / 2, R, LANES]`, as [`Scales::Pairs`] are, and each a byte with a sign; for products of sums `[groups, R, LANES]`, i16 in the low halves and nothing in the
-    /// high ones.
+    /// `[groups / 2, R, LANES]`, as [`Scales::Pairs`] are, and each a byte with a sign; for products of sums `[groups, R, LANES]`, i16 in the
+    /// low halves and nothing in the high ones.
     pub scales: &'a [i32],
     /// For products of sums, `[groups, R, LANES]`: what depends on the row alone, negative.
     pub corrections: &'a [i32],

@@ -66,26 +66,28 @@ macro_rules! add {
     };
 }
 
-/// Adds pairs of 16-bit sums times pairs of scales, which are in zmm24 and 25; where there is one sum only, the other scale is 0.
+/// Adds sums times scales, which are in zmm24 and 25: one sum of 16 bits (`Whole`; the other scale is 0), a sum split into a low byte and the 16 bits
+/// above it (`Split`), or those of two groups in a word (`Both`), whose low half is a signed number again when its top bit is flipped. What does that is
+/// in zmm31.
 #[rustfmt::skip]
-macro_rules! scale_pairs {
-    ($x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
+macro_rules! scale {
+    (Whole, $x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
         concat!(
             "vpdpwssd zmm", $to_x, ", zmm", $x, ", zmm24\n",
             "vpdpwssd zmm", $to_y, ", zmm", $y, ", zmm25\n",
         )
     };
-}
-
-/// Adds the sums of both groups times their scales, which are in zmm24 and 25. The low half is a signed number again when its top bit is
-/// flipped.
-#[rustfmt::skip]
-macro_rules! scale {
-    ($x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
+    (Split, $x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
+        scale!("vpshufb", $x, $y, $to_x, $to_y)
+    };
+    (Both, $x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
+        scale!("vpxord", $x, $y, $to_x, $to_y)
+    };
+    ($first:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
         concat!(
-            "vpxord zmm", $x, ", zmm", $x, ", zmm31\n",
-            "vpxord zmm", $y, ", zmm", $y, ", zmm31\n",
-            scale_pairs!($x, $y, $to_x, $to_y),
+            $first, " zmm", $x, ", zmm", $x, ", zmm31\n",
+            $first, " zmm", $y, ", zmm", $y, ", zmm31\n",
+            scale!(Whole, $x, $y, $to_x, $to_y),
         )
     };
 }
@@ -128,6 +130,7 @@ macro_rules! quad {
 
 /// The scales of the first or second group of a pair, in the low halves of words: what masks them is in zmm31. For sums that are split, times 256
 /// in the high halves: what puts their bytes there is in zmm29 and 30.
+#[rustfmt::skip]
 macro_rules! own_scales {
     (Whole, First) => {
         "vpandd zmm24, zmm31, [{scales}]\nvpandd zmm25, zmm31, [{scales} + 64]\n"
@@ -145,28 +148,8 @@ macro_rules! own_scales {
         concat!(
             "vmovdqu64 zmm24, [{scales}]\n",
             "vmovdqu64 zmm25, [{scales} + 64]\n",
-            "vpshufb zmm24, zmm24, zmm",
-            $order,
-            "\n",
-            "vpshufb zmm25, zmm25, zmm",
-            $order,
-            "\n",
-        )
-    };
-}
-
-/// Adds the sums of a group times their scales: of 16 bits, or split into a low byte and the 16 bits above it, which is one instruction that takes
-/// none of the pipes of a 32-bit product.
-#[rustfmt::skip]
-macro_rules! scale_own {
-    (Whole, $x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
-        scale_pairs!($x, $y, $to_x, $to_y)
-    };
-    (Split, $x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
-        concat!(
-            "vpshufb zmm", $x, ", zmm", $x, ", zmm31\n",
-            "vpshufb zmm", $y, ", zmm", $y, ", zmm31\n",
-            scale_pairs!($x, $y, $to_x, $to_y),
+            "vpshufb zmm24, zmm24, zmm", $order, "\n",
+            "vpshufb zmm25, zmm25, zmm", $order, "\n",
         )
     };
 }
@@ -192,7 +175,7 @@ macro_rules! apart {
             $(start!($has, $at, $t, $x, $y),)+
             $(quad!($tile, $quad, $tokens),)+
             own_scales!($sums, $half),
-            $(scale_own!($sums, $x, $y, $to_x, $to_y),)+
+            $(scale!($sums, $x, $y, $to_x, $to_y),)+
             "add {rows}, {row_bytes}\n",
             "add {tokens}, {token_bytes}\n",
         )
@@ -261,7 +244,7 @@ macro_rules! instructions {
             "add {tokens}, {token_bytes}\n",
             "vmovdqu64 zmm24, [{scales}]\n",
             "vmovdqu64 zmm25, [{scales} + 64]\n",
-            $(scale!($x, $y, $to_x, $to_y),)+
+            $(scale!(Both, $x, $y, $to_x, $to_y),)+
         )
     };
     (Words, $tile:literal, $has:ident, [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
