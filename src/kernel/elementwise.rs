@@ -1,5 +1,6 @@
 //! Norms, activations, residual sums and rotary embedding.
 
+use super::prefetch_bytes;
 use crate::simd::{Isa, IsaExt, Kernel, dispatch};
 
 /// `out = x / sqrt(mean(x²) + eps) * weight` for one row.
@@ -94,6 +95,19 @@ pub fn add_assign(x: &mut [f32], y: &[f32]) {
     }
     assert_eq!(x.len(), y.len());
     dispatch(Add(x, y));
+}
+
+/// Asks for `values`, which are needed soon. Heads of the same number lie as far apart as rows are long, so that processors do not foresee them.
+pub fn ask_for(values: &[f32]) {
+    struct Ask<'a>(&'a [f32]);
+    impl Kernel for Ask<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) {
+            prefetch_bytes(isa, self.0.as_ptr().cast(), size_of_val(self.0));
+        }
+    }
+    dispatch(Ask(values));
 }
 
 /// Rotates the first `2 * cos.len()` elements of a head in place (the NeoX pairing: element `i` with

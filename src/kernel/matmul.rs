@@ -5,13 +5,15 @@
 //! register tiles. No repacked copy of the weights outlives its panel.
 
 mod tiles;
+mod totals;
 
+use self::totals::Totals;
 use super::activations::{Activations, has_eights, sizes_of_sixteen};
 use super::matvec::{eights, swept};
 use super::panel::{
-    Ahead, Lanes, OfLanes, OfSums, Operands, Product, Scaling, Seen, blockwise_tokens, exact, has_sums,
-    has_tiles, largest_sum, min_columns, packed_span, resize_to_block, row_vectors, scaling, unpack,
-    unpack_block,
+    Ahead, Lanes, OfLanes, OfRaised, OfSums, Operands, Product, Scaling, Seen, blockwise_tokens, exact,
+    has_sums, has_tiles, largest_sum, min_columns, packed_span, raises, resize_to_block, row_vectors,
+    scaling, unpack, unpack_block,
 };
 use super::{Lines, Pool, SharedMut, pair, partial_sums, prefetch_part, store_some, sum};
 use crate::quant::unpack::Unpack;
@@ -142,11 +144,12 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
         let padded = self.from.padded();
         self.largest.fill(0);
         let for_tiles = const { has_tiles::<F, I>() } && self.way == Way::Tiles;
+        let raised = const { raises::<F, I>() } && self.way == Way::Apart;
         for t in 0..self.tile {
             let row = self.first + t;
             match (row < self.from.rows, for_tiles) {
                 (true, true) => self.chunks(row, t),
-                (true, false) => self.quads(row, t, I::WORDS),
+                (true, false) => self.quads(row, t, I::WORDS, raised),
                 (false, true) => self.fill_chunks(t),
                 (false, false) => self.fill(t, I::WORDS),
             }
@@ -158,7 +161,7 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
             if F::MINS {
                 self.sums(sums, t);
             }
-            if for_tiles {
+            if for_tiles || raised {
                 continue;
             }
             // The constants alone decide what code there is.
@@ -190,13 +193,14 @@ impl<F: Unpack> PackTile<'_, F> {
         }
     }
 
-    /// Quants of `row` as those of token `t` of the tile.
+    /// Quants of `row` as those of token `t` of the tile, without signs if they are to be `raised`.
     #[inline(always)]
-    fn quads(&mut self, row: usize, t: usize, words: usize) {
+    fn quads(&mut self, row: usize, t: usize, words: usize, raised: bool) {
         let (padded, tile) = (self.from.padded(), self.tile);
+        let raise = if raised { i32::from_ne_bytes([128; 4]) } else { 0 };
         let quants = self.from.quants[row * padded..][..padded].as_chunks::<4>().0;
         for q in 0..quants.len() {
-            self.quads[(q / words * tile + t) * words + q % words] = word_of(quants[q]);
+            self.quads[(q / words * tile + t) * words + q % words] = word_of(quants[q]) ^ raise;
         }
     }
 
@@ -294,7 +298,7 @@ pub struct Panel {
     /// The second half of the rows, for a matrix unit.
     second: Lanes,
     /// `[partial sums, tile tokens, row vectors, MAX_LANES]`. For a matrix unit, `[partial sums, row vectors, parts, PART, MAX_LANES]`.
-    totals: Lines<f32>,
+    totals: Totals,
 }
 
 /// `out[token * out_stride + first + row] = rows[row] · tokens[token]` for one panel of rows.
@@ -381,6 +385,7 @@ impl<F: Unpack> Kernel for Shape<F> {
         let group = match seen.offset {
             _ if way == Way::Sums => F::GROUP,
             0 => usize::MAX,
+            _ if raises::<F, I>() && way == Way::Apart => usize::MAX,
             _ => seen.group,
         };
         (if is_small { I::SMALL } else { large }, group, way)
@@ -444,6 +449,8 @@ impl<F: Unpack> Kernel for PanelProducts<'_, F> {
         }
         if const { has_sums::<F, I>() } && self.tokens.way == Way::Sums {
             unpack::<F, I, OfSums>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
+        } else if const { raises::<F, I>() } && self.tokens.way == Way::Apart {
+            unpack::<F, I, OfRaised>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
         } else if !self.is_blockwise::<I>() {
             unpack::<F, I, OfLanes>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
         }
@@ -465,12 +472,13 @@ impl<F: Unpack> TileKernel for PanelProducts<'_, F> {
         }
         let (tiles, partials) = (self.tokens.tiles(), partial_sums(F::SPAN));
         // Twice, so that a tile can be stored while the next one is computed.
-        self.panel.totals.resize(2 * partials * T * R * MAX_LANES);
-        // Partial sums that no span of a narrow matrix goes to are 0.
-        self.panel.totals.fill(0.0);
+        // (Partial sums that no span of a narrow matrix goes to are 0.)
+        self.panel.totals.clear(2 * partials * T * R * MAX_LANES, &self.panel.lanes.lanes);
         for tile in 0..tiles {
             if const { has_sums::<F, I>() } && self.tokens.way == Way::Sums {
                 self.spans::<I, OfSums, R, T>(isa, tile, tiles);
+            } else if const { raises::<F, I>() } && self.tokens.way == Way::Apart {
+                self.spans::<I, OfRaised, R, T>(isa, tile, tiles);
             } else if const { has_pairs::<F, I>() } {
                 self.spans::<I, OfLanes, R, T>(isa, tile, tiles);
             } else {
@@ -494,7 +502,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
         let tokens = self.tokens;
         let partials = partial_sums(F::SPAN);
         let spans = self.columns / F::SPAN;
-        let (totals, before) = two_tiles::<R, T>(totals, tile);
+        let (totals, before) = totals.two_tiles::<R, T>(partials, tile);
         let is_whole = is_whole::<I, R>(self.rows, self.row_bytes);
         let mut before = left::<I, R, T>(before, tile, is_whole, self.out, self.out_stride, self.first);
         for s in 0..spans {
@@ -541,6 +549,8 @@ impl<F: Unpack> PanelProducts<'_, F> {
         if P::SUMS {
             (corrections, correction) = (&panel.corrections[..rows], &panel.correction[..spans * wide]);
             largest_correction = &panel.largest_correction[..spans];
+        } else if P::RAISED {
+            correction = &panel.correction[..spans * wide];
         }
         let of = SpansTile {
             spans,
@@ -549,8 +559,13 @@ impl<F: Unpack> PanelProducts<'_, F> {
             rows: &panel.lanes[..self.columns / 4 * wide],
             largest_lane: F::LARGEST,
             apart: tokens.way == Way::Apart,
+            raised: P::RAISED,
             tokens: &tokens.quads[quads.0..][..quads.1],
-            starts: if P::SUMS || F::OFFSET != 0 { &tokens.starts[groups.0..][..groups.1] } else { &[] },
+            starts: if P::SUMS || F::OFFSET != 0 && !P::RAISED {
+                &tokens.starts[groups.0..][..groups.1]
+            } else {
+                &[]
+            },
             scales: &panel.scales[..if P::SUMS { rows } else { rows / 2 }],
             corrections,
             correction,
@@ -558,7 +573,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
             largest_correction,
             floats: floats::<F, I, R, T>(Span { panel, at: 0, tokens, tile, number: 0 }, spans),
         };
-        let (totals, before) = two_tiles::<R, T>(totals, tile);
+        let (totals, before) = totals.two_tiles::<R, T>(partial_sums(F::SPAN), tile);
         let totals = totals.first_chunk_mut().expect("a tile's partial sums");
         let is_whole = is_whole::<I, R>(self.rows, self.row_bytes);
         let before = left::<I, R, T>(before, tile, is_whole, self.out, self.out_stride, self.first);
@@ -584,8 +599,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
     fn blocks<I: Isa, const R: usize, const T: usize>(&mut self, isa: I) {
         let rows = row_vectors::<I>(self.rows, self.row_bytes);
         let (tiles, partials, blocks) = (self.tokens.tiles(), partial_sums(F::SPAN), self.columns / F::BLOCK);
-        self.panel.totals.resize(tiles * partials * T * R * MAX_LANES);
-        self.panel.totals.fill(0.0);
+        self.panel.totals.clear(tiles * partials * T * R * MAX_LANES, &self.panel.lanes.lanes);
         resize_to_block::<F, I>(&mut self.panel.lanes);
         for block in 0..blocks {
             unpack_block::<F, I>(isa, &rows, block, &mut self.panel.lanes);
@@ -601,7 +615,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
                         prefetch_part(isa, self.next, number, all);
                         span::<F, I, R, T>(isa, of)
                     };
-                    let total = &mut tiles_of::<R, T>(totals)[tile * partials + s % partials];
+                    let total = &mut totals.tiles::<R, T>()[tile * partials + s % partials];
                     add_span::<I, R, T, false>(isa, total, &sum, floats::<F, I, R, T>(of, 1));
                 }
             }
@@ -616,7 +630,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
     fn store<I: Isa, const R: usize, const T: usize>(&mut self, isa: I, tile: usize, from: usize) {
         let (tokens, partials) = (self.tokens, partial_sums(F::SPAN));
         let rows = self.rows.len() / self.row_bytes;
-        let totals = &tiles_of::<R, T>(&mut self.panel.totals)[from * partials..(from + 1) * partials];
+        let totals = &self.panel.totals.tiles::<R, T>()[from * partials..(from + 1) * partials];
         for t in 0..T.min(tokens.rows - tile * T) {
             for r in 0..R.min(rows.div_ceil(I::LANES)) {
                 let sum = sum_of_partials(isa, totals, t, r);
@@ -652,27 +666,12 @@ fn left<'a, I: Isa, const R: usize, const T: usize>(
     if tile == 0 || !is_whole {
         return Finished::nothing();
     }
-    // Sound: panels are given disjoint rows of weights, and tiles within a panel disjoint tokens.
-    let out =
-        std::array::from_fn(|t| unsafe { out.slice(((tile - 1) * T + t) * stride + first, I::LANES * R) });
-    Finished::new(partials, out)
-}
-
-/// The partial sums of `tile` and of the one before it, which are in both halves of `totals` in turns.
-#[inline(always)]
-fn two_tiles<const R: usize, const T: usize>(
-    totals: &mut [f32],
-    tile: usize,
-) -> (&mut [Partials<R, T>], &[Partials<R, T>]) {
-    let all = tiles_of::<R, T>(totals);
-    let (even, odd) = all.split_at_mut(all.len() / 2);
-    if tile.is_multiple_of(2) { (even, odd) } else { (odd, even) }
-}
-
-/// `lines` as sums of whole tiles.
-#[inline(always)]
-fn tiles_of<const R: usize, const T: usize>(lines: &mut [f32]) -> &mut [Partials<R, T>] {
-    lines.as_chunks_mut().0.as_chunks_mut().0.as_chunks_mut().0
+    let mut before = Finished::nothing();
+    for t in 0..T {
+        // Sound: panels are given disjoint rows of weights, and tiles within a panel disjoint tokens.
+        before.add(t, unsafe { out.slice(((tile - 1) * T + t) * stride + first, I::LANES * R) });
+    }
+    before.of(partials)
 }
 
 /// Operands of a span of columns: of a panel, and of a tile of tokens.

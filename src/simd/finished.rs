@@ -18,14 +18,29 @@ pub struct Finished<'a, const R: usize, const T: usize> {
 }
 
 impl<'a, const R: usize, const T: usize> Finished<'a, R, T> {
-    /// The sums of `partials`, which belong to `out`: `R` vectors of each token.
-    pub fn new(partials: &'a [Partials<R, T>], out: [&'a mut [f32]; T]) -> Self {
-        Self { partials, out, next: 0 }
-    }
-
     /// Nothing to store.
+    #[inline(always)]
     pub fn nothing() -> Self {
         Self { partials: &[], out: std::array::from_fn(|_| &mut [][..]), next: R * T }
+    }
+
+    /// `row` is where the `R` vectors of token `t` go.
+    #[inline(always)]
+    pub fn add(&mut self, t: usize, row: &'a mut [f32]) {
+        self.out[t] = row;
+    }
+
+    /// The sums of `partials`, which go to the rows that were added.
+    #[inline(always)]
+    pub fn of(mut self, partials: &'a [Partials<R, T>]) -> Self {
+        (self.partials, self.next) = (partials, 0);
+        self
+    }
+
+    /// Whether nothing is left to store.
+    #[inline(always)]
+    pub fn is_stored(&self) -> bool {
+        self.next >= R * T
     }
 
     /// What is done while span number `s` of the next tile is computed: a vector is stored every second span, and its lines are asked for three

@@ -401,6 +401,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
         tile: &SpansTile,
         mut before: Finished<R, T>,
     ) {
+        assert!(!tile.raised, "raised tokens are for AVX-512 alone");
         for s in 0..tile.spans {
             add_span_of_pairs::<Self, R, T, MINS>(self, totals, tile, s);
         }

@@ -54,6 +54,9 @@ pub struct SpansTile<'a> {
     /// Whether each group's sums are rather scaled by themselves than two groups' at once, for which one has to be shifted and added to the
     /// other: where that takes the pipes that multiply.
     pub apart: bool,
+    /// Whether then tokens are raised by 128 to bytes without a sign and lanes are bytes with one, so that what sums have too much depends on the row alone:
+    /// scaled sums start from `correction`. There are no other starts.
+    pub raised: bool,
     /// `[quads, T]`.
     pub tokens: &'a [i32],
     /// `[groups, T]`: what sums start from; empty if from 0.
@@ -63,7 +66,7 @@ pub struct SpansTile<'a> {
     pub scales: &'a [i32],
     /// For products of sums, `[groups, R, LANES]`: what depends on the row alone, negative.
     pub corrections: &'a [i32],
-    /// `[spans, R, LANES]`: the sums of their groups' scales times corrections.
+    /// `[spans, R, LANES]`: the sums of their groups' scales times corrections; also with raised tokens.
     pub correction: &'a [i32],
     /// Of each span, the largest size of a group's sum, whatever the rows.
     pub largest: &'a [i32],

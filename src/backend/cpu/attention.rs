@@ -13,6 +13,9 @@ use crate::simd::Level;
 /// With so many tasks for each thread or more, the last ones hardly matter.
 const TASKS_BY_HEAD: usize = 16;
 
+/// So many rows ahead a head's elements are asked for.
+const AHEAD: usize = 8;
+
 /// Reused between the tasks of a thread.
 #[derive(Default)]
 struct TileScratch {
@@ -94,13 +97,15 @@ impl Cpu {
                 scratch.value.clear();
                 scratch.value.resize(padded, 0.0);
                 for row in job.rows.clone() {
+                    if row + AHEAD < job.rows.end {
+                        elementwise::ask_for(job.head(row + AHEAD, count + head));
+                        elementwise::ask_for(job.head(row + AHEAD, count + kv_count + head));
+                    }
                     let position = job.position + row - job.rows.start;
-                    let source = &job.qkv.data()[row * job.qkv.columns..][..job.qkv.columns];
                     let key = &mut scratch.key[..size];
-                    key.copy_from_slice(&source[(count + head) * size..][..size]);
+                    key.copy_from_slice(job.head(row, count + head));
                     job.rotate(row, key);
-                    let value = &source[(count + kv_count + head) * size..][..size];
-                    scratch.value[..size].copy_from_slice(value);
+                    scratch.value[..size].copy_from_slice(job.head(row, count + kv_count + head));
                     // Sound: each task writes its own head.
                     let page = unsafe { &mut shared[position / PAGE].slice(head, 1)[0] };
                     page.store(self.level, position % PAGE, &scratch.key, &scratch.value);
@@ -112,6 +117,12 @@ impl Cpu {
 }
 
 impl Job<'_> {
+    /// Head number `head` of `row`: queries' come first, then keys', then values'.
+    fn head(&self, row: usize, head: usize) -> &[f32] {
+        let Heads { size, .. } = *self.heads;
+        &self.qkv.data()[row * self.qkv.columns + head * size..][..size]
+    }
+
     fn rotate(&self, row: usize, head: &mut [f32]) {
         let pairs = self.rotation.pairs;
         let at = row * pairs;
@@ -140,8 +151,11 @@ impl Job<'_> {
         phases.clear();
         for (i, query) in queries.chunks_exact_mut(padded).enumerate() {
             let (row, head) = (rows.start + i / group, kv_head * group + i % group);
+            if row + AHEAD < rows.end {
+                elementwise::ask_for(self.head(row + AHEAD, head));
+            }
             let query = &mut query[..size];
-            query.copy_from_slice(&self.qkv.data()[row * self.qkv.columns + head * size..][..size]);
+            query.copy_from_slice(self.head(row, head));
             self.rotate(row, query);
             query.iter_mut().for_each(|x| *x *= scale * std::f32::consts::LOG2_E);
             positions.push(self.position + row - self.rows.start);

@@ -70,11 +70,17 @@ pub(super) fn unpack<F: Unpack, I: Isa, P: Product>(
     panel: &mut Lanes,
 ) {
     turn::<F, I>(isa, rows, block, words);
-    if !P::PACKED {
-        lanes::<F, I>(isa, words, to, first, panel);
+    if P::RAISED {
+        let sums = lanes_with_signs::<F, I>(isa, words, to, first, panel);
+        groups::<F, I, P>(isa, words, to, first, panel);
+        correct(isa, &sums, to, first, panel);
+    } else {
+        if !P::PACKED {
+            lanes::<F, I>(isa, words, to, first, panel);
+        }
+        groups::<F, I, P>(isa, words, to, first, panel);
     }
     floats::<F, I>(isa, rows, words, block, to, first, panel);
-    groups::<F, I, P>(isa, words, to, first, panel);
 }
 
 /// Turns block number `block` of `rows` into `words`.
@@ -105,6 +111,46 @@ fn lanes<F: Unpack, I: Isa>(isa: I, words: &[i32], block: usize, first: usize, p
         for j in 0..8 {
             isa.w_store(isa.w_from_b(lanes[j]), &mut to[(8 * j + part) * wide..]);
         }
+    }
+}
+
+/// The same for raised tokens, as bytes with signs. Gives the sums of each 32 columns.
+#[inline(always)]
+fn lanes_with_signs<F: Unpack, I: Isa>(
+    isa: I,
+    words: &[i32],
+    block: usize,
+    first: usize,
+    panel: &mut Lanes,
+) -> [I::W; 8] {
+    let (wide, quads) = (I::LANES * I::TILE.0, block * F::BLOCK / 4);
+    let to = &mut panel.lanes[quads * wide + first..(quads + 63) * wide + first + I::LANES];
+    let (less, one) = (isa.b_splat((F::OFFSET as u8).wrapping_neg()), isa.w_splat(0x0101_0101));
+    let mut sums = [isa.w_splat(0); 8];
+    for part in 0..8 {
+        let lanes = F::lanes_of(isa, Columns { words, part });
+        let lanes = lanes.as_ref();
+        for j in 0..8 {
+            let lanes = isa.w_from_b(isa.b_add(lanes[j], less));
+            sums[j] = isa.w_dot4::<true>(sums[j], one, lanes);
+            isa.w_store(lanes, &mut to[(8 * j + part) * wide..]);
+        }
+    }
+    sums
+}
+
+/// What scaled sums of block number `block` have too much because tokens are raised by 128, from the `sums` of each group's lanes.
+#[inline(always)]
+fn correct<I: Isa>(isa: I, sums: &[I::W; 8], block: usize, first: usize, panel: &mut Lanes) {
+    let wide = I::LANES * I::TILE.0;
+    for span in 0..2 {
+        let mut all = isa.w_splat(0);
+        for pair in 2 * span..2 * span + 2 {
+            let scales = isa.w_load(&panel.scales[(4 * block + pair) * wide + first..]);
+            all = isa.w_dot2_i16(all, scales, halves(isa, [sums[2 * pair], sums[2 * pair + 1]]));
+        }
+        let less = isa.w_mul(all, isa.w_splat(-128));
+        isa.w_store(less, &mut panel.correction[(2 * block + span) * wide + first..]);
     }
 }
 

@@ -22,12 +22,16 @@ pub(super) trait Product {
     const SUMS: bool = false;
     /// Whether lanes are multiplied by their scales, for a matrix unit.
     const TILES: bool = false;
+    /// Whether lanes have signs, for tokens that have none.
+    const RAISED: bool = false;
 }
 
 /// By the dot products of lanes.
 pub(super) struct OfLanes;
 /// The same, of lanes that are made then.
 pub(super) struct OfPacked;
+/// By the dot products of lanes with [raised tokens](crate::simd::SpansTile::raised).
+pub(super) struct OfRaised;
 /// By [`Isa::f_sums_tile`].
 pub(super) struct OfSums;
 /// By [`Isa::tiles`].
@@ -36,6 +40,9 @@ pub(super) struct OfTiles;
 impl Product for OfLanes {}
 impl Product for OfPacked {
     const PACKED: bool = true;
+}
+impl Product for OfRaised {
+    const RAISED: bool = true;
 }
 impl Product for OfSums {
     const SUMS: bool = true;
@@ -47,6 +54,17 @@ impl Product for OfTiles {
 /// Whether there are products of sums of `F` for `I`.
 pub(super) const fn has_sums<F: Unpack, I: Isa>() -> bool {
     I::SUMS && F::SCALED && F::BLOCK == 256 && F::REACH <= reach(F::LARGEST)
+}
+
+/// Whether tokens are raised for products of `F` where groups' sums are scaled by themselves: what lanes have too much is then taken off once a span, not
+/// once a group and token. Sums become larger, so that is of use only where they do not fit 16 bits anyway.
+pub(super) const fn raises<F: Unpack, I: Isa>() -> bool {
+    matches!(scaling::<F, I, OfLanes>(), Scaling::Pairs)
+        && is_turned::<F, I>()
+        && F::OFFSET != 0
+        && F::LARGEST > i8::MAX as u8
+        && F::GROUP == 32
+        && !F::MINS
 }
 
 /// What a tile sees of a format.
@@ -106,7 +124,7 @@ pub(super) struct Lanes {
     pub scales: Lines<i32>,
     /// For products of sums, `[columns / group, panel rows]`: what depends on the row alone, negative.
     pub corrections: Lines<i32>,
-    /// `[columns / span, panel rows]`: the sums of them times their scales.
+    /// `[columns / span, panel rows]`: the sums of them times their scales. Also with raised tokens.
     pub correction: Lines<i32>,
     /// `[columns / span]`: the largest size of a span's corrections.
     pub largest_correction: Vec<i32>,
@@ -231,9 +249,11 @@ pub(super) fn unpack_block<F: Unpack, I: Isa>(isa: I, rows: &RowVectors, block: 
 fn resize<F: Unpack, I: Isa, P: Product>(columns: usize, panel: &mut Lanes) {
     let wide = I::LANES * I::TILE.0;
     panel.d.resize(columns / F::BLOCK * wide);
+    if P::SUMS || P::RAISED {
+        panel.correction.resize(columns / F::SPAN * wide);
+    }
     if P::SUMS {
         panel.corrections.resize(columns / F::GROUP * wide);
-        panel.correction.resize(columns / F::SPAN * wide);
         panel.largest_correction.resize(columns / F::SPAN, 0);
     }
     if P::TILES {

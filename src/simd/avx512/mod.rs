@@ -5,6 +5,7 @@
 
 mod across;
 mod amx;
+mod apart;
 mod blocks;
 mod codebook;
 mod eights;
@@ -582,7 +583,13 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     ) {
         assert!(VNNI);
         // Sound: the token proves AVX-512 with VNNI.
-        unsafe { pairs::tile::<Self, R, T, MINS>(self, totals, tile, before) };
+        unsafe {
+            if tile.apart {
+                apart::tile::<Self, R, T, MINS>(self, totals, tile, before);
+            } else {
+                pairs::tile::<Self, R, T, MINS>(self, totals, tile, before);
+            }
+        }
     }
     #[inline(always)]
     fn f_sums_tile<const R: usize, const T: usize, const MINS: bool>(

@@ -66,28 +66,16 @@ macro_rules! add {
     };
 }
 
-/// Adds sums times scales, which are in zmm24 and 25: one sum of 16 bits (`Whole`; the other scale is 0), a sum split into a low byte and the 16 bits
-/// above it (`Split`), or those of two groups in a word (`Both`), whose low half is a signed number again when its top bit is flipped. What does that is
-/// in zmm31.
+/// Adds the sums of two groups in a word times scales, which are in zmm24 and 25: the low half of a sum is a signed number again when its top bit, which is in
+/// zmm31, is flipped.
 #[rustfmt::skip]
 macro_rules! scale {
-    (Whole, $x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
+    ($x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
         concat!(
+            "vpxord zmm", $x, ", zmm", $x, ", zmm31\n",
+            "vpxord zmm", $y, ", zmm", $y, ", zmm31\n",
             "vpdpwssd zmm", $to_x, ", zmm", $x, ", zmm24\n",
             "vpdpwssd zmm", $to_y, ", zmm", $y, ", zmm25\n",
-        )
-    };
-    (Split, $x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
-        scale!("vpshufb", $x, $y, $to_x, $to_y)
-    };
-    (Both, $x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
-        scale!("vpxord", $x, $y, $to_x, $to_y)
-    };
-    ($first:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal) => {
-        concat!(
-            $first, " zmm", $x, ", zmm", $x, ", zmm31\n",
-            $first, " zmm", $y, ", zmm", $y, ", zmm31\n",
-            scale!(Whole, $x, $y, $to_x, $to_y),
         )
     };
 }
@@ -112,48 +100,6 @@ macro_rules! group {
     };
 }
 
-/// Adds the products of four columns: quad number `$quad` of the group.
-#[rustfmt::skip]
-macro_rules! quad {
-    ($tile:literal, $quad:literal, [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
-        concat!(
-            "vmovdqu64 zmm24, [{rows} + 128 * ", $quad, "]\n",
-            "vmovdqu64 zmm25, [{rows} + 128 * ", $quad, " + 64]\n",
-            $(
-                "vpbroadcastd zmm28, [{tokens} + 4 * (", $tile, " * ", $quad, " + ", $t, ")]\n",
-                "vpdpbusd zmm", $x, ", zmm24, zmm28\n",
-                "vpdpbusd zmm", $y, ", zmm25, zmm28\n",
-            )+
-        )
-    };
-}
-
-/// The scales of the first or second group of a pair, in the low halves of words: what masks them is in zmm31. For sums that are split, times 256
-/// in the high halves: what puts their bytes there is in zmm29 and 30.
-#[rustfmt::skip]
-macro_rules! own_scales {
-    (Whole, First) => {
-        "vpandd zmm24, zmm31, [{scales}]\nvpandd zmm25, zmm31, [{scales} + 64]\n"
-    };
-    (Whole, Second) => {
-        "vpsrld zmm24, [{scales}], 16\nvpsrld zmm25, [{scales} + 64], 16\n"
-    };
-    (Split, First) => {
-        own_scales!(Split, 29)
-    };
-    (Split, Second) => {
-        own_scales!(Split, 30)
-    };
-    (Split, $order:literal) => {
-        concat!(
-            "vmovdqu64 zmm24, [{scales}]\n",
-            "vmovdqu64 zmm25, [{scales} + 64]\n",
-            "vpshufb zmm24, zmm24, zmm", $order, "\n",
-            "vpshufb zmm25, zmm25, zmm", $order, "\n",
-        )
-    };
-}
-
 /// Adds sums of 32 bits times scales of as many, which are in zmm24 and 25.
 #[rustfmt::skip]
 macro_rules! multiply {
@@ -167,65 +113,10 @@ macro_rules! multiply {
     };
 }
 
-/// Adds the scaled sums of a group of columns, from `{rows}` and `{tokens}` on, whose quads are given by their numbers.
-macro_rules! apart {
-    ($tile:literal, $has:ident, $at:literal, $half:ident, $sums:ident, [$($quad:literal),+], $tokens:tt,
-     [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
-        concat!(
-            $(start!($has, $at, $t, $x, $y),)+
-            $(quad!($tile, $quad, $tokens),)+
-            own_scales!($sums, $half),
-            $(scale!($sums, $x, $y, $to_x, $to_y),)+
-            "add {rows}, {row_bytes}\n",
-            "add {tokens}, {token_bytes}\n",
-        )
-    };
-}
-
-/// Constants of [`apart!`].
-macro_rules! orders {
-    (Whole) => {
-        "/* no {orders} */\nmov {left:e}, 0xffff\nvpbroadcastd zmm31, {left:e}\n"
-    };
-    (Split) => {
-        concat!(
-            "/* no {left} */\n",
-            "vbroadcasti32x4 zmm31, [{orders}]\n",
-            "vbroadcasti32x4 zmm29, [{orders} + 16]\n",
-            "vbroadcasti32x4 zmm30, [{orders} + 32]\n",
-        )
-    };
-}
-
-/// The instructions that scale a span's sums: two groups' together (`Pairs`), or sums that need more than 16 bits (`Words`); or each group's by
-/// themselves, of four or eight quads, if they fit (`Fours`, `Eights`) or not (`SplitFours`, `SplitEights`).
+/// The instructions that scale a span's sums: two groups' together (`Pairs`), or sums that need more than 16 bits (`Words`).
 macro_rules! instructions {
-    (Fours, $tile:literal, $has:ident, $tokens:tt) => {
-        instructions!(Apart, $tile, $has, Whole, [0, 1, 2, 3], $tokens, $tokens)
-    };
-    (Eights, $tile:literal, $has:ident, $tokens:tt) => {
-        instructions!(Apart, $tile, $has, Whole, [0, 1, 2, 3, 4, 5, 6, 7], $tokens, $tokens)
-    };
-    (SplitFours, $tile:literal, $has:ident, $tokens:tt) => {
-        instructions!(Apart, $tile, $has, Split, [0, 1, 2, 3], $tokens, $tokens)
-    };
-    (SplitEights, $tile:literal, $has:ident, $tokens:tt) => {
-        instructions!(Apart, $tile, $has, Split, [0, 1, 2, 3, 4, 5, 6, 7], $tokens, $tokens)
-    };
-    (Apart, $tile:literal, $has:ident, $sums:ident, $quads:tt, $tokens:tt,
-     [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
-        concat!(
-            "/* no {quads} */\n",
-            orders!($sums),
-            $(zero!($to_x), zero!($to_y),)+
-            "2:\n",
-            apart!($tile, $has, 0, First, $sums, $quads, $tokens, $tokens),
-            apart!($tile, $has, $tile, Second, $sums, $quads, $tokens, $tokens),
-        )
-    };
     (Pairs, $tile:literal, $has:ident, [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
         concat!(
-            "/* no {orders} */\n",
             "mov {left:e}, 0x8000\n",
             "vpbroadcastd zmm31, {left:e}\n",
             $(zero!($to_x), zero!($to_y),)+
@@ -244,12 +135,12 @@ macro_rules! instructions {
             "add {tokens}, {token_bytes}\n",
             "vmovdqu64 zmm24, [{scales}]\n",
             "vmovdqu64 zmm25, [{scales} + 64]\n",
-            $(scale!(Both, $x, $y, $to_x, $to_y),)+
+            $(scale!($x, $y, $to_x, $to_y),)+
         )
     };
     (Words, $tile:literal, $has:ident, [$(($t:literal, $x:literal, $y:literal, $to_x:literal, $to_y:literal)),+]) => {
         concat!(
-            "/* no {row_bytes}, {token_bytes} and {orders} */\n",
+            "/* no {row_bytes} and {token_bytes} */\n",
             $(zero!($to_x), zero!($to_y),)+
             "2:\n",
             $(start!($has, 0, $t, $x, $y),)+
@@ -298,7 +189,6 @@ macro_rules! block {
             quads = in(reg) $all.quads,
             row_bytes = in(reg) 128 * $all.quads,
             token_bytes = in(reg) 4 * $tile * $all.quads,
-            orders = in(reg) ORDERS.as_ptr(),
             left = out(reg) _,
             $(out($reg_x) $words[2 * $t], out($reg_y) $words[2 * $t + 1],)+
             out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
@@ -309,20 +199,6 @@ macro_rules! block {
         )
     };
 }
-
-/// Orders of a word's bytes (0x80 is a zero): those of a sum `low + 256 * high` as a pair of 16-bit numbers, and scales as they multiply these, the
-/// first of a pair and the second. Scales are bytes with a sign, whatever room they have.
-static ORDERS: [[u8; 16]; 3] = {
-    let words: [[u8; 4]; 3] = [[0, 0x80, 1, 2], [0, 1, 0x80, 0], [2, 3, 0x80, 2]];
-    let mut orders = [[0; 16]; 3];
-    let mut i = 0;
-    while i < 48 {
-        let byte = words[i / 16][i % 4];
-        orders[i / 16][i % 16] = if byte == 0x80 { byte } else { byte + i as u8 % 16 / 4 * 4 };
-        i += 1;
-    }
-    orders
-};
 
 /// [`Isa::f_pairs_tile`](crate::simd::Isa::f_pairs_tile).
 #[inline]
@@ -348,13 +224,10 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
             let span = Span::of::<T, MINS>(tile, s);
             let scales = tile.scales.as_ptr().add(16 * groups * s);
             let starts = tile.starts.as_ptr().wrapping_add(T * groups * s);
-            match (fits(tile.largest[s]), tile.apart, tile.quads) {
-                (true, true, 4) => scaled!(Fours, T, has_starts, words, span, starts, scales, tile),
-                (true, true, 8) => scaled!(Eights, T, has_starts, words, span, starts, scales, tile),
-                (false, true, 4) => scaled!(SplitFours, T, has_starts, words, span, starts, scales, tile),
-                (false, true, 8) => scaled!(SplitEights, T, has_starts, words, span, starts, scales, tile),
-                (true, ..) => scaled!(Pairs, T, has_starts, words, span, starts, scales, tile),
-                (false, ..) => scaled!(Words, T, has_starts, words, span, starts, scales, tile),
+            if fits(tile.largest[s]) {
+                scaled!(Pairs, T, has_starts, words, span, starts, scales, tile)
+            } else {
+                scaled!(Words, T, has_starts, words, span, starts, scales, tile)
             }
             add_totals!(T, MINS, words, span, from, total);
         }

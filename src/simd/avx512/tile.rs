@@ -148,8 +148,11 @@ macro_rules! add_totals {
 
 pub(super) use {add_totals, dmin, min, mins, tokens, total, totals, value};
 
-/// What a total starts from.
-pub(super) static ZERO: [f32; 12 * MAX_LANES] = [0.0; 12 * MAX_LANES];
+/// What a total starts from, or two.
+pub(super) static ZERO: [f32; 2 * 12 * MAX_LANES] = [0.0; 2 * 12 * MAX_LANES];
+
+/// Quads of a span.
+const QUADS: usize = 32;
 
 /// Where the operands of a span are.
 pub(super) struct Span {
@@ -169,7 +172,7 @@ impl Span {
     /// `tile` passed [`check`] and has so many spans.
     #[inline(always)]
     pub unsafe fn of<const T: usize, const MINS: bool>(tile: &SpansTile, s: usize) -> Self {
-        let (quads, block, floats) = (tile.quads * tile.groups * s, s / 2, &tile.floats);
+        let (quads, block, floats) = (QUADS * s, s / 2, &tile.floats);
         unsafe {
             Self {
                 rows: tile.rows.as_ptr().add(32 * quads),
@@ -189,10 +192,8 @@ impl Span {
 pub(super) fn check<const T: usize, const MINS: bool>(tile: &SpansTile) {
     let SpansTile { spans, groups, quads, floats, .. } = *tile;
     let blocks = spans.div_ceil(2);
-    assert!(groups > 0 && quads > 0 && quads.is_multiple_of(2));
-    assert!(
-        tile.rows.len() >= 32 * quads * groups * spans && tile.tokens.len() >= T * quads * groups * spans
-    );
+    assert!(groups * quads == QUADS && matches!(quads, 4 | 8));
+    assert!(tile.rows.len() >= 32 * QUADS * spans && tile.tokens.len() >= T * QUADS * spans);
     assert!(floats.d.len() >= 32 * blocks && floats.tokens.len() >= T * spans);
     if MINS {
         assert!(floats.dmin.len() >= 32 * blocks);
