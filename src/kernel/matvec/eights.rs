@@ -59,6 +59,10 @@ impl<F: Unpack, I: Isa> Chunks<I> for Turned<'_, F, I::B> {
     fn chunk(self, _isa: I, at: usize) -> I::B {
         self.chunks[(at - const { layout::<F>().first }) / 32][self.eight]
     }
+    #[inline(always)]
+    fn nibbles(self, _isa: I, _at: usize) -> I::B {
+        unreachable!("no format of eights has nibbles of 16 bytes")
+    }
 }
 
 /// What is asked for of each row while other bytes are multiplied.

@@ -46,6 +46,11 @@ impl<I: Isa> Chunks<I> for Columns<'_> {
     fn chunk(self, isa: I, at: usize) -> I::B {
         isa.b_from_w(isa.w_load(&self.words[(at / 4 + self.part) * I::LANES..]))
     }
+    #[inline(always)]
+    fn nibbles(self, isa: I, at: usize) -> I::B {
+        let packed = isa.b_from_w(isa.w_load(&self.words[(at / 4 + self.part % 4) * I::LANES..]));
+        if self.part < 4 { isa.b_and(packed, isa.b_splat(15)) } else { isa.b_shr::<4>(packed) }
+    }
 }
 
 /// Asks for the block two after number `block` of `rows`.
@@ -89,11 +94,12 @@ fn turn<F: Unpack, I: Isa>(isa: I, rows: &[&[u8]; MAX_LANES], block: usize, word
     let (bytes, at, each) = (block_words::<F, I>() / I::LANES * 4, block * F::BYTES, 4 * I::LANES);
     let mut byte = 0;
     while byte < bytes {
-        if bytes - byte == 16 {
-            isa.w_transpose_four(rows, at + byte, &mut words[byte / 4 * I::LANES..], I::LANES);
+        // The last part may overlap the one before, so that no row is read beyond its block.
+        if bytes - byte <= 16 {
+            let from = bytes - 16;
+            isa.w_transpose_four(rows, at + from, &mut words[from / 4 * I::LANES..], I::LANES);
             break;
         }
-        // The last part may overlap the one before, so that no row is read beyond its block.
         let from = byte.min(bytes - each);
         isa.w_transpose_rows(rows, at + from, &mut words[from / 4 * I::LANES..], I::LANES);
         byte += each;

@@ -1,7 +1,7 @@
 //! The IQ formats: magnitudes from a codebook and signs beside them, or a non-linear 4-bit code.
 
 use super::legacy::NON_LINEAR_4BIT;
-use super::{Fold, Scale, Unpack, bits16, bytes, word32, word64};
+use super::{Chunks, Fold, Groups, RowChunks, Scale, Unpack, bits16, bytes, word32, word64};
 use crate::quant::grids;
 use crate::simd::{Codebook, Isa, MAX_ROWS, OfRows};
 
@@ -246,13 +246,20 @@ impl Unpack for Iq4Xs {
     const SCALED: bool = true;
     const LARGEST_SCALE: i32 = 32;
     const MINS: bool = false;
+    const BYTEWISE: Option<usize> = Some(136);
+    const FLOATS_FIRST: bool = true;
     type Lanes<B: Copy> = [B; 8];
 
     #[inline(always)]
     fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> [I::B; 8] {
+        Self::lanes_of(isa, RowChunks(block))
+    }
+
+    #[inline(always)]
+    fn lanes_of<I: Isa, C: Chunks<I>>(isa: I, chunks: C) -> [I::B; 8] {
         let mut lanes = [isa.b_splat(0); 8];
         for s in 0..8 {
-            lanes[s] = isa.b_lookup(&NON_LINEAR_4BIT, isa.b_nibbles(bytes(block, 8 + 16 * s)));
+            lanes[s] = isa.b_lookup(&NON_LINEAR_4BIT, chunks.nibbles(isa, 8 + 16 * s));
         }
         lanes
     }
@@ -271,6 +278,28 @@ impl Unpack for Iq4Xs {
         }
         let scales = isa.b_add_i16(isa.b_widen_twice(scales), isa.b_all_i16(&[-32; 16]));
         (scales, isa.b_splat(0))
+    }
+
+    #[inline(always)]
+    fn groups_of<I: Isa, C: Chunks<I>>(isa: I, words: C) -> Groups<I::B> {
+        let (high, low) = (words.chunk(isa, 0), words.chunk(isa, 4));
+        let (nibble, pair, zero) = (isa.b_splat(15), isa.b_splat(3), isa.w_splat(0));
+        let nibbles = [isa.w_from_b(isa.b_and(low, nibble)), isa.w_from_b(isa.b_shr::<4>(low))];
+        let pairs = [high, isa.b_shr::<2>(high), isa.b_shr::<4>(high), isa.b_shr::<6>(high)];
+        let mut scales = [zero; 2];
+        for g in 0..8 {
+            // A dot product with one byte set is the other operand's byte there, times it.
+            let (one, sixteen) = (isa.w_splat(1 << (8 * (g / 2))), isa.w_splat(16 << (8 * (2 + g / 4))));
+            let scale = isa.w_dot4::<false>(zero, one, nibbles[g % 2]);
+            let scale = isa.w_dot4::<false>(scale, sixteen, isa.w_from_b(isa.b_and(pairs[g % 4], pair)));
+            scales[g / 4] = isa.w_add(scales[g / 4], isa.w_mul(scale, isa.w_splat(1 << (8 * (g % 4)))));
+        }
+        let (less, zero) = (isa.b_splat(32u8.wrapping_neg()), isa.b_splat(0));
+        let scales = [isa.b_from_w(scales[0]), isa.b_from_w(scales[1])];
+        Groups {
+            scales: [isa.b_add(scales[0], less), isa.b_add(scales[1], less), zero, zero],
+            mins: [zero; 4],
+        }
     }
 }
 

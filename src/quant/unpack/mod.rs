@@ -74,9 +74,9 @@ pub trait Unpack: Copy + Send + Sync + 'static {
     fn lanes<I: Isa>(isa: I, block: OfRows<&[u8]>) -> Self::Lanes<I::B>;
 
     /// The bytes of a block that lanes and groups are in, from the first on, if lane `i` of each 32 depends only on bytes that lie
-    /// `i` after a multiple of 32 after one byte ([`Unpack::lanes_of`]). Many rows can then be turned into columns while they are packed.
+    /// `i` after a multiple of 32 after one byte, or on nibbles of 16 ([`Unpack::lanes_of`]). Many rows can then be turned into columns while they are packed.
     const BYTEWISE: Option<usize> = None;
-    /// Whether the first four bytes are `d` and `dmin`.
+    /// Whether the first four bytes are `d` and `dmin`, or anything in its place where there are no mins.
     const FLOATS_FIRST: bool = false;
 
     /// The lanes of a block whose bytes `chunks` gives, where [`Unpack::BYTEWISE`]: one byte after the other, so that it does not matter
@@ -153,6 +153,8 @@ pub struct EightGroups<I: Isa> {
 pub trait Chunks<I: Isa>: Copy {
     /// Bytes `at .. at + 32`, or some of them of more rows.
     fn chunk(self, isa: I, at: usize) -> I::B;
+    /// The nibbles of bytes `at .. at + 16`, the low ones first; likewise.
+    fn nibbles(self, isa: I, at: usize) -> I::B;
 }
 
 /// A block of each row of a narrow vector.
@@ -163,6 +165,10 @@ impl<I: Isa> Chunks<I> for RowChunks<'_> {
     #[inline(always)]
     fn chunk(self, isa: I, at: usize) -> I::B {
         isa.b_load(bytes(self.0, at))
+    }
+    #[inline(always)]
+    fn nibbles(self, isa: I, at: usize) -> I::B {
+        isa.b_nibbles(bytes(self.0, at))
     }
 }
 
