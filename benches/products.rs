@@ -36,7 +36,7 @@ impl Case {
             .expect("the type can be encoded");
         let mut activations = Activations::default();
         activations.quantize(format, &wave(tokens * COLUMNS), COLUMNS);
-        activations.arrange(format, Level::current());
+        activations.arrange(format, Level::current(), &Pool::new(1));
         Self { weights, row_bytes, tokens: activations }
     }
 

@@ -1,6 +1,6 @@
 //! Activations as int8, the other operand of the quantized products.
 
-use super::{Lines, pair, sum};
+use super::{Lines, Pool, SharedMut, pair, sum, word_of};
 use crate::quant::unpack::Unpack;
 use crate::simd::{Isa, Kernel, Level, MAX_ROWS, dispatch, dispatch_at};
 
@@ -55,8 +55,8 @@ impl Activations {
     /// Prepares products by rows of `format` at `level`. Where eight rows are multiplied side by side, what they need of a block is brought together;
     /// elsewhere every 32 quants are copied as often as a narrow vector has rows, for then vectors are loaded by the load pipes alone, while
     /// copies made in registers take turns of the pipes for shuffles.
-    pub fn arrange<F: Unpack>(&mut self, format: F, level: Level) {
-        dispatch_at(level, Arrange { all: self, _format: format });
+    pub fn arrange<F: Unpack>(&mut self, format: F, level: Level, pool: &Pool) {
+        dispatch_at(level, Arrange { all: self, pool, _format: format });
     }
 
     /// The quants of `row` in narrow vectors for `I`, four a word.
@@ -96,6 +96,7 @@ impl Activations {
 
 struct Arrange<'a, F> {
     all: &'a mut Activations,
+    pool: &'a Pool,
     _format: F,
 }
 
@@ -111,13 +112,15 @@ impl<F: Unpack> Kernel for Arrange<'_, F> {
             let (quants, sums) = (quants.as_chunks().0, sums.as_chunks().0);
             let (scales, blocks) = (scales.as_chunks().0, quants.len() / (*rows).max(1));
             arranged.resize(quants.len() * words);
-            for row in 0..*rows {
+            let (rows, to) = (*rows, SharedMut::new(arranged));
+            self.pool.run(rows, |row| {
                 for b in 0..blocks {
-                    let (from, to) = (row * blocks + b, (b * *rows + row) * words);
-                    let to = &mut arranged[to..][..words];
+                    let from = row * blocks + b;
+                    // Sound: each task writes its own row.
+                    let to = unsafe { to.slice((b * rows + row) * words, words) };
                     arrange_eights::<F>(&quants[from], &scales[from], &sums[from], to);
                 }
-            }
+            });
             return;
         }
         *arrangement = Some(Arrangement::Copies(I::ROWS));
@@ -158,7 +161,7 @@ pub(super) const fn eights_words<F: Unpack>() -> usize {
 fn arrange_eights<F: Unpack>(quants: &[i8; 256], scales: &[f32; 2], sums: &[i16; 16], words: &mut [i32]) {
     let fours = quants.as_chunks::<4>().0;
     for i in 0..QUANT_WORDS {
-        words[i] = i32::from_le_bytes(fours[i].map(|q| q as u8));
+        words[i] = word_of(fours[i]);
     }
     for (word, scale) in words[SCALE_WORDS].iter_mut().zip(scales) {
         *word = scale.to_bits().cast_signed();
@@ -170,10 +173,14 @@ fn arrange_eights<F: Unpack>(quants: &[i8; 256], scales: &[f32; 2], sums: &[i16;
         }
     }
     if F::OFFSET != 0 {
-        for (i, start) in words[const { first_start::<F>() }..][..32].iter_mut().enumerate() {
+        let starts = &mut words[const { first_start::<F>() }..][..32];
+        for i in 0..32 {
             let at = i / 2 * 4 + i % 2;
-            let sum = |four: usize| fours[four].iter().map(|&q| i32::from(q)).sum::<i32>();
-            *start = -F::OFFSET * (sum(at) + sum(at + 2));
+            let mut sum = 0;
+            for j in 0..4 {
+                sum += i32::from(fours[at][j]) + i32::from(fours[at + 2][j]);
+            }
+            starts[i] = -F::OFFSET * sum;
         }
     }
 }

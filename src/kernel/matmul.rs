@@ -9,13 +9,13 @@ mod totals;
 
 use self::totals::Totals;
 use super::activations::{Activations, has_eights, sizes_of_sixteen};
-use super::matvec::{eights, swept};
+use super::matvec::{eights, sixteens, swept};
 use super::panel::{
     Ahead, Lanes, OfLanes, OfRaised, OfSums, Operands, Product, Scaling, Seen, blockwise_tokens, exact,
     has_sums, has_tiles, largest_sum, min_columns, packed_span, raises, resize_to_block, row_vectors,
     scaling, unpack, unpack_block,
 };
-use super::{Lines, Pool, SharedMut, pair, partial_sums, prefetch_part, store_some, sum};
+use super::{Lines, Pool, SharedMut, pair, partial_sums, prefetch_part, store_some, sum, word_of};
 use crate::quant::unpack::Unpack;
 use crate::simd::{
     Finished, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, NARROW_SPAN, PART, Partials, Scales, SpanFloats,
@@ -30,6 +30,8 @@ pub(super) enum Way {
     Lanes,
     /// The same, with [each group's sums scaled by themselves](SpansTile::apart).
     Apart,
+    /// The same with [raised tokens](SpansTile::raised).
+    Raised,
     /// By [`Isa::f_sums_tile`].
     Sums,
     /// By [`Isa::tiles`].
@@ -144,7 +146,7 @@ impl<F: Unpack> Kernel for PackTile<'_, F> {
         let padded = self.from.padded();
         self.largest.fill(0);
         let for_tiles = const { has_tiles::<F, I>() } && self.way == Way::Tiles;
-        let raised = const { raises::<F, I>() } && self.way == Way::Apart;
+        let raised = self.way == Way::Raised;
         for t in 0..self.tile {
             let row = self.first + t;
             match (row < self.from.rows, for_tiles) {
@@ -285,12 +287,6 @@ impl<F: Unpack> PackTile<'_, F> {
     }
 }
 
-/// Four i8 in a word.
-#[inline(always)]
-fn word_of([a, b, c, d]: [i8; 4]) -> i32 {
-    i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8])
-}
-
 /// A panel's scratch: one per thread, reused.
 #[derive(Default)]
 pub struct Panel {
@@ -333,7 +329,7 @@ pub fn panel_rows(level: Level, tokens: &PackedTokens) -> usize {
 }
 
 /// What [`few_tokens`] is at most.
-pub const MAX_FEW_TOKENS: usize = 2 * eights::SWEPT;
+pub const MAX_FEW_TOKENS: usize = sixteens::MOST_TOKENS;
 
 /// Up to so many tokens, products by rows are faster at `level` than those by panels.
 pub fn few_tokens<F: Unpack>(format: F, level: Level) -> usize {
@@ -341,14 +337,15 @@ pub fn few_tokens<F: Unpack>(format: F, level: Level) -> usize {
     impl<F: Unpack> Kernel for Few<F> {
         type Output = usize;
         #[inline(always)]
-        fn run<I: Isa>(self, _isa: I) -> usize {
+        fn run<I: Isa>(self, isa: I) -> usize {
             // Where a sweep over rows takes two tokens, a third is worth another one unless panels are unpacked block by block.
-            match const { swept::<F, I>() } {
+            let few = match const { swept::<F, I>() } {
                 2 if const { blockwise_tokens::<F, I>() == 0 } => 3,
                 // Two sweeps over rows side by side are no slower than panels.
-                _ if const { has_eights::<F, I>() } => MAX_FEW_TOKENS,
+                _ if const { has_eights::<F, I>() } => 2 * eights::SWEPT,
                 swept => swept,
-            }
+            };
+            few.max(sixteens::most_tokens::<F, I>(isa))
         }
     }
     dispatch_at(level, Few(format))
@@ -377,6 +374,7 @@ impl<F: Unpack> Kernel for Shape<F> {
                 return (PART, usize::MAX, Way::Tiles);
             }
             Way::Sums if has_sums::<F, I>() => Way::Sums,
+            Way::Apart if raises::<F, I>() => Way::Raised,
             Way::Apart if has_pairs::<F, I>() => Way::Apart,
             _ => Way::Lanes,
         };
@@ -385,7 +383,7 @@ impl<F: Unpack> Kernel for Shape<F> {
         let group = match seen.offset {
             _ if way == Way::Sums => F::GROUP,
             0 => usize::MAX,
-            _ if raises::<F, I>() && way == Way::Apart => usize::MAX,
+            _ if way == Way::Raised => usize::MAX,
             _ => seen.group,
         };
         (if is_small { I::SMALL } else { large }, group, way)
@@ -449,7 +447,7 @@ impl<F: Unpack> Kernel for PanelProducts<'_, F> {
         }
         if const { has_sums::<F, I>() } && self.tokens.way == Way::Sums {
             unpack::<F, I, OfSums>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
-        } else if const { raises::<F, I>() } && self.tokens.way == Way::Apart {
+        } else if const { raises::<F, I>() } && self.tokens.way == Way::Raised {
             unpack::<F, I, OfRaised>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
         } else if !self.is_blockwise::<I>() {
             unpack::<F, I, OfLanes>(isa, self.rows, self.row_bytes, self.columns, &mut self.panel.lanes);
@@ -477,7 +475,7 @@ impl<F: Unpack> TileKernel for PanelProducts<'_, F> {
         for tile in 0..tiles {
             if const { has_sums::<F, I>() } && self.tokens.way == Way::Sums {
                 self.spans::<I, OfSums, R, T>(isa, tile, tiles);
-            } else if const { raises::<F, I>() } && self.tokens.way == Way::Apart {
+            } else if const { raises::<F, I>() } && self.tokens.way == Way::Raised {
                 self.spans::<I, OfRaised, R, T>(isa, tile, tiles);
             } else if const { has_pairs::<F, I>() } {
                 self.spans::<I, OfLanes, R, T>(isa, tile, tiles);
@@ -558,7 +556,7 @@ impl<F: Unpack> PanelProducts<'_, F> {
             quads: F::GROUP / 4,
             rows: &panel.lanes[..self.columns / 4 * wide],
             largest_lane: F::LARGEST,
-            apart: tokens.way == Way::Apart,
+            apart: matches!(tokens.way, Way::Apart | Way::Raised),
             raised: P::RAISED,
             tokens: &tokens.quads[quads.0..][..quads.1],
             starts: if P::SUMS || F::OFFSET != 0 && !P::RAISED {

@@ -53,6 +53,12 @@ fn pair(low: i32, high: i32) -> i32 {
     low & 0xffff | high << 16
 }
 
+/// Four i8 in a word.
+#[inline(always)]
+fn word_of([a, b, c, d]: [i8; 4]) -> i32 {
+    i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8])
+}
+
 /// Asks for the bytes that lie `distance` after `block`. Rows are too short for the hardware to see the
 /// stream before it ends, and a missed line costs more than a block's arithmetic.
 #[inline(always)]

@@ -4,14 +4,14 @@ use super::activations::Activations;
 use super::attention::{self, Attention, BLOCK, BlockMask, GRAIN, HeadPage};
 use super::float::{Bf16, F16, F32, Float, FloatProducts, FloatTokens, TASK_ROWS};
 use super::kv::{KvData, KvType, PAGE, padded_head};
-use super::matmul::{PackedTokens, Panel, PanelProducts, Way, panel_rows};
-use super::matvec::RowProducts;
+use super::matmul::{MAX_FEW_TOKENS, PackedTokens, Panel, PanelProducts, Way, panel_rows};
+use super::matvec::{BySixteen, RowProducts};
 use super::panel::largest_sum;
 use super::{Pool, SharedMut, partial_sums};
 use crate::gguf::TensorType;
 use crate::quant;
 use crate::quant::unpack::*;
-use crate::simd::{Level, Scalar};
+use crate::simd::{Level, Scalar, dispatch_at};
 
 /// SplitMix64.
 struct Random(u64);
@@ -162,7 +162,14 @@ fn check_format<F: Unpack>(format: F, kind: TensorType) {
         check_against_decoded::<F>(kind, &weights, columns, &a, &want);
         for level in Level::available() {
             let case = format!("{kind} {rows}×{columns}×{tokens} {level:?}");
-            assert_eq!(few(format, level, &weights, row_bytes, &a), want, "matvec, {case}");
+            assert_eq!(few(format, level, &weights, row_bytes, &a, false), want, "matvec, {case}");
+            if (4..=MAX_FEW_TOKENS).contains(&tokens) {
+                assert_eq!(
+                    few(format, level, &weights, row_bytes, &a, true),
+                    want,
+                    "matvec by sixteen, {case}"
+                );
+            }
             for way in [Way::Lanes, Way::Apart, Way::Sums, Way::Tiles] {
                 let got = many(format, level, &weights, row_bytes, &a, way);
                 assert_eq!(got, want, "matmul, {case}, by {way:?}");
@@ -224,14 +231,26 @@ fn the_largest_sum_of_a_group_is_that_of_the_rows_that_go_farthest() {
     check_largest_sum::<Iq3S>();
 }
 
-fn few<F: Unpack>(format: F, level: Level, weights: &[u8], row_bytes: usize, a: &Activations) -> Vec<f32> {
+fn few<F: Unpack>(
+    format: F,
+    level: Level,
+    weights: &[u8],
+    row_bytes: usize,
+    a: &Activations,
+    by_sixteen: bool,
+) -> Vec<f32> {
     let rows = weights.len() / row_bytes;
     let mut out = vec![f32::NAN; rows * a.rows];
     let mut slices: Vec<&mut [f32]> = out.chunks_mut(rows).collect();
     let mut tokens = a.clone();
-    tokens.arrange(format, level);
-    RowProducts { format, rows: weights, row_bytes, next: weights, tokens: &tokens, out: &mut slices }
-        .compute(level);
+    tokens.arrange(format, level, &Pool::new(1));
+    let products =
+        RowProducts { format, rows: weights, row_bytes, next: weights, tokens: &tokens, out: &mut slices };
+    if by_sixteen {
+        dispatch_at(level, BySixteen(products))
+    } else {
+        products.compute(level)
+    }
     out
 }
 

@@ -9,6 +9,24 @@ use super::Isa;
 /// Rows side by side.
 pub const EIGHT: usize = 8;
 
+/// Rows of two such vectors.
+pub const SIXTEEN: usize = 2 * EIGHT;
+
+/// A span of sixteen rows, and tokens: what [`Eights::sixteen`] multiplies. Vectors are of 16 words.
+#[derive(Clone, Copy)]
+pub struct SixteenRows<'a> {
+    /// `[steps, eights, 2]` vectors of lanes: eight columns of rows 0, 1, 4, 5, 8, 9, 12 and 13, then of the others.
+    pub lanes: &'a [i32],
+    /// `[steps]` vectors, from [`Eights::factor`].
+    pub factors: &'a [i32],
+    pub steps: usize,
+    /// Of token `t` from word `t * stride` on `[steps, eights, 2]` words of four quants.
+    pub tokens: &'a [i32],
+    pub stride: usize,
+    /// Of token `t` likewise `[steps, 2]` words that dot products start from; may be empty where they start from 0.
+    pub starts: &'a [i32],
+}
+
 /// Proof that there are vectors of 64 bytes and their instructions.
 pub trait Eights<I: Isa>: Copy {
     /// Of 32 bytes of each row, bytes `8 i ..` in vector `i`.
@@ -41,6 +59,13 @@ pub trait Eights<I: Isa>: Copy {
     fn floats<const AT: i32>(self, heads: [I::B; 2]) -> I::G;
     /// The floats of the two spans, of which `bits` are those, the same for every row.
     fn of_spans(self, bits: &[i32; 2]) -> I::G;
+    /// Byte `byte` of each word as both its i16, `SIGNED` or not.
+    fn factor<const SIGNED: bool>(self, scales: I::B, byte: usize) -> I::W;
+    /// Bytes `2 pair` and `2 pair + 1` of each word as its two i16.
+    fn two(self, bytes: I::B, pair: usize) -> I::W;
+    /// The dot products of sixteen rows with `T` tokens (4 to 8), those of each step times the step's factor: a word for each row. A step has `EIGHTS` (2
+    /// or 4) times eight columns, and no four columns of each eight together exceed i16. Dot products start from 0 unless `STARTS`.
+    fn sixteen<const T: usize, const EIGHTS: usize, const STARTS: bool>(self, of: &SixteenRows) -> [I::W; T];
     /// Keeps the compiler from computing what comes later before it has `v`, for which there are too few registers.
     fn in_order(self, v: I::N) -> I::N;
 }
@@ -104,6 +129,21 @@ impl<I: Isa> Eights<I> for NoEights {
     }
     #[inline(always)]
     fn of_spans(self, _bits: &[i32; 2]) -> I::G {
+        match self {}
+    }
+    #[inline(always)]
+    fn factor<const SIGNED: bool>(self, _scales: I::B, _byte: usize) -> I::W {
+        match self {}
+    }
+    #[inline(always)]
+    fn two(self, _bytes: I::B, _pair: usize) -> I::W {
+        match self {}
+    }
+    #[inline(always)]
+    fn sixteen<const T: usize, const EIGHTS: usize, const STARTS: bool>(
+        self,
+        _of: &SixteenRows,
+    ) -> [I::W; T] {
         match self {}
     }
     #[inline(always)]

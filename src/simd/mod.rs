@@ -34,7 +34,7 @@ pub use avx2::{Avx2, AvxVnni};
 pub use avx512::{Avx512, Avx512Plain};
 pub use bf16::{DotBf16, NoDotBf16};
 pub use codebook::Codebook;
-pub use eights::{EIGHT, Eights, NoEights};
+pub use eights::{EIGHT, Eights, NoEights, SIXTEEN, SixteenRows};
 pub use exponential::IsaExt;
 pub use finished::{Finished, Partials, sum_of_partials, sum_of_vectors};
 #[cfg(target_arch = "aarch64")]

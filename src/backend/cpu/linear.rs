@@ -9,7 +9,7 @@ use crate::backend::Matrix;
 use crate::gguf::TensorType;
 use crate::kernel::float::{Bf16, F16, F32, FEW_TOKENS, Float, FloatProducts, FloatTokens, TASK_ROWS};
 use crate::kernel::matmul::{MAX_FEW_TOKENS, Panel, PanelProducts, few_tokens, panel_rows};
-use crate::kernel::matvec::{MAX_GROUP_ROWS, RowProducts};
+use crate::kernel::matvec::{MAX_GROUP_ROWS, RowProducts, sweep_rows};
 use crate::kernel::{SharedMut, activations};
 use crate::quant::unpack::*;
 use crate::{Result, quant};
@@ -40,23 +40,24 @@ struct RowTasks {
 }
 
 impl RowTasks {
-    fn new(rows: usize, row_bytes: usize, threads: usize) -> Self {
-        let large = Self::of_bytes(TASK_BYTES, row_bytes);
+    /// `sweep` rows are multiplied side by side.
+    fn new(rows: usize, row_bytes: usize, threads: usize, sweep: usize) -> Self {
+        let large = Self::of_bytes(TASK_BYTES, row_bytes, sweep);
         let whole = (rows / large).saturating_sub(threads);
-        Self { rows, large, whole, small: Self::of_bytes(TASK_BYTES / SMALL_PARTS, row_bytes) }
+        Self { rows, large, whole, small: Self::of_bytes(TASK_BYTES / SMALL_PARTS, row_bytes, sweep) }
     }
 
-    /// Rows that have about so many bytes. A sweep goes along some that lie an eighth or a quarter of them apart, which would push each
+    /// Rows that have about so many bytes. A sweep goes along some that lie as far apart as there are sweeps, which would push each
     /// other out of the first cache if these places were nearly the same ones within [`WAY`].
-    fn of_bytes(bytes: usize, row_bytes: usize) -> usize {
-        let least = (bytes / row_bytes.max(1) / MAX_GROUP_ROWS).max(1);
+    fn of_bytes(bytes: usize, row_bytes: usize, sweep: usize) -> usize {
+        let least = (bytes / row_bytes.max(1) / sweep).max(1);
         let nearest = |apart: &usize| {
-            let places = (1..MAX_GROUP_ROWS).map(|r| r * apart * row_bytes % WAY);
+            let places = (1..sweep).map(|r| r * apart * row_bytes % WAY);
             places.map(|place| place.min(WAY - place)).min()
         };
         // The fewest of those that are equally good.
         let apart = (least..=least + least / 4).rev().max_by_key(nearest).unwrap_or(least);
-        apart * MAX_GROUP_ROWS
+        apart * sweep
     }
 
     fn count(&self) -> usize {
@@ -132,7 +133,7 @@ impl Cpu {
         let mut scratch = self.scratch();
         self.quantize_activations(&mut scratch, x, (F::SPAN, F::REACH));
         if x.rows() <= few_tokens(format, self.level) {
-            scratch.activations.arrange(format, self.level);
+            scratch.activations.arrange(format, self.level, &self.pool);
             self.few_tokens(format, w, &scratch, out);
         } else {
             let Scratch { activations, packed, .. } = &mut *scratch;
@@ -165,7 +166,8 @@ impl Cpu {
     fn few_tokens<F: Unpack>(&self, format: F, w: &Matrix, scratch: &Scratch, out: &mut Buffer) {
         let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
         let tokens = scratch.activations.rows;
-        let tasks = RowTasks::new(w.rows, row_bytes, self.threads());
+        let sweep = sweep_rows(format, self.level, tokens);
+        let tasks = RowTasks::new(w.rows, row_bytes, self.threads(), sweep);
         let to = SharedMut::new(out.data_mut());
         self.pool.run(tasks.count(), |i| {
             // Threads take turns, as long as none is held up.
@@ -235,7 +237,7 @@ impl Cpu {
             self.float_rows::<W>(rows, range.start, w, (&scratch.floats, group), &to);
         };
         if x.rows() <= FEW_TOKENS {
-            let tasks = RowTasks::new(w.rows, w.row_bytes(), self.threads());
+            let tasks = RowTasks::new(w.rows, w.row_bytes(), self.threads(), MAX_GROUP_ROWS);
             self.pool.run(tasks.count(), |i| products(tasks.range(i), 0));
         } else {
             let tasks = w.rows.div_ceil(TASK_ROWS);
@@ -289,7 +291,7 @@ mod tests {
         for (rows, row_bytes, threads) in
             [(1, 144, 1), (8, 144, 2), (3072, 1728, 2), (16384, 1728, 8), (32064, 2520, 3), (777, 4608, 64)]
         {
-            let tasks = RowTasks::new(rows, row_bytes, threads);
+            let tasks = RowTasks::new(rows, row_bytes, threads, 8 * threads.min(2));
             let mut end = 0;
             for i in 0..tasks.count() {
                 let range = tasks.range(i);

@@ -12,7 +12,7 @@ use crate::simd::{EIGHT, Eights, Isa, MAX_ROWS};
 pub(in crate::kernel) const SWEPT: usize = 8;
 
 /// What [`Unpack::EIGHTS`] says.
-const fn layout<F: Unpack>() -> EightRows {
+pub(super) const fn layout<F: Unpack>() -> EightRows {
     match F::EIGHTS {
         Some(layout) => layout,
         None => EightRows { first: 0, chunks: 0, signed: false },
@@ -20,7 +20,7 @@ const fn layout<F: Unpack>() -> EightRows {
 }
 
 /// Eights of columns that words of 16 bits have room for the products of: four of each eight go to one word.
-const fn eights_that_fit<F: Unpack>() -> usize {
+pub(super) const fn eights_that_fit<F: Unpack>() -> usize {
     let (fit, all) = ((i16::MAX as i32 / (4 * 127 * largest_quant::<F>())) as usize, F::GROUP / 8);
     if fit < all { fit } else { all }
 }
@@ -29,9 +29,9 @@ const fn eights_that_fit<F: Unpack>() -> usize {
 #[derive(Clone, Copy)]
 pub(super) struct Tokens<'a> {
     /// See [`Activations::eights`].
-    words: &'a [i32],
+    pub words: &'a [i32],
     /// Words from a block to the next one.
-    block: usize,
+    pub block: usize,
 }
 
 impl<'a> Tokens<'a> {
@@ -44,15 +44,15 @@ impl<'a> Tokens<'a> {
 
 /// The bytes of a block of eight rows that lanes are made of, eight columns at a time.
 #[derive(Clone, Copy)]
-struct Turned<'a, F, B> {
-    chunks: &'a [[B; 4]; MAX_CHUNKS],
+pub(super) struct Turned<'a, F, B> {
+    pub chunks: &'a [[B; 4]; MAX_CHUNKS],
     /// Which eight of each 32 columns.
-    eight: usize,
-    _format: PhantomData<F>,
+    pub eight: usize,
+    pub _format: PhantomData<F>,
 }
 
 /// Chunks of a block, at most.
-const MAX_CHUNKS: usize = 6;
+pub(super) const MAX_CHUNKS: usize = 6;
 
 impl<F: Unpack, I: Isa> Chunks<I> for Turned<'_, F, I::B> {
     #[inline(always)]
@@ -66,20 +66,20 @@ impl<F: Unpack, I: Isa> Chunks<I> for Turned<'_, F, I::B> {
 }
 
 /// What is asked for of each row while other bytes are multiplied.
-struct Ahead<'a> {
-    rows: &'a [*const u8; EIGHT],
+pub(super) struct Ahead<'a, const ROWS: usize> {
+    pub rows: &'a [*const u8; ROWS],
     /// How far after the beginning of each.
-    at: usize,
+    pub at: usize,
 }
 
-impl Ahead<'_> {
+impl<const ROWS: usize> Ahead<'_, ROWS> {
     /// Asks for part number `part` of `parts` of a block of each row, a line of each row in turns: several lines of one row at once take up to
     /// 1.4 times as long, probably because they wait for one channel of the memory.
     #[inline(always)]
-    fn ask<F: Unpack, I: Isa>(&self, isa: I, part: usize, parts: usize) {
-        let lines = const { F::BYTES.div_ceil(64) * EIGHT };
+    pub fn ask<F: Unpack, I: Isa>(&self, isa: I, part: usize, parts: usize) {
+        let lines = const { F::BYTES.div_ceil(64) * ROWS };
         for line in lines * part / parts..lines * (part + 1) / parts {
-            isa.prefetch(self.rows[line % EIGHT].wrapping_add(self.at).wrapping_add(line / EIGHT * 64));
+            isa.prefetch(self.rows[line % ROWS].wrapping_add(self.at).wrapping_add(line / ROWS * 64));
         }
     }
 }
@@ -92,7 +92,7 @@ struct Block<'a, F: Unpack, I: Isa, const T: usize> {
     groups: EightGroups<I>,
     /// Of each token [`eights_words`].
     words: &'a [i32],
-    ahead: Ahead<'a>,
+    ahead: Ahead<'a, EIGHT>,
     _format: PhantomData<F>,
 }
 

@@ -1,11 +1,13 @@
 //! Products of quantized rows with a few tokens, straight from the blocks: the memory-bound side.
 
 pub(super) mod eights;
+pub(super) mod sixteens;
 
+use self::sixteens::{Room, has_sixteens, sixteen_rows, takes_sixteen};
 use super::activations::{Activations, has_eights};
 use super::{partial_sums, prefetch_bytes};
 use crate::quant::unpack::{Scale, Unpack};
-use crate::simd::{EIGHT, Isa, Kernel, Level, MAX_ROWS, OfRows, dispatch_at};
+use crate::simd::{EIGHT, Isa, Kernel, Level, MAX_ROWS, OfRows, SIXTEEN, dispatch_at};
 
 /// Narrow vectors whose rows share one sweep over the activations in the super-block formats.
 const GROUP: usize = 4;
@@ -44,6 +46,11 @@ impl<F: Unpack> Kernel for RowProducts<'_, F> {
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
         assert_eq!(self.tokens.span, F::SPAN);
+        if let (Some(eights), true) = (isa.eights(), const { has_sixteens::<F, I>() })
+            && takes_sixteen::<F, I>(isa, self.out.len())
+        {
+            return self.sixteen(isa, eights);
+        }
         let tokens = self.out.len();
         let mut token = 0;
         while token < tokens {
@@ -66,6 +73,36 @@ impl<F: Unpack> Kernel for RowProducts<'_, F> {
             token += count;
         }
     }
+}
+
+/// [`RowProducts`] by sixteen rows at a time, whether that is faster or not, where there are such.
+#[cfg(test)]
+pub(super) struct BySixteen<'a, F>(pub RowProducts<'a, F>);
+
+#[cfg(test)]
+impl<F: Unpack> Kernel for BySixteen<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(mut self, isa: I) {
+        match isa.eights() {
+            Some(eights) if const { has_sixteens::<F, I>() } => self.0.sixteen(isa, eights),
+            _ => self.0.run(isa),
+        }
+    }
+}
+
+/// Rows of a sweep with so many `tokens` at `level`: a part of a matrix should be a multiple of them.
+pub fn sweep_rows<F: Unpack>(format: F, level: Level, tokens: usize) -> usize {
+    struct Rows<F>(F, usize);
+    impl<F: Unpack> Kernel for Rows<F> {
+        type Output = usize;
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) -> usize {
+            if takes_sixteen::<F, I>(isa, self.1) { SIXTEEN } else { MAX_GROUP_ROWS }
+        }
+    }
+    dispatch_at(level, Rows(format, tokens))
 }
 
 /// Tokens that share a sweep over rows, at most.
@@ -102,17 +139,35 @@ impl<'a, F: Unpack> RowProducts<'a, F> {
         }
     }
 
+    /// All rows with all tokens, sixteen rows at a time.
+    #[inline(always)]
+    fn sixteen<I: Isa>(&mut self, isa: I, eights: I::Eights) {
+        let (rows, mut room) = (self.rows.len() / self.row_bytes, Room::default());
+        for first in 0..rows.div_ceil(SIXTEEN) {
+            let sweep = self.sweep::<SIXTEEN>(first, SIXTEEN);
+            sixteen_rows::<F, I>(isa, eights, &sweep, self.tokens, self.out.len(), &mut room);
+            for t in 0..self.out.len() {
+                let [first, last] = &room.totals[t];
+                let mut sums = [0.0; SIXTEEN];
+                isa.f_store(isa.f_add(isa.f_load(first), isa.f_load(last)), &mut sums);
+                for r in 0..SIXTEEN {
+                    self.out[t][sweep.numbers[r]] = sums[r];
+                }
+            }
+        }
+    }
+
     /// The `step` rows from number `first` on that are multiplied together. They lie far apart: memory delivers more to several streams than
     /// to one. Where there are too few rows, the last one is there more than once.
     #[inline(always)]
-    fn sweep(&self, first: usize, step: usize) -> Sweep<'a> {
+    fn sweep<const N: usize>(&self, first: usize, step: usize) -> Sweep<'a, N> {
         let rows = self.rows.len() / self.row_bytes;
         let apart = rows.div_ceil(step);
         // After the last rows of this part come the first ones of the next part, which are as far apart if it has as many rows.
         let end = self.rows.as_ptr().addr() + (first + 1) * self.row_bytes;
         let mut sweep = Sweep {
-            numbers: [0; MAX_GROUP_ROWS],
-            rows: [&self.rows[..0]; MAX_GROUP_ROWS],
+            numbers: [0; N],
+            rows: [&self.rows[..0]; N],
             beyond: if first + 1 < apart { 0 } else { self.next.as_ptr().addr().wrapping_sub(end) },
         };
         for r in 0..step {
@@ -140,15 +195,15 @@ impl<'a, F: Unpack> RowProducts<'a, F> {
 }
 
 /// Rows that are multiplied together.
-struct Sweep<'a> {
+struct Sweep<'a, const N: usize = MAX_GROUP_ROWS> {
     /// Which of all.
-    numbers: [usize; MAX_GROUP_ROWS],
-    rows: [&'a [u8]; MAX_GROUP_ROWS],
+    numbers: [usize; N],
+    rows: [&'a [u8]; N],
     /// From the end of each of them to what is read after it.
     beyond: usize,
 }
 
-impl Sweep<'_> {
+impl<const N: usize> Sweep<'_, N> {
     /// How far after the beginning of each row byte `at` is, which may be beyond its end.
     #[inline(always)]
     fn place(&self, at: usize) -> usize {

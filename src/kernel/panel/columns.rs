@@ -75,15 +75,13 @@ pub(super) fn unpack<F: Unpack, I: Isa, P: Product>(
     panel: &mut Lanes,
 ) {
     turn::<F, I>(isa, rows, block, words);
+    let mut sums = [isa.w_splat(0); 8];
+    if !P::PACKED {
+        sums = lanes::<F, I, P>(isa, words, to, first, panel);
+    }
+    groups::<F, I, P>(isa, words, to, first, panel);
     if P::RAISED {
-        let sums = lanes_with_signs::<F, I>(isa, words, to, first, panel);
-        groups::<F, I, P>(isa, words, to, first, panel);
         correct(isa, &sums, to, first, panel);
-    } else {
-        if !P::PACKED {
-            lanes::<F, I>(isa, words, to, first, panel);
-        }
-        groups::<F, I, P>(isa, words, to, first, panel);
     }
     floats::<F, I>(isa, rows, words, block, to, first, panel);
 }
@@ -106,23 +104,10 @@ fn turn<F: Unpack, I: Isa>(isa: I, rows: &[&[u8]; MAX_LANES], block: usize, word
     }
 }
 
-/// Unpacks the turned `words` of block number `block` to the lanes of the panel, whose row `first` is the first of them.
+/// Unpacks the turned `words` of block number `block` to the lanes of the panel, whose row `first` is the first of them. For raised tokens these become
+/// bytes with signs, and their sums over each 32 columns are given.
 #[inline(always)]
-fn lanes<F: Unpack, I: Isa>(isa: I, words: &[i32], block: usize, first: usize, panel: &mut Lanes) {
-    let (wide, quads) = (I::LANES * I::TILE.0, block * F::BLOCK / 4);
-    let to = &mut panel.lanes[quads * wide + first..(quads + 63) * wide + first + I::LANES];
-    for part in 0..8 {
-        let lanes = F::lanes_of(isa, Columns { words, part });
-        let lanes = lanes.as_ref();
-        for j in 0..8 {
-            isa.w_store(isa.w_from_b(lanes[j]), &mut to[(8 * j + part) * wide..]);
-        }
-    }
-}
-
-/// The same for raised tokens, as bytes with signs. Gives the sums of each 32 columns.
-#[inline(always)]
-fn lanes_with_signs<F: Unpack, I: Isa>(
+fn lanes<F: Unpack, I: Isa, P: Product>(
     isa: I,
     words: &[i32],
     block: usize,
@@ -137,8 +122,11 @@ fn lanes_with_signs<F: Unpack, I: Isa>(
         let lanes = F::lanes_of(isa, Columns { words, part });
         let lanes = lanes.as_ref();
         for j in 0..8 {
-            let lanes = isa.w_from_b(isa.b_add(lanes[j], less));
-            sums[j] = isa.w_dot4::<true>(sums[j], one, lanes);
+            let mut lanes = isa.w_from_b(lanes[j]);
+            if P::RAISED {
+                lanes = isa.w_from_b(isa.b_add(isa.b_from_w(lanes), less));
+                sums[j] = isa.w_dot4::<true>(sums[j], one, lanes);
+            }
             isa.w_store(lanes, &mut to[(8 * j + part) * wide..]);
         }
     }

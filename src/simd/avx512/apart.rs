@@ -294,8 +294,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     tile: &SpansTile,
     mut before: Finished<R, T>,
 ) {
-    const { assert!(R == 2 && (T == 4 || T == 6)) };
-    check::<T, MINS>(tile);
+    check::<R, T, MINS>(tile);
     let SpansTile { spans, groups, quads, raised, .. } = *tile;
     let has_starts = !tile.starts.is_empty();
     assert!(

@@ -5,9 +5,10 @@
 
 use std::arch::x86_64::*;
 
-use super::super::eights::{EIGHT, Eights};
+use super::super::eights::{EIGHT, Eights, SixteenRows};
 use super::Avx512With;
 use super::blocks::{add_pairs, in_order, opaque};
+use super::sixteen;
 use crate::simd::Isa;
 
 /// Proof that the machine has AVX-512 F, BW, VL, DQ and VNNI.
@@ -64,7 +65,7 @@ impl Avx512Eights {
     }
 }
 
-impl<I: Isa<B = __m512i, N = __m512i, G = __m512>> Eights<I> for Avx512Eights {
+impl<I: Isa<B = __m512i, N = __m512i, G = __m512, W = __m512i>> Eights<I> for Avx512Eights {
     #[inline(always)]
     fn turn(self, bytes: [&[u8; 32]; EIGHT]) -> [__m512i; 4] {
         let [r0, r1, r2, r3, r4, r5, r6, r7] = bytes;
@@ -186,6 +187,31 @@ impl<I: Isa<B = __m512i, N = __m512i, G = __m512>> Eights<I> for Avx512Eights {
     #[inline(always)]
     fn of_spans(self, bits: &[i32; 2]) -> __m512 {
         unsafe { _mm512_castsi512_ps(self.repeated(bits)) }
+    }
+
+    #[inline(always)]
+    fn factor<const SIGNED: bool>(self, scales: __m512i, byte: usize) -> __m512i {
+        let (a, b, c, d) = (byte, 4 + byte, 8 + byte, 12 + byte);
+        let which = [a, a, b, b, c, c, d, d];
+        if SIGNED {
+            unsafe { _mm512_srai_epi16::<8>(self.widened::<true>(scales, which)) }
+        } else {
+            self.widened::<false>(scales, which)
+        }
+    }
+
+    #[inline(always)]
+    fn two(self, bytes: __m512i, pair: usize) -> __m512i {
+        let a = 2 * pair;
+        self.widened::<false>(bytes, [a, a + 1, a + 4, a + 5, a + 8, a + 9, a + 12, a + 13])
+    }
+
+    #[inline(always)]
+    fn sixteen<const T: usize, const EIGHTS: usize, const STARTS: bool>(
+        self,
+        of: &SixteenRows,
+    ) -> [__m512i; T] {
+        unsafe { sixteen::products::<T, EIGHTS, STARTS>(of) }
     }
 
     #[inline(always)]

@@ -10,6 +10,7 @@ mod blocks;
 mod codebook;
 mod eights;
 mod pairs;
+mod sixteen;
 mod spread;
 mod sums;
 mod tile;

@@ -209,10 +209,9 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     tile: &SpansTile,
     mut before: Finished<R, T>,
 ) {
-    const { assert!(R == 2 && (T == 4 || T == 6)) };
-    check::<T, MINS>(tile);
+    check::<R, T, MINS>(tile);
     let (groups, has_starts) = (tile.groups, !tile.starts.is_empty());
-    assert!(groups.is_multiple_of(2) && tile.scales.len() >= 16 * groups * tile.spans);
+    assert!(tile.scales.len() >= 16 * groups * tile.spans);
     assert!(!has_starts || tile.starts.len() >= T * groups * tile.spans);
     for s in 0..tile.spans {
         before.at_span(isa, s);

@@ -176,8 +176,7 @@ pub(super) fn tile<I: Isa, const R: usize, const T: usize, const MINS: bool>(
     tile: &SpansTile,
     mut before: Finished<R, T>,
 ) {
-    const { assert!(R == 2 && (T == 4 || T == 6)) };
-    check::<T, MINS>(tile);
+    check::<R, T, MINS>(tile);
     let groups = tile.groups;
     assert!(tile.starts.len() >= T * groups * tile.spans && tile.scales.len() >= 32 * groups * tile.spans);
     assert!(tile.corrections.len() >= 32 * groups * tile.spans && tile.correction.len() >= 32 * tile.spans);

@@ -189,7 +189,8 @@ impl Span {
 }
 
 /// Panics unless the slices of `tile` that all tiles have are as long as its counts say.
-pub(super) fn check<const T: usize, const MINS: bool>(tile: &SpansTile) {
+pub(super) fn check<const R: usize, const T: usize, const MINS: bool>(tile: &SpansTile) {
+    const { assert!(R == 2 && (T == 4 || T == 6)) };
     let SpansTile { spans, groups, quads, floats, .. } = *tile;
     let blocks = spans.div_ceil(2);
     assert!(groups * quads == QUADS && matches!(quads, 4 | 8));
