@@ -18,7 +18,7 @@ use pace::Pace;
 use crate::Result;
 
 /// How many sorts of guesses a drafter may tell apart by how good they are.
-const SORTS: usize = 16;
+const SORTS: usize = 64;
 /// Odds of a guess before anything is known: just enough for a short one to be tried.
 const FIRST_ODDS: f64 = 0.4;
 
@@ -27,7 +27,7 @@ pub trait Drafter {
     /// Gets ready to guess what follows `text`, which may differ from the last one in any way.
     fn begin(&mut self, text: &[u32]) -> Result<()>;
 
-    /// Whether there is a guess at what follows `text`, and of which sort (below 16): guesses of one sort
+    /// Whether there is a guess at what follows `text`, and of which sort (below 64): guesses of one sort
     /// should be about as good as each other.
     fn sort(&mut self, text: &[u32]) -> Option<usize>;
 

@@ -1,25 +1,47 @@
 //! Guesses by looking up where the last few tokens were said before (prompt lookup; Saxena 2023).
 //!
 //! The whole context is indexed, by n-grams of each length, as it grows. The longest that was said before counts,
-//! and of its places the most recent.
+//! and of its places the most recent. How good a guess is depends on that length, and on whether the same followed every time.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 
 use super::{Drafter, SORTS};
 use crate::{Error, Result};
 
+/// Tokens of the longest n-grams.
+const LONGEST: usize = SORTS / HISTORIES - 1;
+
 /// How often what follows an n-gram of so many tokens follows it again, about, in texts and answers that quote from them.
-const ODDS: [f64; SORTS] =
+const ODDS: [f64; LONGEST + 1] =
     [0.0, 0.15, 0.4, 0.5, 0.7, 0.75, 0.8, 0.85, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9];
+
+/// What is known of an n-gram beside its length: whether it was said once, twice or more often, and the same followed each time; or not the same.
+const HISTORIES: usize = 4;
+const DIFFERENT: usize = 3;
+
+/// What the odds are multiplied by for each of these.
+const BY_HISTORY: [f64; HISTORIES] = [1.0, 1.15, 1.3, 0.75];
+
+/// The best odds that are expected.
+const MOST: f64 = 0.95;
+
+/// What was said after an n-gram.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Where what followed last begins.
+    at: u32,
+    /// See [`HISTORIES`].
+    history: usize,
+}
 
 /// An index of n-grams.
 pub struct Lookup {
     /// The text that is indexed.
     text: Vec<u32>,
-    /// Where what follows an n-gram begins, by length of the n-gram from `least` on and its hash. The n-gram at
-    /// the text's end is not in it yet: nothing follows it.
-    places: Vec<HashMap<u64, u32>>,
+    /// By length of the n-gram from `least` on and its hash. The n-gram at the text's end is not in it yet: nothing follows it.
+    places: Vec<HashMap<u64, Place>>,
     least: usize,
     /// Hashes are keyed, so that no text can be made to collide; what is found is compared all the same.
     hasher: RandomState,
@@ -33,10 +55,9 @@ impl Lookup {
     /// # Errors
     /// Lengths that are none: 0, above 15, or `least` above `most`.
     pub fn new(least: usize, most: usize) -> Result<Self> {
-        if least == 0 || least > most || most >= SORTS {
+        if least == 0 || least > most || most > LONGEST {
             return Err(Error::Usage(format!(
-                "n-grams of {least} to {most} tokens cannot be looked up: expected lengths from 1 to {}, the smaller first",
-                SORTS - 1
+                "n-grams of {least} to {most} tokens cannot be looked up: expected lengths from 1 to {LONGEST}, the smaller first",
             )));
         }
         let places = vec![HashMap::new(); most - least + 1];
@@ -54,23 +75,35 @@ impl Lookup {
             // Now that something follows them, the n-grams that end here can be found.
             let end = self.text.len();
             for (i, places) in self.places.iter_mut().enumerate() {
-                if let Some(start) = end.checked_sub(self.least + i) {
-                    places.insert(self.hasher.hash_one(&self.text[start..end]), end as u32);
+                let Some(start) = end.checked_sub(self.least + i) else { continue };
+                match places.entry(self.hasher.hash_one(&self.text[start..end])) {
+                    Entry::Occupied(mut entry) => {
+                        let place = entry.get_mut();
+                        place.history = match place.history {
+                            _ if self.text[place.at as usize] != id => DIFFERENT,
+                            DIFFERENT => DIFFERENT,
+                            same => (same + 1).min(DIFFERENT - 1),
+                        };
+                        place.at = end as u32;
+                    }
+                    Entry::Vacant(entry) => {
+                        entry.insert(Place { at: end as u32, history: 0 });
+                    }
                 }
             }
             self.text.push(id);
         }
     }
 
-    /// Where the longest n-gram at the end of the text was last said before: its length, and where what follows
-    /// it begins.
-    fn find(&self) -> Option<(usize, usize)> {
+    /// Where the longest n-gram at the end of the text was last said before, and its length.
+    fn find(&self) -> Option<(usize, Place)> {
         let end = self.text.len();
         self.places.iter().enumerate().rev().find_map(|(i, places)| {
             let length = self.least + i;
             let gram = &self.text[end.checked_sub(length)?..];
-            let place = *places.get(&self.hasher.hash_one(gram))? as usize;
-            (self.text[place - length..place] == *gram).then_some((length, place))
+            let place = *places.get(&self.hasher.hash_one(gram))?;
+            let at = place.at as usize;
+            (self.text[at - length..at] == *gram).then_some((length, place))
         })
     }
 }
@@ -84,8 +117,8 @@ impl Drafter for Lookup {
     fn sort(&mut self, text: &[u32]) -> Option<usize> {
         self.follow(text);
         let (length, place) = self.find()?;
-        self.found = Some(place);
-        Some(length)
+        self.found = Some(place.at as usize);
+        Some(length * HISTORIES + place.history)
     }
 
     fn guess(&mut self, _text: &[u32], most: usize, out: &mut Vec<u32>) -> Result<()> {
@@ -108,7 +141,7 @@ impl Drafter for Lookup {
     }
 
     fn expected_odds(&self) -> [f64; SORTS] {
-        ODDS
+        std::array::from_fn(|sort| (ODDS[sort / HISTORIES] * BY_HISTORY[sort % HISTORIES]).min(MOST))
     }
 }
 
@@ -116,11 +149,24 @@ impl Drafter for Lookup {
 mod tests {
     use super::*;
 
+    /// The length of the n-gram, and what may follow.
     fn guess(lookup: &mut Lookup, text: &[u32], most: usize) -> (Option<usize>, Vec<u32>) {
         let mut out = Vec::new();
         let sort = lookup.sort(text);
         lookup.guess(text, most, &mut out).unwrap();
-        (sort, out)
+        (sort.map(|sort| sort / HISTORIES), out)
+    }
+
+    #[test]
+    fn it_is_known_whether_the_same_followed_each_time() {
+        let mut lookup = Lookup::new(1, 1).unwrap();
+        let mut history = |text: &[u32]| lookup.sort(text).map(|sort| sort % HISTORIES);
+        assert_eq!(history(&[1, 2, 1]), Some(0));
+        assert_eq!(history(&[1, 2, 1, 2, 1]), Some(1));
+        assert_eq!(history(&[1, 2, 1, 2, 1, 2, 1]), Some(2));
+        assert_eq!(history(&[1, 2, 1, 2, 1, 2, 1, 2, 1]), Some(2));
+        assert_eq!(history(&[1, 2, 1, 3, 1]), Some(DIFFERENT));
+        assert_eq!(history(&[1, 2, 1, 3, 1, 3, 1]), Some(DIFFERENT));
     }
 
     #[test]
@@ -155,7 +201,7 @@ mod tests {
 
     #[test]
     fn lengths_that_are_none_are_refused() {
-        for (least, most) in [(0, 1), (3, 2), (1, SORTS)] {
+        for (least, most) in [(0, 1), (3, 2), (1, LONGEST + 1)] {
             assert!(Lookup::new(least, most).is_err());
         }
     }
