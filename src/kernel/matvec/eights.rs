@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::{AHEAD, MAX_GROUP_ROWS, Sweep};
+use super::{MAX_GROUP_ROWS, Sweep, ahead_of_eight};
 use crate::kernel::activations::{Activations, FIRST_SUM, SCALE_WORDS, eights_words, first_start};
 use crate::kernel::largest_quant;
 use crate::quant::unpack::{Chunks, EightGroups, EightRows, Unpack, bytes_of_eight};
@@ -247,7 +247,7 @@ pub(super) fn eight_rows<F: Unpack, I: Isa, const T: usize>(
             rows: block,
             groups,
             words,
-            ahead: Ahead { rows: &starts, at: sweep.place(at + AHEAD) },
+            ahead: Ahead { rows: &starts, at: sweep.place(at + ahead_of_eight(isa)) },
             _format: PhantomData,
         };
         let (first, last) = (block.span::<0>(), block.span::<1>());

@@ -19,6 +19,13 @@ pub const MAX_GROUP_ROWS: usize = GROUP * MAX_ROWS;
 const AHEAD: usize = 512;
 const FAR_AHEAD: usize = 1024;
 
+/// Bytes that are asked for ahead in each of eight rows side by side. The CPUs with other pipes for additions get slower from 768 on, the others faster
+/// up to this.
+#[inline(always)]
+fn ahead_of_eight<I: Isa>(isa: I) -> usize {
+    if isa.multiplies_sums() { AHEAD } else { 1280 }
+}
+
 /// `out[token][row] = rows[row] · tokens[token]` for quantized `rows`.
 pub struct RowProducts<'a, F> {
     pub format: F,
