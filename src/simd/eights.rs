@@ -64,7 +64,7 @@ pub trait Eights<I: Isa>: Copy {
     /// Bytes `2 pair` and `2 pair + 1` of each word as its two i16.
     fn two(self, bytes: I::B, pair: usize) -> I::W;
     /// The dot products of sixteen rows with `T` tokens (4 to 8), those of each step times the step's factor: a word for each row. A step has `EIGHTS` (2
-    /// or 4) times eight columns, and no four columns of each eight together exceed i16. Dot products start from 0 unless `STARTS`.
+    /// or 4) times eight columns; the sum over every second four of its columns fits i16. Dot products start from 0 unless `STARTS`.
     fn sixteen<const T: usize, const EIGHTS: usize, const STARTS: bool>(self, of: &SixteenRows) -> [I::W; T];
     /// Keeps the compiler from computing what comes later before it has `v`, for which there are too few registers.
     fn in_order(self, v: I::N) -> I::N;

@@ -120,10 +120,10 @@ const fn step_columns<F: Unpack>() -> usize {
 }
 
 impl<F: Unpack, I: Isa> Block<'_, F, I> {
-    /// Asks for part number `PART` of 10 of what comes later.
+    /// Asks for part number `part` of 10 of what comes later. (A constant, once it is compiled: otherwise this takes longer than the lanes.)
     #[inline(always)]
-    fn ask<const PART: usize>(&self) {
-        self.ahead.ask::<F, I>(self.isa, PART, 10);
+    fn ask(&self, part: usize) {
+        self.ahead.ask::<F, I>(self.isa, part, 10);
     }
 
     /// Makes lanes, factors and floats.
@@ -140,9 +140,8 @@ impl<F: Unpack, I: Isa> Block<'_, F, I> {
         if c >= const { layout::<F>().chunks } {
             return [self.isa.b_splat(0); 4];
         }
-        let [a, b, c0, d] = [2 * V, 4 + 2 * V, 8 + 2 * V, 12 + 2 * V];
-        let r = &self.rows;
-        let rows = [r[a], r[a + 1], r[b], r[b + 1], r[c0], r[c0 + 1], r[d], r[d + 1]];
+        let r = &self.rows[2 * V..];
+        let rows = [r[0], r[1], r[4], r[5], r[8], r[9], r[12], r[13]];
         self.eights.turn(bytes_of_eight(rows, const { layout::<F>().first } + 32 * c))
     }
 
@@ -157,29 +156,13 @@ impl<F: Unpack, I: Isa> Block<'_, F, I> {
             self.chunk::<V>(4),
             self.chunk::<V>(5),
         ];
-        if V == 0 {
-            self.ask::<0>();
-        } else {
-            self.ask::<4>();
-        }
+        self.ask(4 * V);
         self.eight::<V, 0>(chunks, room);
-        if V == 0 {
-            self.ask::<1>();
-        } else {
-            self.ask::<5>();
-        }
+        self.ask(4 * V + 1);
         self.eight::<V, 1>(chunks, room);
-        if V == 0 {
-            self.ask::<2>();
-        } else {
-            self.ask::<6>();
-        }
+        self.ask(4 * V + 2);
         self.eight::<V, 2>(chunks, room);
-        if V == 0 {
-            self.ask::<3>();
-        } else {
-            self.ask::<7>();
-        }
+        self.ask(4 * V + 3);
         self.eight::<V, 3>(chunks, room);
     }
 
@@ -230,7 +213,7 @@ impl<F: Unpack, I: Isa> Block<'_, F, I> {
         Floats { d: isa.f_mul(d, isa.f_splat(F::FACTOR)), dmin, mins }
     }
 
-    /// Adds the products of span `S` with `T` tokens, whose `words` follow each other, to their `totals`.
+    /// Adds the products of span number `span` with `T` tokens, whose `words` follow each other, to their `totals`.
     #[inline(always)]
     fn add<const T: usize>(
         &self,
@@ -308,8 +291,8 @@ pub(super) fn sixteen_rows<F: Unpack, I: Isa>(
             _format: PhantomData,
         };
         let floats = block.unpack(room);
-        block.ask::<8>();
-        block.ask::<9>();
+        block.ask(8);
+        block.ask(9);
         let words = &tokens.words[b * tokens.block..][..count * const { eights_words::<F>() }];
         let Room { lanes, factors, totals, .. } = &mut *room;
         let rows = (&lanes[..], &factors[..]);
