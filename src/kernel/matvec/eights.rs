@@ -231,6 +231,7 @@ pub(super) fn eight_rows<F: Unpack, I: Isa, const T: usize>(
         rows[r] = &sweep.rows[r][..rows[0].len()];
         starts[r] = rows[r].as_ptr();
     }
+    let ahead = ahead_of_eight(isa);
     let mut total = [isa.g_zero(); T];
     for b in 0..rows[0].len() / F::BYTES {
         let at = b * F::BYTES;
@@ -247,7 +248,7 @@ pub(super) fn eight_rows<F: Unpack, I: Isa, const T: usize>(
             rows: block,
             groups,
             words,
-            ahead: Ahead { rows: &starts, at: sweep.place(at + ahead_of_eight(isa)) },
+            ahead: Ahead { rows: &starts, at: sweep.place(at + ahead) },
             _format: PhantomData,
         };
         let (first, last) = (block.span::<0>(), block.span::<1>());
