@@ -63,6 +63,16 @@ impl Avx512Eights {
         }
         unsafe { _mm512_shuffle_epi8(v, opaque(_mm512_set4_epi32(bytes[3], bytes[2], bytes[1], bytes[0]))) }
     }
+
+    /// The same, in whole i16, of bytes that are `SIGNED` or not.
+    #[inline(always)]
+    fn widened_scales<const SIGNED: bool>(self, scales: __m512i, which: [usize; 8]) -> __m512i {
+        if SIGNED {
+            unsafe { _mm512_srai_epi16::<8>(self.widened::<true>(scales, which)) }
+        } else {
+            self.widened::<false>(scales, which)
+        }
+    }
 }
 
 impl<I: Isa<B = __m512i, N = __m512i, G = __m512, W = __m512i>> Eights<I> for Avx512Eights {
@@ -123,12 +133,7 @@ impl<I: Isa<B = __m512i, N = __m512i, G = __m512, W = __m512i>> Eights<I> for Av
     fn factors<const SIGNED: bool>(self, scales: __m512i, pair: usize) -> __m512i {
         // The order of `_mm512_packs_epi32`: four words of the first dot products, then four of the second.
         let (a, b) = (2 * pair, 2 * pair + 1);
-        let which = [a, a, 8 + a, 8 + a, b, b, 8 + b, 8 + b];
-        if SIGNED {
-            unsafe { _mm512_srai_epi16::<8>(self.widened::<true>(scales, which)) }
-        } else {
-            self.widened::<false>(scales, which)
-        }
+        self.widened_scales::<SIGNED>(scales, [a, a, 8 + a, 8 + a, b, b, 8 + b, 8 + b])
     }
 
     #[inline(always)]
@@ -192,12 +197,7 @@ impl<I: Isa<B = __m512i, N = __m512i, G = __m512, W = __m512i>> Eights<I> for Av
     #[inline(always)]
     fn factor<const SIGNED: bool>(self, scales: __m512i, byte: usize) -> __m512i {
         let (a, b, c, d) = (byte, 4 + byte, 8 + byte, 12 + byte);
-        let which = [a, a, b, b, c, c, d, d];
-        if SIGNED {
-            unsafe { _mm512_srai_epi16::<8>(self.widened::<true>(scales, which)) }
-        } else {
-            self.widened::<false>(scales, which)
-        }
+        self.widened_scales::<SIGNED>(scales, [a, a, b, b, c, c, d, d])
     }
 
     #[inline(always)]
