@@ -324,28 +324,28 @@ impl Attention<'_> {
         let next = page.values.address(at * padded);
         match &page.keys {
             KvData::F32(keys) if few => {
-                let keys = Elements { all: &keys[grain], next };
-                return self.scores::<I, _, 2, 4>(isa, Single, self.queries, &keys, scores);
+                let keys = Elements::before(&keys[grain], next);
+                return self.scores::<I, _, 2, 4>(isa, Single, self.queries, keys, scores);
             }
             KvData::Sixteen(keys) => {
                 let integers = Integers::Keys(&keys.scales[at..at + GRAIN]);
-                let keys = Elements { all: &keys.pairs[grain.start / 2..grain.end / 2], next };
-                return self.scores::<I, _, V, Q>(isa, integers, &queries.words, &keys, scores);
+                let keys = Elements::before(&keys.pairs[grain.start / 2..grain.end / 2], next);
+                return self.scores::<I, _, V, Q>(isa, integers, &queries.words, keys, scores);
             }
             KvData::Bf16(keys) => {
-                let keys = Elements { all: &keys[grain.start / 2..grain.end / 2], next };
+                let keys = Elements::before(&keys[grain.start / 2..grain.end / 2], next);
                 return match isa.dot_bf16() {
-                    Some(dot) => self.scores::<I, _, 2, 8>(isa, Pair(dot), &queries.words, &keys, scores),
+                    Some(dot) => self.scores::<I, _, 2, 8>(isa, Pair(dot), &queries.words, keys, scores),
                     None => {
                         let queries = rounded.as_chunks().0;
-                        self.scores::<I, _, V, Q>(isa, PairByFma, queries, &keys, scores);
+                        self.scores::<I, _, V, Q>(isa, PairByFma, queries, keys, scores);
                     }
                 };
             }
             _ => page.keys.load_keys(isa, at / KEYS, GRAIN / KEYS, padded, loaded),
         }
-        let keys = Elements { all: &loaded[..], next: None };
-        self.scores::<I, _, V, Q>(isa, Single, self.queries, &keys, scores);
+        let keys = Elements::before(&loaded[..], None);
+        self.scores::<I, _, V, Q>(isa, Single, self.queries, keys, scores);
     }
 
     /// Scores of `queries`, `[rows, padded_head / STEP]`, with `keys`, a grain.
@@ -355,21 +355,27 @@ impl Attention<'_> {
         isa: I,
         products: P,
         queries: &[P::Factor],
-        keys: &Elements<P::Stored>,
+        keys: Elements<P::Stored>,
         scores: &mut [f32],
     ) {
         let (rows, steps) = (self.positions.len(), self.padded_head / P::STEP);
         let mut row = 0;
         while row + Q <= rows {
-            scores_of::<I, P, V, Q>(isa, products, queries, keys, steps, row, scores);
+            if row == 0 {
+                scores_of::<I, P, V, Q, true>(isa, products, queries, keys, steps, row, scores);
+            } else {
+                scores_of::<I, P, V, Q, false>(isa, products, queries, keys, steps, row, scores);
+            }
             row += Q;
         }
         while row < rows {
+            // What was asked for before is not again.
+            let keys = if row == 0 { keys } else { keys.alone() };
             match rows - row {
-                1 => scores_of::<I, P, 2, 1>(isa, products, queries, keys, steps, row, scores),
-                2 => scores_of::<I, P, 2, 2>(isa, products, queries, keys, steps, row, scores),
-                3 => scores_of::<I, P, 2, 3>(isa, products, queries, keys, steps, row, scores),
-                _ => scores_of::<I, P, 2, 4>(isa, products, queries, keys, steps, row, scores),
+                1 => scores_of::<I, P, V, 1, true>(isa, products, queries, keys, steps, row, scores),
+                2 => scores_of::<I, P, V, 2, true>(isa, products, queries, keys, steps, row, scores),
+                3 => scores_of::<I, P, V, 3, true>(isa, products, queries, keys, steps, row, scores),
+                _ => scores_of::<I, P, V, 4, true>(isa, products, queries, keys, steps, row, scores),
             }
             row += 4;
         }
@@ -397,25 +403,25 @@ impl Attention<'_> {
         };
         match &page.values {
             KvData::F32(values) if few => {
-                let values = Elements { all: &values[block], next };
-                return self.sums::<I, _, 2, 4>(isa, Single, scores, &values);
+                let values = Elements::before(&values[block], next);
+                return self.sums::<I, _, 2, 4>(isa, Single, scores, values);
             }
             KvData::Sixteen(values) => {
                 let integers = Integers::Weights(&weights.units);
-                let values = Elements { all: &values.pairs[pairs], next };
-                return self.sums::<I, _, V, Q>(isa, integers, &weights.words, &values);
+                let values = Elements::before(&values.pairs[pairs], next);
+                return self.sums::<I, _, V, Q>(isa, integers, &weights.words, values);
             }
             KvData::Bf16(values) => {
-                let values = Elements { all: &values[pairs], next };
+                let values = Elements::before(&values[pairs], next);
                 return match isa.dot_bf16() {
-                    Some(dot) => self.sums::<I, _, 2, 8>(isa, Pair(dot), &weights.words, &values),
-                    None => self.sums::<I, _, V, Q>(isa, PairByFma, scores.as_chunks().0, &values),
+                    Some(dot) => self.sums::<I, _, 2, 8>(isa, Pair(dot), &weights.words, values),
+                    None => self.sums::<I, _, V, Q>(isa, PairByFma, scores.as_chunks().0, values),
                 };
             }
             _ => page.values.load_values(isa, at, keys, padded, loaded),
         }
-        let values = Elements { all: &loaded[..keys * padded], next: None };
-        self.sums::<I, _, V, Q>(isa, Single, scores, &values);
+        let values = Elements::before(&loaded[..keys * padded], None);
+        self.sums::<I, _, V, Q>(isa, Single, scores, values);
     }
 
     /// Adds `values` to all queries' sums, with `weights`, `[rows, BLOCK / STEP]`.
@@ -425,20 +431,33 @@ impl Attention<'_> {
         isa: I,
         products: P,
         weights: &[P::Factor],
-        values: &Elements<P::Stored>,
+        values: Elements<P::Stored>,
     ) {
         let (rows, padded) = (self.positions.len(), self.padded_head);
         let mut row = 0;
         while row + Q <= rows {
-            weighted_sums::<I, P, V, Q>(isa, products, weights, values, padded, row, self.out);
+            if row == 0 {
+                weighted_sums::<I, P, V, Q, Q, true>(isa, products, weights, values, padded, row, self.out);
+            } else {
+                weighted_sums::<I, P, V, Q, Q, false>(isa, products, weights, values, padded, row, self.out);
+            }
             row += Q;
         }
         while row < rows {
+            let values = if row == 0 { values } else { values.alone() };
             match rows - row {
-                1 => weighted_sums::<I, P, 2, 1>(isa, products, weights, values, padded, row, self.out),
-                2 => weighted_sums::<I, P, 2, 2>(isa, products, weights, values, padded, row, self.out),
-                3 => weighted_sums::<I, P, 2, 3>(isa, products, weights, values, padded, row, self.out),
-                _ => weighted_sums::<I, P, 2, 4>(isa, products, weights, values, padded, row, self.out),
+                1 => weighted_sums::<I, P, V, Q, 1, true>(
+                    isa, products, weights, values, padded, row, self.out,
+                ),
+                2 => weighted_sums::<I, P, V, Q, 2, true>(
+                    isa, products, weights, values, padded, row, self.out,
+                ),
+                3 => weighted_sums::<I, P, V, Q, 3, true>(
+                    isa, products, weights, values, padded, row, self.out,
+                ),
+                _ => weighted_sums::<I, P, V, Q, 4, true>(
+                    isa, products, weights, values, padded, row, self.out,
+                ),
             }
             row += 4;
         }

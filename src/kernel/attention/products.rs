@@ -169,55 +169,65 @@ impl<I: Isa> Products<I> for Integers<'_> {
 }
 
 /// Keys or values of a block: as they are stored, or widened to f32.
+#[derive(Clone, Copy)]
 pub(super) struct Elements<'a, T> {
     pub all: &'a [T],
-    /// What is needed after them, as many bytes: asked for meanwhile.
-    pub next: Option<*const u8>,
+    /// How far after them what is needed next is, in bytes: as much is asked for meanwhile. 0 asks for nothing else.
+    pub ahead: usize,
 }
 
-impl<T> Elements<'_, T> {
-    /// Asks for what is needed after `all[i]` if a cache line begins there.
-    #[inline(always)]
-    fn ask_ahead<I: Isa>(&self, isa: I, i: usize) {
-        if let Some(next) = self.next
-            && (i * size_of::<T>()).is_multiple_of(64)
-        {
-            isa.prefetch_far(next.wrapping_add(i * size_of::<T>()));
-        }
+impl<'a, T> Elements<'a, T> {
+    /// `all`, and meanwhile what begins at `next`.
+    pub fn before(all: &'a [T], next: Option<*const u8>) -> Self {
+        Self { all, ahead: next.map_or(0, |next| next.addr().wrapping_sub(all.as_ptr().addr())) }
+    }
+
+    /// The same, asking for nothing.
+    pub fn alone(self) -> Self {
+        Self { ahead: 0, ..self }
     }
 }
 
-/// Scores of the `Q` queries from `row` on, `steps` factors each, with all keys of a grain, `V` vectors of keys at a time.
+/// Scores of the `Q` queries from `row` on, `steps` factors each, with all keys of a grain, `V` vectors of keys at a time; what comes next is
+/// asked for, if `ASKS`.
 #[inline(always)]
-pub(super) fn scores_of<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
+pub(super) fn scores_of<I: Isa, P: Products<I>, const V: usize, const Q: usize, const ASKS: bool>(
     isa: I,
     products: P,
     queries: &[P::Factor],
-    keys: &Elements<P::Stored>,
+    keys: Elements<P::Stored>,
     steps: usize,
     row: usize,
     scores: &mut [f32],
 ) {
     const { assert!(GRAIN.is_multiple_of(V * MAX_LANES)) };
+    // A step of a group of keys is a line.
+    const { assert!(KEYS * size_of::<P::Stored>() == 64) };
     let mut query = [&queries[..0]; Q];
     for q in 0..Q {
         query[q] = &queries[(row + q) * steps..][..steps];
     }
+    let groups = keys.all.as_chunks::<KEYS>().0;
     let scores = &mut scores[row * BLOCK..][..const { (Q - 1) * BLOCK + GRAIN }];
     let mut key = 0;
     while key < GRAIN {
-        // Vector `v` covers keys `key + v · LANES ..`: a half or the whole of a group.
-        let mut from = [&keys.all[..0]; V];
+        // Vector `v` covers keys `key + v · LANES ..`: a part of a group or the whole.
+        let (mut from, mut part) = ([&groups[..0]; V], [0; V]);
         for v in 0..V {
             let k = key + v * I::LANES;
-            from[v] = &keys.all[k / KEYS * steps * KEYS + k % KEYS..][..(steps - 1) * KEYS + I::LANES];
+            from[v] = &groups[k / KEYS * steps..][..steps];
+            part[v] =
+                if const { (V * I::LANES).is_multiple_of(KEYS) } { v * I::LANES % KEYS } else { k % KEYS };
         }
         let mut sum = [[P::Sum::zero(isa); V]; Q];
         for step in 0..steps {
             let mut k = [P::Stored::zero(isa); V];
             for v in 0..V {
-                keys.ask_ahead(isa, (key + v * I::LANES) / KEYS * steps * KEYS + step * KEYS);
-                k[v] = P::Stored::load(isa, &from[v][step * KEYS..]);
+                if ASKS && part[v] == 0 {
+                    let line = from[v].as_ptr().cast::<u8>();
+                    isa.prefetch_far(line.wrapping_add(keys.ahead.wrapping_add(64 * step)));
+                }
+                k[v] = P::Stored::load(isa, &from[v][step][part[v]..]);
             }
             for q in 0..Q {
                 products.add(isa, &mut sum[q], &k, &query[q][step]);
@@ -234,13 +244,32 @@ pub(super) fn scores_of<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
     }
 }
 
-/// `out[q] += Σ_k weights[q][k] · values[k]` for the `Q` queries from `row` on, steps of keys in order.
+/// Vectors of values that `queries` have side by side, if `registers` hold sums: all of a head of 96 in one go where that fits.
+const fn widest(registers: usize, queries: usize) -> usize {
+    match registers / queries {
+        8.. if queries == 1 => 8,
+        6.. => 6,
+        4.. => 4,
+        3 => 3,
+        _ => 2,
+    }
+}
+
+/// `out[q] += Σ_k weights[q][k] · values[k]` for the `N` queries from `row` on, steps of keys in order, where registers hold sums of `V` vectors and `Q`
+/// queries; what comes next is asked for, if `ASKS`.
 #[inline(always)]
-pub(super) fn weighted_sums<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
+pub(super) fn weighted_sums<
+    I: Isa,
+    P: Products<I>,
+    const V: usize,
+    const Q: usize,
+    const N: usize,
+    const ASKS: bool,
+>(
     isa: I,
     products: P,
     weights: &[P::Factor],
-    values: &Elements<P::Stored>,
+    values: Elements<P::Stored>,
     padded: usize,
     row: usize,
     out: &mut [f32],
@@ -249,37 +278,40 @@ pub(super) fn weighted_sums<I: Isa, P: Products<I>, const V: usize, const Q: usi
     let vectors = padded / I::LANES;
     let mut v = 0;
     while v < vectors {
-        let d = v * I::LANES;
-        // One query alone would wait on its own sums: as much of the head as there is goes side by side.
-        match (Q, vectors - v) {
-            (1, 8..) => {
-                columns_of_sums::<I, P, 8, Q>(isa, products, weights, values, padded, (row, d), out);
-                v += 8;
+        let at = (row, v * I::LANES);
+        // Of two vectors, four or eight, none is left alone.
+        v += match (const { widest(V * Q, N) }, vectors - v) {
+            (8, 8..) => {
+                columns_of_sums::<I, P, 8, N, ASKS>(isa, products, weights, values, padded, at, out);
+                8
             }
-            (1, 6..) => {
-                columns_of_sums::<I, P, 6, Q>(isa, products, weights, values, padded, (row, d), out);
-                v += 6;
+            (6 | 8, 6..) => {
+                columns_of_sums::<I, P, 6, N, ASKS>(isa, products, weights, values, padded, at, out);
+                6
             }
-            // Of four vectors, or eight, none is left alone.
-            (_, 2 | 4) if V == 3 => {
-                columns_of_sums::<I, P, 2, Q>(isa, products, weights, values, padded, (row, d), out);
-                v += 2;
+            (4 | 6 | 8, 4..) => {
+                columns_of_sums::<I, P, 4, N, ASKS>(isa, products, weights, values, padded, at, out);
+                4
+            }
+            (3, 3 | 5..) => {
+                columns_of_sums::<I, P, 3, N, ASKS>(isa, products, weights, values, padded, at, out);
+                3
             }
             _ => {
-                columns_of_sums::<I, P, V, Q>(isa, products, weights, values, padded, (row, d), out);
-                v += V;
+                columns_of_sums::<I, P, 2, N, ASKS>(isa, products, weights, values, padded, at, out);
+                2
             }
-        }
+        };
     }
 }
 
 /// As [`weighted_sums`], for the `V` vectors from element `d` of the head on, of the queries from `row` on.
 #[inline(always)]
-fn columns_of_sums<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
+fn columns_of_sums<I: Isa, P: Products<I>, const V: usize, const Q: usize, const ASKS: bool>(
     isa: I,
     products: P,
     weights: &[P::Factor],
-    values: &Elements<P::Stored>,
+    values: Elements<P::Stored>,
     padded: usize,
     (row, d): (usize, usize),
     out: &mut [f32],
@@ -288,12 +320,17 @@ fn columns_of_sums<I: Isa, P: Products<I>, const V: usize, const Q: usize>(
     let weights = &weights[row * steps..][..const { Q * (BLOCK / P::STEP) }];
     let out = &mut out[row * padded..(row + Q) * padded];
     let mut sum = [[P::Sum::zero(isa); V]; Q];
-    for k in 0..(values.all.len() / padded).min(steps) {
-        let value = &values.all[k * padded + d..][..V * I::LANES];
+    for (k, value) in values.all.chunks_exact(padded).take(steps).enumerate() {
+        let value = &value[d..][..V * I::LANES];
         let mut lanes = [P::Stored::zero(isa); V];
         for v in 0..V {
-            values.ask_ahead(isa, k * padded + d + v * I::LANES);
-            lanes[v] = P::Stored::load(isa, &value[v * I::LANES..]);
+            let value = &value[v * I::LANES..];
+            let begins_line = const { I::LANES * size_of::<P::Stored>() == 64 }
+                || ((d + v * I::LANES) * size_of::<P::Stored>()).is_multiple_of(64);
+            if ASKS && begins_line {
+                isa.prefetch_far(value.as_ptr().cast::<u8>().wrapping_add(values.ahead));
+            }
+            lanes[v] = P::Stored::load(isa, value);
         }
         for q in 0..Q {
             products.add(isa, &mut sum[q], &lanes, &weights[q * steps + k]);
