@@ -371,13 +371,33 @@ impl Attention<'_> {
         while row < rows {
             // What was asked for before is not again.
             let keys = if row == 0 { keys } else { keys.alone() };
-            match rows - row {
-                1 => scores_of::<I, P, V, 1, true>(isa, products, queries, keys, steps, row, scores),
-                2 => scores_of::<I, P, V, 2, true>(isa, products, queries, keys, steps, row, scores),
-                3 => scores_of::<I, P, V, 3, true>(isa, products, queries, keys, steps, row, scores),
-                _ => scores_of::<I, P, V, 4, true>(isa, products, queries, keys, steps, row, scores),
+            if V < 2 {
+                // One vector alone would wait on its own sums.
+                self.few_scores::<I, P, 2>(isa, products, queries, keys, row, scores);
+            } else {
+                self.few_scores::<I, P, V>(isa, products, queries, keys, row, scores);
             }
             row += 4;
+        }
+    }
+
+    /// Scores of the last queries from `row` on, at most four.
+    #[inline(always)]
+    fn few_scores<I: Isa, P: Products<I>, const V: usize>(
+        &self,
+        isa: I,
+        products: P,
+        queries: &[P::Factor],
+        keys: Elements<P::Stored>,
+        row: usize,
+        scores: &mut [f32],
+    ) {
+        let steps = self.padded_head / P::STEP;
+        match self.positions.len() - row {
+            1 => scores_of::<I, P, V, 1, true>(isa, products, queries, keys, steps, row, scores),
+            2 => scores_of::<I, P, V, 2, true>(isa, products, queries, keys, steps, row, scores),
+            3 => scores_of::<I, P, V, 3, true>(isa, products, queries, keys, steps, row, scores),
+            _ => scores_of::<I, P, V, 4, true>(isa, products, queries, keys, steps, row, scores),
         }
     }
 
