@@ -9,7 +9,7 @@
 //! elements are of one size: half precision spends five of its sixteen bits on exponents. And their dot products are sums of integers,
 //! which no order of additions changes and which a CPU makes two at a time.
 
-use super::Lines;
+use super::region::{Piece, Region};
 use crate::gguf::TensorType;
 use crate::quant;
 use crate::simd::{Isa, MAX_LANES};
@@ -66,29 +66,31 @@ pub const fn padded_head(head: usize) -> usize {
 }
 
 /// [`PAGE`] keys or values of one head.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum KvData {
-    F32(Box<[f32]>),
+    F32(Piece<f32>),
     Sixteen(Sixteen),
     /// Pairs, the first in the low half of a word: elements `2 i` and `2 i + 1` of keys, `[PAGE / KEYS, padded / 2, KEYS]`, or
     /// positions `2 i` and `2 i + 1` of values, `[PAGE / 2, padded]`.
-    Bf16(Lines<i32>),
+    Bf16(Piece<i32>),
     /// Quants, and a half-precision scale for every 32.
-    Q8_0(Box<[i8]>, Box<[u16]>),
+    Q8_0(Piece<i8>, Piece<u16>),
     /// Nibbles: element `i` of 32 in the low half of byte `i`, element `16 + i` in the high half.
-    Q4_0(Box<[u8]>, Box<[u16]>),
+    Q4_0(Piece<u8>, Piece<u16>),
 }
 
 impl KvData {
-    /// Zeros for heads of `padded` elements.
-    pub fn new(kind: KvType, padded: usize) -> Self {
+    /// Zeros for heads of `padded` elements: [`KvType::bytes`] of `region` for a page.
+    pub fn new(kind: KvType, padded: usize, region: &mut Region) -> Self {
         let elements = PAGE * padded;
         match kind {
-            KvType::F32 => KvData::F32(zeros(elements)),
-            KvType::F16 => KvData::Sixteen(Sixteen { pairs: pairs(elements), scales: zeros(PAGE) }),
-            KvType::Bf16 => KvData::Bf16(pairs(elements)),
-            KvType::Q8_0 => KvData::Q8_0(zeros(elements), zeros(elements / SHARED)),
-            KvType::Q4_0 => KvData::Q4_0(zeros(elements / 2), zeros(elements / SHARED)),
+            KvType::F32 => KvData::F32(region.take(elements)),
+            KvType::F16 => {
+                KvData::Sixteen(Sixteen { pairs: region.take(elements / 2), scales: region.take(PAGE) })
+            }
+            KvType::Bf16 => KvData::Bf16(region.take(elements / 2)),
+            KvType::Q8_0 => KvData::Q8_0(region.take(elements), region.take(elements / SHARED)),
+            KvType::Q4_0 => KvData::Q4_0(region.take(elements / 2), region.take(elements / SHARED)),
         }
     }
 
@@ -264,13 +266,13 @@ impl KvData {
 }
 
 /// Pairs of 16-bit integers, and for each position what one of them stands for.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Sixteen {
     /// Laid out as [`KvData::Bf16`]. The norm of a key is about 32767, so that no product with a query exceeds 32 bits; no element
     /// of a value exceeds [`LARGEST_VALUE`].
-    pub pairs: Lines<i32>,
+    pub pairs: Piece<i32>,
     /// `[PAGE]`.
-    pub scales: Box<[f32]>,
+    pub scales: Piece<f32>,
 }
 
 /// The largest 16-bit element of a value: what leaves a block's weights 18 bits.
@@ -317,16 +319,6 @@ pub fn store_integers<I: Isa>(isa: I, from: &[f32], inverse: f32, to: &mut [i32]
         isa.w_store_i16(isa.f_to_w(isa.f_mul(isa.f_load(&from[i..]), inverse)), &mut to[i / 2..]);
         i += I::LANES;
     }
-}
-
-fn pairs(elements: usize) -> Lines<i32> {
-    let mut pairs = Lines::default();
-    pairs.resize(elements / 2);
-    pairs
-}
-
-fn zeros<T: Copy + Default>(elements: usize) -> Box<[T]> {
-    vec![T::default(); elements].into_boxed_slice()
 }
 
 /// The most elements of a padded head.

@@ -20,6 +20,7 @@ pub mod matmul;
 pub mod matvec;
 mod panel;
 pub mod pool;
+pub mod region;
 
 pub use activations::Activations;
 pub use pool::Pool;

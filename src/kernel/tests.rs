@@ -3,10 +3,11 @@
 use super::activations::Activations;
 use super::attention::{self, Attention, BLOCK, BlockMask, GRAIN, HeadPage};
 use super::float::{Bf16, F16, F32, Float, FloatProducts, FloatTokens, TASK_ROWS};
-use super::kv::{KvData, KvType, PAGE, padded_head};
+use super::kv::{KvType, PAGE, padded_head};
 use super::matmul::{MAX_FEW_TOKENS, PackedTokens, Panel, PanelProducts, Way, panel_rows};
 use super::matvec::{BySixteen, RowProducts};
 use super::panel::largest_sum;
+use super::region::Region;
 use super::{Pool, SharedMut, partial_sums};
 use crate::gguf::TensorType;
 use crate::quant;
@@ -384,6 +385,13 @@ struct Seen {
     stride: Option<usize>,
 }
 
+/// Pages for `length` positions of a head.
+fn empty_pages(kind: KvType, padded: usize, length: usize) -> Vec<HeadPage> {
+    let count = length.div_ceil(PAGE);
+    let mut region = Region::new(count * HeadPage::bytes(kind, kind, padded)).unwrap();
+    (0..count).map(|_| HeadPage::new(kind, kind, padded, &mut region)).collect()
+}
+
 fn attention_case(
     kind: KvType,
     head: usize,
@@ -395,8 +403,7 @@ fn attention_case(
     let padded = padded_head(head);
     let (keys, values) = (random.floats(length * head), random.floats(length * head));
     let pages = |level: Level| {
-        let page = HeadPage { keys: KvData::new(kind, padded), values: KvData::new(kind, padded) };
-        let mut pages = vec![page; length.div_ceil(PAGE)];
+        let mut pages = empty_pages(kind, padded, length);
         for p in 0..length {
             let (mut key, mut value) = (vec![0.0; padded], vec![0.0; padded]);
             key[..head].copy_from_slice(&keys[p * head..][..head]);
@@ -503,9 +510,7 @@ fn attention_of_equals(query: &[f32], k: f32, value: f32, length: usize, rows: u
     let key: Vec<f32> =
         query.iter().map(|x| (f64::from(*x) * f64::from(k) / norm.max(1e-300)) as f32).collect();
     for level in Level::available() {
-        let page =
-            HeadPage { keys: KvData::new(KvType::F16, padded), values: KvData::new(KvType::F16, padded) };
-        let mut pages = vec![page; length.div_ceil(PAGE)];
+        let mut pages = empty_pages(KvType::F16, padded, length);
         for p in 0..length {
             pages[p / PAGE].store(level, p % PAGE, &key, &vec![value; padded]);
         }

@@ -1,7 +1,10 @@
 //! The KV cache on the CPU: pages that are allocated as the sequence grows.
 
+use std::fmt::Display;
+
 use crate::kernel::attention::HeadPage;
-use crate::kernel::kv::{KvData, KvType, PAGE, padded_head};
+use crate::kernel::kv::{KvType, PAGE, padded_head};
+use crate::kernel::region::Region;
 use crate::{Error, Result};
 
 /// Keys and values of one sequence, all layers.
@@ -27,8 +30,7 @@ pub struct CacheShape {
 impl CacheShape {
     /// Bytes that `positions` take, in whole pages.
     pub fn bytes(&self, positions: usize) -> u64 {
-        let padded = padded_head(self.head);
-        let page = self.keys.bytes(PAGE, padded) + self.values.bytes(PAGE, padded);
+        let page = HeadPage::bytes(self.keys, self.values, padded_head(self.head));
         (page * self.kv_heads) as u64 * self.layers as u64 * positions.div_ceil(PAGE) as u64
     }
 
@@ -37,11 +39,10 @@ impl CacheShape {
         self.bytes(PAGE) / PAGE as u64 * positions as u64
     }
 
-    fn page(&self) -> Page {
+    /// A page of one layer, from the next bytes of `region`.
+    fn page(&self, region: &mut Region) -> Page {
         let padded = padded_head(self.head);
-        let head =
-            || HeadPage { keys: KvData::new(self.keys, padded), values: KvData::new(self.values, padded) };
-        (0..self.kv_heads).map(|_| head()).collect()
+        (0..self.kv_heads).map(|_| HeadPage::new(self.keys, self.values, padded, region)).collect()
     }
 }
 
@@ -60,20 +61,29 @@ impl Cache {
     /// # Errors
     /// [`Error::Resources`] if the machine has not enough memory left.
     pub fn reserve(&mut self, positions: usize) -> Result<()> {
+        let needed = self.shape.bytes(positions).saturating_sub(self.shape.bytes(self.room));
+        if needed == 0 {
+            return Ok(());
+        }
+        if let Some(available) = available_memory().filter(|&available| available < needed) {
+            return Err(self.too_large(positions, format_args!("{} MiB of memory are left", available >> 20)));
+        }
         while self.room < positions {
-            let needed = self.shape.bytes(PAGE);
-            if let Some(available) = available_memory().filter(|&available| available < needed) {
-                return Err(Error::Resources(format!(
-                    "the KV cache cannot grow beyond {} tokens: {} MiB more are needed and {} MiB of memory are left",
-                    self.room,
-                    needed >> 20,
-                    available >> 20
-                )));
-            }
-            self.layers.iter_mut().for_each(|pages| pages.push(self.shape.page()));
+            // All layers at once: one of them alone would not fill a large page.
+            let bytes = self.shape.bytes(PAGE) as usize;
+            let mut region = Region::new(bytes).map_err(|error| self.too_large(positions, error))?;
+            self.layers.iter_mut().for_each(|pages| pages.push(self.shape.page(&mut region)));
             self.room += PAGE;
         }
         Ok(())
+    }
+
+    fn too_large(&self, positions: usize, why: impl Display) -> Error {
+        Error::Resources(format!(
+            "the KV cache cannot grow from {} to {positions} tokens: {} MiB more are needed and {why}",
+            self.room,
+            (self.shape.bytes(positions) - self.shape.bytes(self.room)) >> 20,
+        ))
     }
 
     /// The pages of `layer`, in order of position.

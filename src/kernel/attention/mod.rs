@@ -18,7 +18,8 @@ mod tiles;
 use std::ops::Range;
 
 use super::Lines;
-use super::kv::{self, KEYS, KvData, PAGE, padded_head};
+use super::kv::{self, KEYS, KvData, KvType, PAGE, padded_head};
+use super::region::Region;
 use crate::simd::{Isa, Kernel, Level, MAX_LANES, TileKernel, dispatch_at};
 use products::{Elements, Integers, Pair, PairByFma, Products, Single, scores_of, weighted_sums};
 use tiles::{LEAST_QUERIES, TileScratch};
@@ -44,7 +45,7 @@ pub fn most_queries(level: Level) -> usize {
 }
 
 /// Keys and values of [`PAGE`] positions of one KV head.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct HeadPage {
     /// `[PAGE / KEYS, padded_head, KEYS]`, unless pairs.
     pub keys: KvData,
@@ -53,6 +54,16 @@ pub struct HeadPage {
 }
 
 impl HeadPage {
+    /// Zeros of the types of `keys` and `values`, `padded` elements a head: [`Self::bytes`] of `region`.
+    pub fn new(keys: KvType, values: KvType, padded: usize, region: &mut Region) -> Self {
+        Self { keys: KvData::new(keys, padded, region), values: KvData::new(values, padded, region) }
+    }
+
+    /// Bytes of a page.
+    pub fn bytes(keys: KvType, values: KvType, padded: usize) -> usize {
+        keys.bytes(PAGE, padded) + values.bytes(PAGE, padded)
+    }
+
     /// Writes key and value of position `at` of the page, `[padded_head]` each. A position comes after the one before it.
     pub fn store(&mut self, level: Level, at: usize, key: &[f32], value: &[f32]) {
         struct Store<'a>(&'a mut HeadPage, usize, &'a [f32], &'a [f32]);
