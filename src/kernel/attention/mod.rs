@@ -21,7 +21,7 @@ use super::Lines;
 use super::kv::{self, KEYS, KvData, KvType, PAGE, padded_head};
 use super::region::Region;
 use crate::simd::{Isa, Kernel, Level, MAX_LANES, TileKernel, dispatch_at};
-use products::{Elements, Integers, Pair, PairByFma, Products, Single, scores_of, weighted_sums};
+use products::{Elements, Integers, Pair, PairByFma, Products, Scores, Single, Sums, for_all_queries};
 use tiles::{LEAST_QUERIES, TileScratch};
 
 /// Keys whose scores are computed at once, and of which block-sparse attention sees all or none.
@@ -369,47 +369,10 @@ impl Attention<'_> {
         keys: Elements<P::Stored>,
         scores: &mut [f32],
     ) {
-        let (rows, steps) = (self.positions.len(), self.padded_head / P::STEP);
-        let mut row = 0;
-        while row + Q <= rows {
-            if row == 0 {
-                scores_of::<I, P, V, Q, true>(isa, products, queries, keys, steps, row, scores);
-            } else {
-                scores_of::<I, P, V, Q, false>(isa, products, queries, keys, steps, row, scores);
-            }
-            row += Q;
-        }
-        while row < rows {
-            // What was asked for before is not again.
-            let keys = if row == 0 { keys } else { keys.alone() };
-            if V < 2 {
-                // One vector alone would wait on its own sums.
-                self.few_scores::<I, P, 2>(isa, products, queries, keys, row, scores);
-            } else {
-                self.few_scores::<I, P, V>(isa, products, queries, keys, row, scores);
-            }
-            row += 4;
-        }
-    }
-
-    /// Scores of the last queries from `row` on, at most four.
-    #[inline(always)]
-    fn few_scores<I: Isa, P: Products<I>, const V: usize>(
-        &self,
-        isa: I,
-        products: P,
-        queries: &[P::Factor],
-        keys: Elements<P::Stored>,
-        row: usize,
-        scores: &mut [f32],
-    ) {
         let steps = self.padded_head / P::STEP;
-        match self.positions.len() - row {
-            1 => scores_of::<I, P, V, 1, true>(isa, products, queries, keys, steps, row, scores),
-            2 => scores_of::<I, P, V, 2, true>(isa, products, queries, keys, steps, row, scores),
-            3 => scores_of::<I, P, V, 3, true>(isa, products, queries, keys, steps, row, scores),
-            _ => scores_of::<I, P, V, 4, true>(isa, products, queries, keys, steps, row, scores),
-        }
+        let asks = keys.ahead != 0;
+        let mut work = Scores::<I, P, V, Q> { isa, products, queries, keys, steps, scores };
+        for_all_queries::<Q>(self.positions.len(), asks, &mut work);
     }
 
     /// As [`BlockSums`] says.
@@ -464,33 +427,9 @@ impl Attention<'_> {
         weights: &[P::Factor],
         values: Elements<P::Stored>,
     ) {
-        let (rows, padded) = (self.positions.len(), self.padded_head);
-        let mut row = 0;
-        while row + Q <= rows {
-            if row == 0 {
-                weighted_sums::<I, P, V, Q, Q, true>(isa, products, weights, values, padded, row, self.out);
-            } else {
-                weighted_sums::<I, P, V, Q, Q, false>(isa, products, weights, values, padded, row, self.out);
-            }
-            row += Q;
-        }
-        while row < rows {
-            let values = if row == 0 { values } else { values.alone() };
-            match rows - row {
-                1 => weighted_sums::<I, P, V, Q, 1, true>(
-                    isa, products, weights, values, padded, row, self.out,
-                ),
-                2 => weighted_sums::<I, P, V, Q, 2, true>(
-                    isa, products, weights, values, padded, row, self.out,
-                ),
-                3 => weighted_sums::<I, P, V, Q, 3, true>(
-                    isa, products, weights, values, padded, row, self.out,
-                ),
-                _ => weighted_sums::<I, P, V, Q, 4, true>(
-                    isa, products, weights, values, padded, row, self.out,
-                ),
-            }
-            row += 4;
-        }
+        let (rows, asks) = (self.positions.len(), values.ahead != 0);
+        let (padded, out) = (self.padded_head, &mut *self.out);
+        let mut work = Sums::<I, P, V, Q> { isa, products, weights, values, padded, out };
+        for_all_queries::<Q>(rows, asks, &mut work);
     }
 }

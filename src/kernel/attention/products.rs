@@ -172,7 +172,7 @@ impl<I: Isa> Products<I> for Integers<'_> {
 #[derive(Clone, Copy)]
 pub(super) struct Elements<'a, T> {
     pub all: &'a [T],
-    /// How far after them what is needed next is, in bytes: as much is asked for meanwhile. 0 asks for nothing else.
+    /// How far after them what is needed next is, in bytes; 0 if that is not known.
     pub ahead: usize,
 }
 
@@ -181,66 +181,115 @@ impl<'a, T> Elements<'a, T> {
     pub fn before(all: &'a [T], next: Option<*const u8>) -> Self {
         Self { all, ahead: next.map_or(0, |next| next.addr().wrapping_sub(all.as_ptr().addr())) }
     }
+}
 
-    /// The same, asking for nothing.
-    pub fn alone(self) -> Self {
-        Self { ahead: 0, ..self }
+/// What is computed for some queries at a time.
+pub(super) trait QueryTile {
+    /// Computes it for `N` queries from `row` on; what comes next is asked for, if `ASKS`.
+    fn run<const N: usize, const ASKS: bool>(&mut self, row: usize);
+}
+
+/// Computes `work` for `rows` queries, `Q` at a time and the last ones up to four at a time; the first asks for what comes next, if
+/// anything `asks`, and no other does so again.
+#[inline(always)]
+pub(super) fn for_all_queries<const Q: usize>(rows: usize, asks: bool, work: &mut impl QueryTile) {
+    let mut row = 0;
+    while row + Q <= rows {
+        if asks && row == 0 {
+            work.run::<Q, true>(row);
+        } else {
+            work.run::<Q, false>(row);
+        }
+        row += Q;
+    }
+    while row < rows {
+        match (rows - row, asks && row == 0) {
+            (1, true) => work.run::<1, true>(row),
+            (2, true) => work.run::<2, true>(row),
+            (3, true) => work.run::<3, true>(row),
+            (_, true) => work.run::<4, true>(row),
+            (1, false) => work.run::<1, false>(row),
+            (2, false) => work.run::<2, false>(row),
+            (3, false) => work.run::<3, false>(row),
+            (_, false) => work.run::<4, false>(row),
+        }
+        row += 4;
     }
 }
 
-/// Scores of the `Q` queries from `row` on, `steps` factors each, with all keys of a grain, `V` vectors of keys at a time; what comes next is
-/// asked for, if `ASKS`.
-#[inline(always)]
-pub(super) fn scores_of<I: Isa, P: Products<I>, const V: usize, const Q: usize, const ASKS: bool>(
-    isa: I,
-    products: P,
-    queries: &[P::Factor],
-    keys: Elements<P::Stored>,
-    steps: usize,
-    row: usize,
-    scores: &mut [f32],
-) {
-    const { assert!(GRAIN.is_multiple_of(V * MAX_LANES)) };
-    // A step of a group of keys is a line.
-    const { assert!(KEYS * size_of::<P::Stored>() == 64) };
-    let mut query = [&queries[..0]; Q];
-    for q in 0..Q {
-        query[q] = &queries[(row + q) * steps..][..steps];
+/// Scores of queries, `steps` factors each, with all keys of a grain, where registers hold sums of `V` vectors of keys and `Q` queries.
+pub(super) struct Scores<'a, I: Isa, P: Products<I>, const V: usize, const Q: usize> {
+    pub isa: I,
+    pub products: P,
+    pub queries: &'a [P::Factor],
+    pub keys: Elements<'a, P::Stored>,
+    pub steps: usize,
+    /// `[rows, BLOCK]`, from the grain's first on.
+    pub scores: &'a mut [f32],
+}
+
+impl<I: Isa, P: Products<I>, const V: usize, const Q: usize> QueryTile for Scores<'_, I, P, V, Q> {
+    #[inline(always)]
+    fn run<const N: usize, const ASKS: bool>(&mut self, row: usize) {
+        // One vector and few queries would wait on their own sums.
+        if const { V < 2 && N < Q } {
+            self.tile::<2, N, ASKS>(row);
+        } else {
+            self.tile::<V, N, ASKS>(row);
+        }
     }
-    let groups = keys.all.as_chunks::<KEYS>().0;
-    let scores = &mut scores[row * BLOCK..][..const { (Q - 1) * BLOCK + GRAIN }];
-    let mut key = 0;
-    while key < GRAIN {
-        // Vector `v` covers keys `key + v · LANES ..`: a part of a group or the whole.
-        let (mut from, mut part) = ([&groups[..0]; V], [0; V]);
-        for v in 0..V {
-            let k = key + v * I::LANES;
-            from[v] = &groups[k / KEYS * steps..][..steps];
-            part[v] =
-                if const { (V * I::LANES).is_multiple_of(KEYS) } { v * I::LANES % KEYS } else { k % KEYS };
+}
+
+impl<I: Isa, P: Products<I>, const WIDE: usize, const Q: usize> Scores<'_, I, P, WIDE, Q> {
+    /// Scores of the `N` queries from `row` on, `V` vectors of keys at a time.
+    #[inline(always)]
+    fn tile<const V: usize, const N: usize, const ASKS: bool>(&mut self, row: usize) {
+        const { assert!(GRAIN.is_multiple_of(V * MAX_LANES)) };
+        // A step of a group of keys is a line.
+        const { assert!(KEYS * size_of::<P::Stored>() == 64) };
+        let Self { isa, products, keys, steps, .. } = *self;
+        let mut query = [&self.queries[..0]; N];
+        for q in 0..N {
+            query[q] = &self.queries[(row + q) * steps..][..steps];
         }
-        let mut sum = [[P::Sum::zero(isa); V]; Q];
-        for step in 0..steps {
-            let mut k = [P::Stored::zero(isa); V];
+        let groups = keys.all.as_chunks::<KEYS>().0;
+        let scores = &mut self.scores[row * BLOCK..][..const { (N - 1) * BLOCK + GRAIN }];
+        let mut key = 0;
+        while key < GRAIN {
+            // Vector `v` covers keys `key + v · LANES ..`: a part of a group or the whole.
+            let (mut from, mut part) = ([&groups[..0]; V], [0; V]);
             for v in 0..V {
-                if ASKS && part[v] == 0 {
-                    let line = from[v].as_ptr().cast::<u8>();
-                    isa.prefetch_far(line.wrapping_add(keys.ahead.wrapping_add(64 * step)));
+                let k = key + v * I::LANES;
+                from[v] = &groups[k / KEYS * steps..][..steps];
+                part[v] = if const { (V * I::LANES).is_multiple_of(KEYS) } {
+                    v * I::LANES % KEYS
+                } else {
+                    k % KEYS
+                };
+            }
+            let mut sum = [[P::Sum::zero(isa); V]; N];
+            for step in 0..steps {
+                let mut k = [P::Stored::zero(isa); V];
+                for v in 0..V {
+                    if ASKS && part[v] == 0 {
+                        let line = from[v].as_ptr().cast::<u8>();
+                        isa.prefetch_far(line.wrapping_add(keys.ahead.wrapping_add(64 * step)));
+                    }
+                    k[v] = P::Stored::load(isa, &from[v][step][part[v]..]);
                 }
-                k[v] = P::Stored::load(isa, &from[v][step][part[v]..]);
+                for q in 0..N {
+                    products.add(isa, &mut sum[q], &k, &query[q][step]);
+                }
             }
-            for q in 0..Q {
-                products.add(isa, &mut sum[q], &k, &query[q][step]);
+            for q in 0..N {
+                for v in 0..V {
+                    let key = key + v * I::LANES;
+                    let score = products.score(isa, sum[q][v], key);
+                    isa.f_store(score, &mut scores[q * BLOCK + key..]);
+                }
             }
+            key += V * I::LANES;
         }
-        for q in 0..Q {
-            for v in 0..V {
-                let key = key + v * I::LANES;
-                let score = products.score(isa, sum[q][v], key);
-                isa.f_store(score, &mut scores[q * BLOCK + key..]);
-            }
-        }
-        key += V * I::LANES;
     }
 }
 
@@ -255,92 +304,71 @@ const fn widest(registers: usize, queries: usize) -> usize {
     }
 }
 
-/// `out[q] += Σ_k weights[q][k] · values[k]` for the `N` queries from `row` on, steps of keys in order, where registers hold sums of `V` vectors and `Q`
-/// queries; what comes next is asked for, if `ASKS`.
-#[inline(always)]
-pub(super) fn weighted_sums<
-    I: Isa,
-    P: Products<I>,
-    const V: usize,
-    const Q: usize,
-    const N: usize,
-    const ASKS: bool,
->(
-    isa: I,
-    products: P,
-    weights: &[P::Factor],
-    values: Elements<P::Stored>,
-    padded: usize,
-    row: usize,
-    out: &mut [f32],
-) {
-    const { assert!(padded_head(1).is_multiple_of(2 * MAX_LANES)) };
-    let vectors = padded / I::LANES;
-    let mut v = 0;
-    while v < vectors {
-        let at = (row, v * I::LANES);
-        // Of two vectors, four or eight, none is left alone.
-        v += match (const { widest(V * Q, N) }, vectors - v) {
-            (8, 8..) => {
-                columns_of_sums::<I, P, 8, N, ASKS>(isa, products, weights, values, padded, at, out);
-                8
-            }
-            (6 | 8, 6..) => {
-                columns_of_sums::<I, P, 6, N, ASKS>(isa, products, weights, values, padded, at, out);
-                6
-            }
-            (4 | 6 | 8, 4..) => {
-                columns_of_sums::<I, P, 4, N, ASKS>(isa, products, weights, values, padded, at, out);
-                4
-            }
-            (3, 3 | 5..) => {
-                columns_of_sums::<I, P, 3, N, ASKS>(isa, products, weights, values, padded, at, out);
-                3
-            }
-            _ => {
-                columns_of_sums::<I, P, 2, N, ASKS>(isa, products, weights, values, padded, at, out);
-                2
-            }
-        };
+/// `out[q] += Σ_k weights[q][k] · values[k]`, steps of keys in order, where registers hold sums of `V` vectors and `Q` queries.
+pub(super) struct Sums<'a, I: Isa, P: Products<I>, const V: usize, const Q: usize> {
+    pub isa: I,
+    pub products: P,
+    /// `[rows, BLOCK / STEP]`.
+    pub weights: &'a [P::Factor],
+    pub values: Elements<'a, P::Stored>,
+    /// Elements of a value.
+    pub padded: usize,
+    /// `[rows, padded]`.
+    pub out: &'a mut [f32],
+}
+
+impl<I: Isa, P: Products<I>, const V: usize, const Q: usize> QueryTile for Sums<'_, I, P, V, Q> {
+    #[inline(always)]
+    fn run<const N: usize, const ASKS: bool>(&mut self, row: usize) {
+        const { assert!(padded_head(1).is_multiple_of(2 * MAX_LANES)) };
+        let vectors = self.padded / I::LANES;
+        let mut v = 0;
+        while v < vectors {
+            let d = v * I::LANES;
+            // Of two vectors, four or eight, none is left alone.
+            v += match (const { widest(V * Q, N) }, vectors - v) {
+                (8, 8..) => self.columns::<8, N, ASKS>(row, d),
+                (6 | 8, 6..) => self.columns::<6, N, ASKS>(row, d),
+                (4 | 6 | 8, 4..) => self.columns::<4, N, ASKS>(row, d),
+                (3, 3 | 5..) => self.columns::<3, N, ASKS>(row, d),
+                _ => self.columns::<2, N, ASKS>(row, d),
+            };
+        }
     }
 }
 
-/// As [`weighted_sums`], for the `V` vectors from element `d` of the head on, of the queries from `row` on.
-#[inline(always)]
-fn columns_of_sums<I: Isa, P: Products<I>, const V: usize, const Q: usize, const ASKS: bool>(
-    isa: I,
-    products: P,
-    weights: &[P::Factor],
-    values: Elements<P::Stored>,
-    padded: usize,
-    (row, d): (usize, usize),
-    out: &mut [f32],
-) {
-    let steps = const { BLOCK / P::STEP };
-    let weights = &weights[row * steps..][..const { Q * (BLOCK / P::STEP) }];
-    let out = &mut out[row * padded..(row + Q) * padded];
-    let mut sum = [[P::Sum::zero(isa); V]; Q];
-    for (k, value) in values.all.chunks_exact(padded).take(steps).enumerate() {
-        let value = &value[d..][..V * I::LANES];
-        let mut lanes = [P::Stored::zero(isa); V];
-        for v in 0..V {
-            let value = &value[v * I::LANES..];
-            let begins_line = const { I::LANES * size_of::<P::Stored>() == 64 }
-                || ((d + v * I::LANES) * size_of::<P::Stored>()).is_multiple_of(64);
-            if ASKS && begins_line {
-                isa.prefetch_far(value.as_ptr().cast::<u8>().wrapping_add(values.ahead));
+impl<I: Isa, P: Products<I>, const WIDE: usize, const Q: usize> Sums<'_, I, P, WIDE, Q> {
+    /// The `V` vectors from element `d` of the head on, of the `N` queries from `row` on; says how many vectors these are.
+    #[inline(always)]
+    fn columns<const V: usize, const N: usize, const ASKS: bool>(&mut self, row: usize, d: usize) -> usize {
+        let Self { isa, products, values, padded, .. } = *self;
+        let steps = const { BLOCK / P::STEP };
+        let weights = &self.weights[row * steps..][..const { N * (BLOCK / P::STEP) }];
+        let out = &mut self.out[row * padded..(row + N) * padded];
+        let mut sum = [[P::Sum::zero(isa); V]; N];
+        for (k, value) in values.all.chunks_exact(padded).take(steps).enumerate() {
+            let value = &value[d..][..V * I::LANES];
+            let mut lanes = [P::Stored::zero(isa); V];
+            for v in 0..V {
+                let value = &value[v * I::LANES..];
+                let begins_line = const { I::LANES * size_of::<P::Stored>() == 64 }
+                    || ((d + v * I::LANES) * size_of::<P::Stored>()).is_multiple_of(64);
+                if ASKS && begins_line {
+                    isa.prefetch_far(value.as_ptr().cast::<u8>().wrapping_add(values.ahead));
+                }
+                lanes[v] = P::Stored::load(isa, value);
             }
-            lanes[v] = P::Stored::load(isa, value);
+            for q in 0..N {
+                products.add(isa, &mut sum[q], &lanes, &weights[q * steps + k]);
+            }
         }
-        for q in 0..Q {
-            products.add(isa, &mut sum[q], &lanes, &weights[q * steps + k]);
+        for q in 0..N {
+            let out = &mut out[q * padded + d..][..V * I::LANES];
+            for v in 0..V {
+                let out = &mut out[v * I::LANES..];
+                isa.f_store(products.add_to(isa, isa.f_load(out), sum[q][v], row + q), out);
+            }
         }
-    }
-    for q in 0..Q {
-        let out = &mut out[q * padded + d..][..V * I::LANES];
-        for v in 0..V {
-            let out = &mut out[v * I::LANES..];
-            isa.f_store(products.add_to(isa, isa.f_load(out), sum[q][v], row + q), out);
-        }
+        V
     }
 }
