@@ -335,16 +335,16 @@ impl Attention<'_> {
         let next = page.values.address(at * padded);
         match &page.keys {
             KvData::F32(keys) if few => {
-                let keys = Elements::before(&keys[grain], next);
+                let keys = Elements { all: &keys[grain], next };
                 return self.scores::<I, _, 2, 4>(isa, Single, self.queries, keys, scores);
             }
             KvData::Sixteen(keys) => {
                 let integers = Integers::Keys(&keys.scales[at..at + GRAIN]);
-                let keys = Elements::before(&keys.pairs[grain.start / 2..grain.end / 2], next);
+                let keys = Elements { all: &keys.pairs[grain.start / 2..grain.end / 2], next };
                 return self.scores::<I, _, V, Q>(isa, integers, &queries.words, keys, scores);
             }
             KvData::Bf16(keys) => {
-                let keys = Elements::before(&keys[grain.start / 2..grain.end / 2], next);
+                let keys = Elements { all: &keys[grain.start / 2..grain.end / 2], next };
                 return match isa.dot_bf16() {
                     Some(dot) => self.scores::<I, _, 2, 8>(isa, Pair(dot), &queries.words, keys, scores),
                     None => {
@@ -355,7 +355,7 @@ impl Attention<'_> {
             }
             _ => page.keys.load_keys(isa, at / KEYS, GRAIN / KEYS, padded, loaded),
         }
-        let keys = Elements::before(&loaded[..], None);
+        let keys = Elements { all: &loaded[..], next: None };
         self.scores::<I, _, V, Q>(isa, Single, self.queries, keys, scores);
     }
 
@@ -370,9 +370,9 @@ impl Attention<'_> {
         scores: &mut [f32],
     ) {
         let steps = self.padded_head / P::STEP;
-        let asks = keys.ahead != 0;
-        let mut work = Scores::<I, P, V, Q> { isa, products, queries, keys, steps, scores };
-        for_all_queries::<Q>(self.positions.len(), asks, &mut work);
+        let (rows, asks) = (self.positions.len(), keys.next.is_some());
+        let mut work = Scores::<I, P, V, Q> { isa, products, queries, keys, steps, rows, scores };
+        for_all_queries::<Q>(rows, asks, &mut work);
     }
 
     /// As [`BlockSums`] says.
@@ -397,16 +397,16 @@ impl Attention<'_> {
         };
         match &page.values {
             KvData::F32(values) if few => {
-                let values = Elements::before(&values[block], next);
+                let values = Elements { all: &values[block], next };
                 return self.sums::<I, _, 2, 4>(isa, Single, scores, values);
             }
             KvData::Sixteen(values) => {
                 let integers = Integers::Weights(&weights.units);
-                let values = Elements::before(&values.pairs[pairs], next);
+                let values = Elements { all: &values.pairs[pairs], next };
                 return self.sums::<I, _, V, Q>(isa, integers, &weights.words, values);
             }
             KvData::Bf16(values) => {
-                let values = Elements::before(&values[pairs], next);
+                let values = Elements { all: &values[pairs], next };
                 return match isa.dot_bf16() {
                     Some(dot) => self.sums::<I, _, 2, 8>(isa, Pair(dot), &weights.words, values),
                     None => self.sums::<I, _, V, Q>(isa, PairByFma, scores.as_chunks().0, values),
@@ -414,7 +414,7 @@ impl Attention<'_> {
             }
             _ => page.values.load_values(isa, at, keys, padded, loaded),
         }
-        let values = Elements::before(&loaded[..keys * padded], None);
+        let values = Elements { all: &loaded[..keys * padded], next: None };
         self.sums::<I, _, V, Q>(isa, Single, scores, values);
     }
 
@@ -427,9 +427,9 @@ impl Attention<'_> {
         weights: &[P::Factor],
         values: Elements<P::Stored>,
     ) {
-        let (rows, asks) = (self.positions.len(), values.ahead != 0);
+        let (rows, asks) = (self.positions.len(), values.next.is_some());
         let (padded, out) = (self.padded_head, &mut *self.out);
-        let mut work = Sums::<I, P, V, Q> { isa, products, weights, values, padded, out };
+        let mut work = Sums::<I, P, V, Q> { isa, products, weights, values, padded, rows, out };
         for_all_queries::<Q>(rows, asks, &mut work);
     }
 }

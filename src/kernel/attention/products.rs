@@ -1,6 +1,6 @@
 //! Register tiles of attention: products of queries with keys, and of weights with values, for every way that these are stored.
 
-use super::{BLOCK, GRAIN};
+use super::{BLOCK, FEW, GRAIN};
 use crate::kernel::kv::{KEYS, padded_head};
 use crate::simd::{DotBf16, Isa, MAX_LANES};
 
@@ -168,50 +168,91 @@ impl<I: Isa> Products<I> for Integers<'_> {
     }
 }
 
+/// What a tile of queries asks for of what is needed next.
+const NOTHING: u8 = 0;
+const ALL: u8 = 1;
+/// Its share among the tiles of as many queries.
+const SHARE: u8 = 2;
+
 /// Keys or values of a block: as they are stored, or widened to f32.
 #[derive(Clone, Copy)]
 pub(super) struct Elements<'a, T> {
     pub all: &'a [T],
-    /// How far after them what is needed next is, in bytes; 0 if that is not known.
-    pub ahead: usize,
+    /// Where what is needed after them begins, if that is known: as much is asked for meanwhile.
+    pub next: Option<*const u8>,
 }
 
-impl<'a, T> Elements<'a, T> {
-    /// `all`, and meanwhile what begins at `next`.
-    pub fn before(all: &'a [T], next: Option<*const u8>) -> Self {
-        Self { all, ahead: next.map_or(0, |next| next.addr().wrapping_sub(all.as_ptr().addr())) }
+impl<T> Elements<'_, T> {
+    /// The requests of tile number `tile` of `tiles`, in `steps` steps: of its share.
+    #[inline(always)]
+    fn share(&self, tile: usize, tiles: usize, steps: usize) -> Requests {
+        let share = size_of_val(self.all).div_ceil(tiles);
+        Requests { at: self.next_from(tile * share), apart: 0, stride: share.div_ceil(steps) }
+    }
+
+    /// Where byte number `at` of what is needed next is, if that is known.
+    #[inline(always)]
+    fn next_from(&self, at: usize) -> *const u8 {
+        self.next.unwrap_or(std::ptr::null()).wrapping_add(at)
+    }
+}
+
+/// What to ask for in a step, and then in the next.
+struct Requests {
+    at: *const u8,
+    /// Bytes from one request of a step to another.
+    apart: usize,
+    /// Bytes from a step's requests to those of the next.
+    stride: usize,
+}
+
+impl Requests {
+    /// Those of a step that reads `bytes` itself.
+    #[inline(always)]
+    fn send<I: Isa, const ASKS: u8>(&mut self, isa: I, bytes: usize) {
+        let count = match ASKS {
+            ALL => bytes.div_ceil(64),
+            SHARE => 1,
+            _ => return,
+        };
+        for i in 0..count {
+            isa.prefetch_far(self.at.wrapping_add(i * self.apart));
+        }
+        self.at = self.at.wrapping_add(self.stride);
     }
 }
 
 /// What is computed for some queries at a time.
 pub(super) trait QueryTile {
-    /// Computes it for `N` queries from `row` on; what comes next is asked for, if `ASKS`.
-    fn run<const N: usize, const ASKS: bool>(&mut self, row: usize);
+    /// Computes it for `N` queries from `row` on, and asks for what comes next, as `ASKS` says.
+    fn run<const N: usize, const ASKS: u8>(&mut self, row: usize);
 }
 
-/// Computes `work` for `rows` queries, `Q` at a time and the last ones up to four at a time; the first asks for what comes next, if
-/// anything `asks`, and no other does so again.
+/// Computes `work` for `rows` queries, `Q` at a time and the last ones up to four at a time. If anything `asks` for what comes next, the
+/// first tile of few queries does so, as fast as memory can. Of many, each tile asks for its share on its way: one that asked for
+/// everything would wait for it, and memory have nothing to do afterwards.
 #[inline(always)]
 pub(super) fn for_all_queries<const Q: usize>(rows: usize, asks: bool, work: &mut impl QueryTile) {
+    let shared = asks && rows > FEW;
     let mut row = 0;
     while row + Q <= rows {
-        if asks && row == 0 {
-            work.run::<Q, true>(row);
-        } else {
-            work.run::<Q, false>(row);
+        match (shared, asks && row == 0) {
+            (true, _) => work.run::<Q, SHARE>(row),
+            (false, true) => work.run::<Q, ALL>(row),
+            (false, false) => work.run::<Q, NOTHING>(row),
         }
         row += Q;
     }
     while row < rows {
         match (rows - row, asks && row == 0) {
-            (1, true) => work.run::<1, true>(row),
-            (2, true) => work.run::<2, true>(row),
-            (3, true) => work.run::<3, true>(row),
-            (_, true) => work.run::<4, true>(row),
-            (1, false) => work.run::<1, false>(row),
-            (2, false) => work.run::<2, false>(row),
-            (3, false) => work.run::<3, false>(row),
-            (_, false) => work.run::<4, false>(row),
+            (1, true) => work.run::<1, ALL>(row),
+            (2, true) => work.run::<2, ALL>(row),
+            (3, true) => work.run::<3, ALL>(row),
+            (_, true) => work.run::<4, ALL>(row),
+            (1, false) => work.run::<1, NOTHING>(row),
+            (2, false) => work.run::<2, NOTHING>(row),
+            (3, false) => work.run::<3, NOTHING>(row),
+            (_, false) => work.run::<4, NOTHING>(row),
         }
         row += 4;
     }
@@ -224,13 +265,15 @@ pub(super) struct Scores<'a, I: Isa, P: Products<I>, const V: usize, const Q: us
     pub queries: &'a [P::Factor],
     pub keys: Elements<'a, P::Stored>,
     pub steps: usize,
+    /// Queries in all.
+    pub rows: usize,
     /// `[rows, BLOCK]`, from the grain's first on.
     pub scores: &'a mut [f32],
 }
 
 impl<I: Isa, P: Products<I>, const V: usize, const Q: usize> QueryTile for Scores<'_, I, P, V, Q> {
     #[inline(always)]
-    fn run<const N: usize, const ASKS: bool>(&mut self, row: usize) {
+    fn run<const N: usize, const ASKS: u8>(&mut self, row: usize) {
         // One vector and few queries would wait on their own sums.
         if const { V < 2 && N < Q } {
             self.tile::<2, N, ASKS>(row);
@@ -243,10 +286,8 @@ impl<I: Isa, P: Products<I>, const V: usize, const Q: usize> QueryTile for Score
 impl<I: Isa, P: Products<I>, const WIDE: usize, const Q: usize> Scores<'_, I, P, WIDE, Q> {
     /// Scores of the `N` queries from `row` on, `V` vectors of keys at a time.
     #[inline(always)]
-    fn tile<const V: usize, const N: usize, const ASKS: bool>(&mut self, row: usize) {
+    fn tile<const V: usize, const N: usize, const ASKS: u8>(&mut self, row: usize) {
         const { assert!(GRAIN.is_multiple_of(V * MAX_LANES)) };
-        // A step of a group of keys is a line.
-        const { assert!(KEYS * size_of::<P::Stored>() == 64) };
         let Self { isa, products, keys, steps, .. } = *self;
         let mut query = [&self.queries[..0]; N];
         for q in 0..N {
@@ -254,8 +295,15 @@ impl<I: Isa, P: Products<I>, const WIDE: usize, const Q: usize> Scores<'_, I, P,
         }
         let groups = keys.all.as_chunks::<KEYS>().0;
         let scores = &mut self.scores[row * BLOCK..][..const { (N - 1) * BLOCK + GRAIN }];
+        let (bytes, passes) = const { (V * I::LANES * size_of::<P::Stored>(), GRAIN / (V * I::LANES)) };
+        let mut next = keys.share(row / Q, (self.rows / Q).max(1), passes * steps);
         let mut key = 0;
         while key < GRAIN {
+            if ASKS == ALL {
+                // In the order of what is read: groups side by side, which memory delivers faster than one after the other.
+                let at = keys.next_from(key * steps * size_of::<P::Stored>());
+                next = Requests { at, apart: KEYS * steps * size_of::<P::Stored>(), stride: bytes.min(64) };
+            }
             // Vector `v` covers keys `key + v · LANES ..`: a part of a group or the whole.
             let (mut from, mut part) = ([&groups[..0]; V], [0; V]);
             for v in 0..V {
@@ -269,12 +317,9 @@ impl<I: Isa, P: Products<I>, const WIDE: usize, const Q: usize> Scores<'_, I, P,
             }
             let mut sum = [[P::Sum::zero(isa); V]; N];
             for step in 0..steps {
+                next.send::<I, ASKS>(isa, bytes);
                 let mut k = [P::Stored::zero(isa); V];
                 for v in 0..V {
-                    if ASKS && part[v] == 0 {
-                        let line = from[v].as_ptr().cast::<u8>();
-                        isa.prefetch_far(line.wrapping_add(keys.ahead.wrapping_add(64 * step)));
-                    }
                     k[v] = P::Stored::load(isa, &from[v][step][part[v]..]);
                 }
                 for q in 0..N {
@@ -313,25 +358,30 @@ pub(super) struct Sums<'a, I: Isa, P: Products<I>, const V: usize, const Q: usiz
     pub values: Elements<'a, P::Stored>,
     /// Elements of a value.
     pub padded: usize,
+    /// Queries in all.
+    pub rows: usize,
     /// `[rows, padded]`.
     pub out: &'a mut [f32],
 }
 
 impl<I: Isa, P: Products<I>, const V: usize, const Q: usize> QueryTile for Sums<'_, I, P, V, Q> {
     #[inline(always)]
-    fn run<const N: usize, const ASKS: bool>(&mut self, row: usize) {
+    fn run<const N: usize, const ASKS: u8>(&mut self, row: usize) {
         const { assert!(padded_head(1).is_multiple_of(2 * MAX_LANES)) };
         let vectors = self.padded / I::LANES;
+        let widest = const { widest(V * Q, N) };
+        let steps = const { BLOCK / P::STEP } * vectors.div_ceil(widest);
+        let mut next = self.values.share(row / Q, (self.rows / Q).max(1), steps);
         let mut v = 0;
         while v < vectors {
-            let d = v * I::LANES;
+            let at = (row, v * I::LANES);
             // Of two vectors, four or eight, none is left alone.
-            v += match (const { widest(V * Q, N) }, vectors - v) {
-                (8, 8..) => self.columns::<8, N, ASKS>(row, d),
-                (6 | 8, 6..) => self.columns::<6, N, ASKS>(row, d),
-                (4 | 6 | 8, 4..) => self.columns::<4, N, ASKS>(row, d),
-                (3, 3 | 5..) => self.columns::<3, N, ASKS>(row, d),
-                _ => self.columns::<2, N, ASKS>(row, d),
+            v += match (widest, vectors - v) {
+                (8, 8..) => self.columns::<8, N, ASKS>(at, &mut next),
+                (6 | 8, 6..) => self.columns::<6, N, ASKS>(at, &mut next),
+                (4 | 6 | 8, 4..) => self.columns::<4, N, ASKS>(at, &mut next),
+                (3, 3 | 5..) => self.columns::<3, N, ASKS>(at, &mut next),
+                _ => self.columns::<2, N, ASKS>(at, &mut next),
             };
         }
     }
@@ -340,23 +390,27 @@ impl<I: Isa, P: Products<I>, const V: usize, const Q: usize> QueryTile for Sums<
 impl<I: Isa, P: Products<I>, const WIDE: usize, const Q: usize> Sums<'_, I, P, WIDE, Q> {
     /// The `V` vectors from element `d` of the head on, of the `N` queries from `row` on; says how many vectors these are.
     #[inline(always)]
-    fn columns<const V: usize, const N: usize, const ASKS: bool>(&mut self, row: usize, d: usize) -> usize {
+    fn columns<const V: usize, const N: usize, const ASKS: u8>(
+        &mut self,
+        (row, d): (usize, usize),
+        next: &mut Requests,
+    ) -> usize {
         let Self { isa, products, values, padded, .. } = *self;
         let steps = const { BLOCK / P::STEP };
         let weights = &self.weights[row * steps..][..const { N * (BLOCK / P::STEP) }];
         let out = &mut self.out[row * padded..(row + N) * padded];
+        let bytes = const { V * I::LANES * size_of::<P::Stored>() };
+        if ASKS == ALL {
+            let at = self.values.next_from(d * size_of::<P::Stored>());
+            *next = Requests { at, apart: 64, stride: padded * size_of::<P::Stored>() };
+        }
         let mut sum = [[P::Sum::zero(isa); V]; N];
         for (k, value) in values.all.chunks_exact(padded).take(steps).enumerate() {
             let value = &value[d..][..V * I::LANES];
             let mut lanes = [P::Stored::zero(isa); V];
+            next.send::<I, ASKS>(isa, bytes);
             for v in 0..V {
-                let value = &value[v * I::LANES..];
-                let begins_line = const { I::LANES * size_of::<P::Stored>() == 64 }
-                    || ((d + v * I::LANES) * size_of::<P::Stored>()).is_multiple_of(64);
-                if ASKS && begins_line {
-                    isa.prefetch_far(value.as_ptr().cast::<u8>().wrapping_add(values.ahead));
-                }
-                lanes[v] = P::Stored::load(isa, value);
+                lanes[v] = P::Stored::load(isa, &value[v * I::LANES..]);
             }
             for q in 0..N {
                 products.add(isa, &mut sum[q], &lanes, &weights[q * steps + k]);
