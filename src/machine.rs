@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
+use memmap2::MmapMut;
+
 /// Where the kernel describes the machine.
 const SYS: &str = "/sys/devices/system";
 
@@ -43,6 +45,19 @@ pub fn prefer_large_pages<T>(memory: &mut Vec<T>) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = memory;
+}
+
+/// `bytes` zeros, or one, mapped by themselves, in large pages where the system has such. It gives the memory itself when something is
+/// written there.
+///
+/// # Errors
+/// If the system gives no such memory.
+pub fn map_zeros(bytes: usize) -> io::Result<MmapMut> {
+    let memory = MmapMut::map_anon(bytes.max(1))?;
+    // Only a hint, and before the first write, which decides what pages there are.
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    Ok(memory)
 }
 
 /// Physical cores that `cpus` belong to; 0 where the system does not say.

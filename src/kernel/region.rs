@@ -1,7 +1,6 @@
-//! Memory for many arrays that are read one after the other, as those of a KV cache are: mapped as a whole, it can lie in large
-//! pages, which no array of some tens of KiB fills by itself.
+//! Memory for many arrays that are read one after the other, as those of a KV cache are: mapped as a whole
+//! ([`crate::machine::map_zeros`]), it can lie in large pages, which no array of some tens of KiB fills by itself.
 
-use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use memmap2::MmapMut;
 /// Where an array begins: at a line of the caches.
 const LINE: usize = 64;
 
-/// Zeros that arrays are cut from, in order. The system gives the memory itself when an array is first written to.
+/// Memory that arrays are cut from, in order.
 pub struct Region {
     memory: Arc<MmapMut>,
     /// The first byte that belongs to no array yet, and the end; both lie in `memory`.
@@ -19,20 +18,13 @@ pub struct Region {
 }
 
 impl Region {
-    /// Room for arrays of `bytes` in all, each but the last rounded up to whole lines.
-    ///
-    /// # Errors
-    /// If the system gives no such memory.
-    pub fn new(bytes: usize) -> io::Result<Self> {
-        let mut memory = MmapMut::map_anon(bytes.max(1))?;
-        // Only a hint, and before the first write, which decides what pages there are.
-        #[cfg(target_os = "linux")]
-        let _ = memory.advise(memmap2::Advice::HugePage);
-        let next = memory.as_mut_ptr();
-        Ok(Self { memory: Arc::new(memory), next, left: bytes })
+    /// Room for arrays of as many bytes as `memory` has, each but the last rounded up to whole lines.
+    pub fn new(mut memory: MmapMut) -> Self {
+        let (next, left) = (memory.as_mut_ptr(), memory.len());
+        Self { memory: Arc::new(memory), next, left }
     }
 
-    /// The next `length` elements, all 0.
+    /// The next `length` elements, as they are in memory.
     ///
     /// # Panics
     /// If there are not so many left.
@@ -64,7 +56,7 @@ unsafe impl<T: Plain> Sync for Piece<T> {}
 /// What a piece may be of.
 ///
 /// # Safety
-/// Zeros are one of its values, it needs no more than a line's alignment, and nothing happens when it is dropped.
+/// All bytes make one of its values, it needs no more than a line's alignment, and nothing happens when it is dropped.
 pub unsafe trait Plain: Copy + Send + Sync {}
 unsafe impl Plain for f32 {}
 unsafe impl Plain for i32 {}
@@ -92,10 +84,15 @@ impl<T: Plain> DerefMut for Piece<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::map_zeros;
+
+    fn region(bytes: usize) -> Region {
+        Region::new(map_zeros(bytes).unwrap())
+    }
 
     #[test]
     fn pieces_are_zeros_apart_and_outlive_their_region() {
-        let mut region = Region::new(3 * LINE).unwrap();
+        let mut region = region(3 * LINE);
         let mut bytes = region.take::<u8>(5);
         let mut words = region.take::<i32>(20);
         assert_eq!(region.left, 0);
@@ -115,11 +112,11 @@ mod tests {
     #[test]
     #[should_panic(expected = "a region holds what it was made for")]
     fn no_more_is_taken_than_there_is() {
-        Region::new(LINE).unwrap().take::<f32>(17);
+        region(LINE).take::<f32>(17);
     }
 
     #[test]
     fn an_empty_region_has_empty_pieces() {
-        assert!(Region::new(0).unwrap().take::<f32>(0).is_empty());
+        assert!(region(0).take::<f32>(0).is_empty());
     }
 }

@@ -10,6 +10,7 @@ use super::panel::largest_sum;
 use super::region::Region;
 use super::{Pool, SharedMut, partial_sums};
 use crate::gguf::TensorType;
+use crate::machine::map_zeros;
 use crate::quant;
 use crate::quant::unpack::*;
 use crate::simd::{Level, Scalar, dispatch_at};
@@ -388,7 +389,7 @@ struct Seen {
 /// Pages for `length` positions of a head.
 fn empty_pages(kind: KvType, padded: usize, length: usize) -> Vec<HeadPage> {
     let count = length.div_ceil(PAGE);
-    let mut region = Region::new(count * HeadPage::bytes(kind, kind, padded)).unwrap();
+    let mut region = Region::new(map_zeros(count * HeadPage::bytes(kind, kind, padded)).unwrap());
     (0..count).map(|_| HeadPage::new(kind, kind, padded, &mut region)).collect()
 }
 

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use crate::kernel::attention::HeadPage;
 use crate::kernel::kv::{KvType, PAGE, padded_head};
 use crate::kernel::region::Region;
+use crate::machine::map_zeros;
 use crate::{Error, Result};
 
 /// Keys and values of one sequence, all layers.
@@ -71,7 +72,8 @@ impl Cache {
         while self.room < positions {
             // All layers at once: one of them alone would not fill a large page.
             let bytes = self.shape.bytes(PAGE) as usize;
-            let mut region = Region::new(bytes).map_err(|error| self.too_large(positions, error))?;
+            let memory = map_zeros(bytes).map_err(|error| self.too_large(positions, error))?;
+            let mut region = Region::new(memory);
             self.layers.iter_mut().for_each(|pages| pages.push(self.shape.page(&mut region)));
             self.room += PAGE;
         }
