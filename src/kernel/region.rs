@@ -12,8 +12,9 @@ const LINE: usize = 64;
 /// Memory that arrays are cut from, in order.
 pub struct Region {
     memory: Arc<MmapMut>,
-    /// The first byte that belongs to no array yet, and the end; both lie in `memory`.
+    /// The first byte of `memory` that belongs to no array yet.
     next: *mut u8,
+    /// Bytes from there to the end.
     left: usize,
 }
 
