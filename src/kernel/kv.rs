@@ -117,10 +117,10 @@ impl KvData {
                 to.scales[at] = unit;
                 let mut i = 0;
                 while i < padded {
-                    let mut some = [0; MAX_LANES / 2];
-                    store_integers(isa, &key[i..i + I::LANES], 1.0 / unit, &mut some);
-                    spread(&some[..I::LANES / 2], &mut to.pairs[(group + i) / 2 * KEYS..], lane);
-                    i += I::LANES;
+                    let mut some = [0; MAX_LANES];
+                    store_integers(isa, &key[i..i + 2 * MAX_LANES], 1.0 / unit, &mut some);
+                    spread(&some, &mut to.pairs[(group + i) / 2 * KEYS..], lane);
+                    i += 2 * MAX_LANES;
                 }
             }
             KvData::Bf16(to) => {
@@ -310,14 +310,19 @@ fn value_unit<I: Isa>(isa: I, value: &[f32]) -> f32 {
     (isa.f_largest(largest) / LARGEST_VALUE as f32).max(f32::MIN_POSITIVE)
 }
 
-/// Whole vectors of `from` times `inverse`, what 1 is in units, as integers, two in a word.
+/// `from` times `inverse`, what 1 is in units, as integers, two in a word. Its length is a multiple of two of the longest vectors'.
 #[inline(always)]
 pub fn store_integers<I: Isa>(isa: I, from: &[f32], inverse: f32, to: &mut [i32]) {
     let inverse = isa.f_splat(inverse);
-    let mut i = 0;
-    while i < from.len() {
-        isa.w_store_i16(isa.f_to_w(isa.f_mul(isa.f_load(&from[i..]), inverse)), &mut to[i / 2..]);
-        i += I::LANES;
+    let from = from.as_chunks::<{ 2 * MAX_LANES }>().0;
+    let to = &mut to.as_chunks_mut::<MAX_LANES>().0[..from.len()];
+    for i in 0..from.len() {
+        for v in 0..MAX_LANES / I::LANES {
+            let at = 2 * v * I::LANES;
+            let low = isa.f_mul(isa.f_load(&from[i][at..]), inverse);
+            let high = isa.f_mul(isa.f_load(&from[i][at + I::LANES..]), inverse);
+            isa.w_store_i16([isa.f_to_w(low), isa.f_to_w(high)], &mut to[i][at / 2..]);
+        }
     }
 }
 

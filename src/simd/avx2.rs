@@ -560,11 +560,11 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
         }
     }
     #[inline(always)]
-    fn w_store_i16(self, v: Self::W, to: &mut [i32]) {
+    fn w_store_i16(self, v: [Self::W; 2], to: &mut [i32]) {
         unsafe {
-            let halves = _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
-            let both = _mm256_permute4x64_epi64::<0x08>(_mm256_packus_epi32(halves, halves));
-            _mm_storeu_si128(checked_mut::<4, _>(to).cast(), _mm256_castsi256_si128(both));
+            // Halves of the one and the other by turns: evens first, then odds.
+            let both = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(v[0], v[1]));
+            _mm256_storeu_si256(checked_mut::<8, _>(to).cast(), both);
         }
     }
     #[inline(always)]
@@ -647,7 +647,11 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
     }
     #[inline(always)]
     fn f_store_bf16(self, v: Self::F, to: &mut [i32]) {
-        self.w_store_i16(unsafe { _mm256_srli_epi32::<16>(_mm256_castps_si256(v)) }, to);
+        unsafe {
+            let halves = _mm256_srli_epi32::<16>(_mm256_castps_si256(v));
+            let both = _mm256_permute4x64_epi64::<0x08>(_mm256_packus_epi32(halves, halves));
+            _mm_storeu_si128(checked_mut::<4, _>(to).cast(), _mm256_castsi256_si128(both));
+        }
     }
     #[inline(always)]
     fn f_from_w(self, v: Self::W) -> Self::F {
@@ -690,19 +694,19 @@ impl<const VNNI: bool> Isa for Avx2With<VNNI> {
         unsafe { _mm256_fnmadd_ps(a, b, c) }
     }
     #[inline(always)]
-    fn f_round(self, a: Self::F) -> Self::F {
-        unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
-    }
-    #[inline(always)]
     fn f_to_w(self, a: Self::F) -> Self::W {
         unsafe { _mm256_cvtps_epi32(a) }
     }
     #[inline(always)]
-    fn f_scale2(self, a: Self::F, n: Self::F) -> Self::F {
+    fn f_raise(self, a: Self::F, by: Self::F) -> Self::F {
         unsafe {
-            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-            _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+            let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(by));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), exponent))
         }
+    }
+    #[inline(always)]
+    fn f_raise_from(self, a: Self::F, by: Self::F, x: Self::F, least: Self::F) -> Self::F {
+        unsafe { _mm256_and_ps(self.f_raise(a, by), _mm256_cmp_ps::<_CMP_GE_OQ>(x, least)) }
     }
     #[inline(always)]
     fn f_sum(self, v: Self::F) -> f32 {

@@ -35,7 +35,7 @@ pub use avx512::{Avx512, Avx512Plain};
 pub use bf16::{DotBf16, NoDotBf16};
 pub use codebook::Codebook;
 pub use eights::{EIGHT, Eights, NoEights, SIXTEEN, SixteenRows};
-pub use exponential::IsaExt;
+pub use exponential::{IsaExt, ROUNDER};
 pub use finished::{Finished, Partials, sum_of_partials, sum_of_vectors};
 #[cfg(target_arch = "aarch64")]
 pub use neon::{Neon, NeonDot, NeonI8mm};
@@ -432,8 +432,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
             sum[v] = self.w_dot2_i16(sum[v], lanes[v], pair);
         }
     }
-    /// The low halves of `LANES` words in half as many.
-    fn w_store_i16(self, v: Self::W, to: &mut [i32]);
+    /// The words of two vectors, which fit 16 bits, in half as many.
+    fn w_store_i16(self, v: [Self::W; 2], to: &mut [i32]);
     /// Row `r`, word `c` goes to row `c`, word `r`, for `LANES` × `LANES` words: row `r` is the (little-endian) bytes
     /// from `from[4 * r * from_stride]` on and the result's row `c` starts at `to[c * to_stride]`.
     fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize);
@@ -520,12 +520,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn f_fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `c - a * b`, rounded once.
     fn f_fnma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// To the nearest integer, ties to even.
-    fn f_round(self, a: Self::F) -> Self::F;
     /// To the nearest i32, ties to even; the value must fit.
     fn f_to_w(self, a: Self::F) -> Self::W;
-    /// `a * 2^n` for integral `n` in -126..=127 held as floats; 0 for -127.
-    fn f_scale2(self, a: Self::F, n: Self::F) -> Self::F;
+    /// `a * 2^n`, where `by` is [`ROUNDER`] + `n`; both `a` and the result are normal numbers.
+    fn f_raise(self, a: Self::F, by: Self::F) -> Self::F;
+    /// [`Isa::f_raise`] where `x` is at least `least`, 0 where it is less or NaN.
+    fn f_raise_from(self, a: Self::F, by: Self::F, x: Self::F, least: Self::F) -> Self::F;
     /// The sum of all lanes, as lane pairs 8 (where there are 16), 4, 2, 1 apart are added.
     #[inline(always)]
     fn f_sum(self, v: Self::F) -> f32 {

@@ -347,8 +347,9 @@ impl Isa for Scalar {
         })
     }
     #[inline(always)]
-    fn w_store_i16(self, v: Self::W, to: &mut [i32]) {
-        for i in 0..4 {
+    fn w_store_i16(self, v: [Self::W; 2], to: &mut [i32]) {
+        let v = v.as_flattened();
+        for i in 0..8 {
             to[i] = v[2 * i] & 0xffff | v[2 * i + 1] << 16;
         }
     }
@@ -451,15 +452,16 @@ impl Isa for Scalar {
         self.g_fnma(a, b, c)
     }
     #[inline(always)]
-    fn f_round(self, a: Self::F) -> Self::F {
-        a.map(f32::round_ties_even)
-    }
-    #[inline(always)]
     fn f_to_w(self, a: Self::F) -> Self::W {
         a.map(|x| x.round_ties_even() as i32)
     }
     #[inline(always)]
-    fn f_scale2(self, a: Self::F, n: Self::F) -> Self::F {
-        std::array::from_fn(|i| a[i] * f32::from_bits(((n[i] as i32 + 127) << 23) as u32))
+    fn f_raise(self, a: Self::F, by: Self::F) -> Self::F {
+        std::array::from_fn(|i| f32::from_bits(a[i].to_bits().wrapping_add(by[i].to_bits() << 23)))
+    }
+    #[inline(always)]
+    fn f_raise_from(self, a: Self::F, by: Self::F, x: Self::F, least: Self::F) -> Self::F {
+        let raised = self.f_raise(a, by);
+        std::array::from_fn(|i| if x[i] >= least[i] { raised[i] } else { 0.0 })
     }
 }

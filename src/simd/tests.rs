@@ -1,15 +1,15 @@
 //! Every ISA level against plain arithmetic, where bits are easily lost: NaN, signed zeros, ties, half precision.
 
 use super::{
-    CHUNK_WORDS, DotBf16, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, NARROW_SPAN, PlaneSums, SPAN, Sixteens,
-    TakeSums, Tiles, dispatch_at, place_of_columns, place_of_row, turn_of,
+    CHUNK_WORDS, DotBf16, Isa, Kernel, Level, MAX_LANES, MAX_ROWS, NARROW_SPAN, PlaneSums, ROUNDER, SPAN,
+    Sixteens, TakeSums, Tiles, dispatch_at, place_of_columns, place_of_row, turn_of,
 };
 
 /// Runs operations on each `LANES` of `a` and `b`; one list of bits an operation.
 struct Floats<'a>(&'a [f32], &'a [f32]);
 
 impl Kernel for Floats<'_> {
-    type Output = [Vec<u32>; 8];
+    type Output = [Vec<u32>; 9];
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Self::Output {
@@ -17,10 +17,12 @@ impl Kernel for Floats<'_> {
         let (mut lanes, mut words) = ([0.0f32; MAX_LANES], [0i32; MAX_LANES]);
         for (a, b) in self.0.chunks_exact(I::LANES).zip(self.1.chunks_exact(I::LANES)) {
             let (a, b) = (isa.f_load(a), isa.f_load(b));
+            let by = isa.f_add(b, isa.f_splat(ROUNDER));
             let floats = [
                 isa.f_max(a, b),
                 isa.f_min(a, b),
-                isa.f_round(a),
+                isa.f_raise(a, by),
+                isa.f_raise_from(a, by, b, a),
                 isa.f_fma(a, b, a),
                 isa.f_fnma(a, b, a),
                 isa.f_div(a, b),
@@ -31,11 +33,11 @@ impl Kernel for Floats<'_> {
             }
             let small = isa.f_max(isa.f_min(a, isa.f_splat(1e6)), isa.f_splat(-1e6));
             isa.w_store(isa.f_to_w(small), &mut words);
-            out[6].extend(words[..I::LANES].iter().map(|&w| w as u32));
+            out[7].extend(words[..I::LANES].iter().map(|&w| w as u32));
             let mut bytes = [0i8; MAX_LANES];
             isa.w_store_i8(isa.f_to_w(small), &mut bytes);
             isa.w_store(isa.w_load_i8(&bytes), &mut words);
-            out[7].extend(words[..I::LANES].iter().map(|&w| w as u32));
+            out[8].extend(words[..I::LANES].iter().map(|&w| w as u32));
         }
         out
     }
@@ -74,10 +76,12 @@ fn floats_keep_their_bits_at_every_level() {
         for (i, (&a, &b)) in a.iter().zip(&b).enumerate() {
             let small = if a < 1e6 { a } else { 1e6 };
             let small = round(if small > -1e6 { small } else { -1e6 }) as i32;
+            let raised = f32::from_bits(a.to_bits().wrapping_add((b + ROUNDER).to_bits() << 23));
             let want = [
                 bits(if a > b { a } else { b }),
                 bits(if a < b { a } else { b }),
-                bits(round(a)),
+                bits(raised),
+                bits(if b >= a { raised } else { 0.0 }),
                 bits(a.mul_add(b, a)),
                 bits((-a).mul_add(b, a)),
                 bits(a / b),
@@ -139,21 +143,27 @@ fn halves_round_to_even_at_every_level() {
 struct Pairs<'a> {
     words: &'a [i32; MAX_LANES],
     pair: i32,
+    /// Of 16 bits each.
+    halves: &'a [i32; 2 * MAX_LANES],
     floats: &'a [f32; 2 * MAX_LANES],
     count: usize,
 }
 
 impl Kernel for Pairs<'_> {
-    type Output = ([i32; MAX_LANES], [i32; MAX_LANES / 2], Vec<f32>, Vec<f32>, usize);
+    /// Sums of products, halves of words, the sum and the largest lane of each vector, and how many lanes it has.
+    type Output = ([i32; MAX_LANES], [i32; MAX_LANES], Vec<f32>, Vec<f32>, usize);
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Self::Output {
-        let (mut sums, mut halves) = ([0; MAX_LANES], [0; MAX_LANES / 2]);
+        let (mut sums, mut halves) = ([0; MAX_LANES], [0; MAX_LANES]);
         for i in (0..MAX_LANES).step_by(I::LANES) {
             let mut sum = [isa.w_splat(7)];
             isa.w_dot2_pair(&mut sum, &[isa.w_load(&self.words[i..])], &self.pair);
             isa.w_store(sum[0], &mut sums[i..]);
-            isa.w_store_i16(sum[0], &mut halves[i / 2..]);
+        }
+        for i in (0..2 * MAX_LANES).step_by(2 * I::LANES) {
+            let words = [isa.w_load(&self.halves[i..]), isa.w_load(&self.halves[i + I::LANES..])];
+            isa.w_store_i16(words, &mut halves[i / 2..]);
         }
         let mut vectors = [0.0; MAX_LANES * MAX_LANES];
         for i in 0..I::LANES {
@@ -173,18 +183,20 @@ fn pairs_are_multiplied_and_lanes_summed_alike_at_every_level() {
     let number = |i: usize| (i as i32 * 2_654_435).wrapping_mul(40_503);
     let words = std::array::from_fn(|i| number(i + 1));
     let floats = std::array::from_fn(|i| number(i) as f32 / 1e6);
+    let mut halves = std::array::from_fn(|i| i32::from(number(i) as i16));
+    halves[..2].copy_from_slice(&[i32::from(i16::MIN), i32::from(i16::MAX)]);
     for level in Level::available() {
         for (i, count) in (1..=MAX_LANES).enumerate() {
             let pair = number(i + 100);
-            let pairs = Pairs { words: &words, pair, floats: &floats, count };
-            let (sums, halves, sum, largest, lanes) = dispatch_at(level, pairs);
+            let pairs = Pairs { words: &words, pair, halves: &halves, floats: &floats, count };
+            let (sums, stored, sum, largest, lanes) = dispatch_at(level, pairs);
             for (got, word) in sums.iter().zip(words) {
                 let low = i32::from(word as i16) * i32::from(pair as i16);
                 let want = 7i32.wrapping_add(low).wrapping_add((word >> 16) * (pair >> 16));
                 assert_eq!(*got, want, "{word:#x} and {pair:#x} at {level:?}");
             }
-            for (half, two) in halves.iter().zip(sums.as_chunks::<2>().0) {
-                assert_eq!(*half, two[0] & 0xffff | two[1] << 16, "{level:?}");
+            for (both, two) in stored.iter().zip(halves.as_chunks::<2>().0) {
+                assert_eq!(*both, two[0] & 0xffff | two[1] << 16, "{level:?}");
             }
             for i in 0..count.min(lanes) {
                 let mut all = floats[i..i + lanes].to_vec();

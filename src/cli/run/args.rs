@@ -138,7 +138,7 @@ pub struct SpeculationArgs {
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub lookup_ngram_max: usize,
     /// The fewest tokens that --lookup looks for
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     pub lookup_ngram_min: usize,
     /// -md: a smaller model of the same vocabulary that guesses
     #[arg(long, value_name = "MODEL")]

@@ -370,9 +370,8 @@ impl Attention<'_> {
         scores: &mut [f32],
     ) {
         let steps = self.padded_head / P::STEP;
-        let (rows, asks) = (self.positions.len(), keys.next.is_some());
-        let mut work = Scores::<I, P, V, Q> { isa, products, queries, keys, steps, rows, scores };
-        for_all_queries::<Q>(rows, asks, &mut work);
+        let mut work = Scores::<I, P, V, Q> { isa, products, queries, keys, steps, scores };
+        for_all_queries::<Q>(self.positions.len(), &mut work);
     }
 
     /// As [`BlockSums`] says.
@@ -427,9 +426,8 @@ impl Attention<'_> {
         weights: &[P::Factor],
         values: Elements<P::Stored>,
     ) {
-        let (rows, asks) = (self.positions.len(), values.next.is_some());
         let (padded, out) = (self.padded_head, &mut *self.out);
-        let mut work = Sums::<I, P, V, Q> { isa, products, weights, values, padded, rows, out };
-        for_all_queries::<Q>(rows, asks, &mut work);
+        let mut work = Sums::<I, P, V, Q> { isa, products, weights, values, padded, out };
+        for_all_queries::<Q>(self.positions.len(), &mut work);
     }
 }

@@ -183,11 +183,14 @@ pub(super) struct Elements<'a, T> {
 }
 
 impl<T> Elements<'_, T> {
-    /// The requests of tile number `tile` of `tiles`, in `steps` steps: of its share.
+    /// What a tile whose `turn` it is asks for in the first of `steps` steps, if it asks for its share.
     #[inline(always)]
-    fn share(&self, tile: usize, tiles: usize, steps: usize) -> Requests {
-        let share = size_of_val(self.all).div_ceil(tiles);
-        Requests { at: self.next_from(tile * share), apart: 0, stride: share.div_ceil(steps) }
+    fn requests<const ASKS: u8>(&self, turn: Turn, steps: usize) -> Requests {
+        if ASKS != SHARE {
+            return Requests { at: std::ptr::null(), apart: 0, stride: 0 };
+        }
+        let share = size_of_val(self.all).div_ceil(turn.tiles);
+        Requests { at: self.next_from(turn.tile * share), apart: 0, stride: share.div_ceil(steps) }
     }
 
     /// Where byte number `at` of what is needed next is, if that is known.
@@ -222,39 +225,49 @@ impl Requests {
     }
 }
 
-/// What is computed for some queries at a time.
-pub(super) trait QueryTile {
-    /// Computes it for `N` queries from `row` on, and asks for what comes next, as `ASKS` says.
-    fn run<const N: usize, const ASKS: u8>(&mut self, row: usize);
+/// A tile of queries among those of as many.
+#[derive(Clone, Copy)]
+pub(super) struct Turn {
+    /// Its first query.
+    row: usize,
+    tile: usize,
+    tiles: usize,
 }
 
-/// Computes `work` for `rows` queries, `Q` at a time and the last ones up to four at a time. If anything `asks` for what comes next, the
-/// first tile of few queries does so, as fast as memory can. Of many, each tile asks for its share on its way: one that asked for
-/// everything would wait for it, and memory have nothing to do afterwards.
+/// What is computed for some queries at a time.
+pub(super) trait QueryTile {
+    /// Whether it is known what comes next.
+    fn knows_next(&self) -> bool;
+    /// Computes it for `N` queries, and asks for what comes next, as `ASKS` says.
+    fn run<const N: usize, const ASKS: u8>(&mut self, turn: Turn);
+}
+
+/// Computes `work` for `rows` queries, `Q` at a time and the last ones up to four at a time. If it is known what comes next, the first tile
+/// of few queries asks for it, as fast as memory can. Of many, each tile asks for its share on its way: one that asked for everything would
+/// wait for it, and memory have nothing to do afterwards.
 #[inline(always)]
-pub(super) fn for_all_queries<const Q: usize>(rows: usize, asks: bool, work: &mut impl QueryTile) {
-    let shared = asks && rows > FEW;
-    let mut row = 0;
-    while row + Q <= rows {
-        match (shared, asks && row == 0) {
-            (true, _) => work.run::<Q, SHARE>(row),
-            (false, true) => work.run::<Q, ALL>(row),
-            (false, false) => work.run::<Q, NOTHING>(row),
+pub(super) fn for_all_queries<const Q: usize>(rows: usize, work: &mut impl QueryTile) {
+    let (asks, tiles) = (work.knows_next(), rows / Q);
+    for tile in 0..tiles {
+        let turn = Turn { row: tile * Q, tile, tiles };
+        match (asks && rows > FEW, asks && tile == 0) {
+            (true, _) => work.run::<Q, SHARE>(turn),
+            (false, true) => work.run::<Q, ALL>(turn),
+            (false, false) => work.run::<Q, NOTHING>(turn),
         }
-        row += Q;
     }
-    while row < rows {
+    for row in (tiles * Q..rows).step_by(4) {
+        let turn = Turn { row, tile: 0, tiles: 1 };
         match (rows - row, asks && row == 0) {
-            (1, true) => work.run::<1, ALL>(row),
-            (2, true) => work.run::<2, ALL>(row),
-            (3, true) => work.run::<3, ALL>(row),
-            (_, true) => work.run::<4, ALL>(row),
-            (1, false) => work.run::<1, NOTHING>(row),
-            (2, false) => work.run::<2, NOTHING>(row),
-            (3, false) => work.run::<3, NOTHING>(row),
-            (_, false) => work.run::<4, NOTHING>(row),
+            (1, true) => work.run::<1, ALL>(turn),
+            (2, true) => work.run::<2, ALL>(turn),
+            (3, true) => work.run::<3, ALL>(turn),
+            (_, true) => work.run::<4, ALL>(turn),
+            (1, false) => work.run::<1, NOTHING>(turn),
+            (2, false) => work.run::<2, NOTHING>(turn),
+            (3, false) => work.run::<3, NOTHING>(turn),
+            (_, false) => work.run::<4, NOTHING>(turn),
         }
-        row += 4;
     }
 }
 
@@ -265,30 +278,34 @@ pub(super) struct Scores<'a, I: Isa, P: Products<I>, const V: usize, const Q: us
     pub queries: &'a [P::Factor],
     pub keys: Elements<'a, P::Stored>,
     pub steps: usize,
-    /// Queries in all.
-    pub rows: usize,
     /// `[rows, BLOCK]`, from the grain's first on.
     pub scores: &'a mut [f32],
 }
 
 impl<I: Isa, P: Products<I>, const V: usize, const Q: usize> QueryTile for Scores<'_, I, P, V, Q> {
     #[inline(always)]
-    fn run<const N: usize, const ASKS: u8>(&mut self, row: usize) {
+    fn knows_next(&self) -> bool {
+        self.keys.next.is_some()
+    }
+
+    #[inline(always)]
+    fn run<const N: usize, const ASKS: u8>(&mut self, turn: Turn) {
         // One vector and few queries would wait on their own sums.
         if const { V < 2 && N < Q } {
-            self.tile::<2, N, ASKS>(row);
+            self.tile::<2, N, ASKS>(turn);
         } else {
-            self.tile::<V, N, ASKS>(row);
+            self.tile::<V, N, ASKS>(turn);
         }
     }
 }
 
 impl<I: Isa, P: Products<I>, const WIDE: usize, const Q: usize> Scores<'_, I, P, WIDE, Q> {
-    /// Scores of the `N` queries from `row` on, `V` vectors of keys at a time.
+    /// Scores of `N` queries, `V` vectors of keys at a time.
     #[inline(always)]
-    fn tile<const V: usize, const N: usize, const ASKS: u8>(&mut self, row: usize) {
+    fn tile<const V: usize, const N: usize, const ASKS: u8>(&mut self, turn: Turn) {
         const { assert!(GRAIN.is_multiple_of(V * MAX_LANES)) };
         let Self { isa, products, keys, steps, .. } = *self;
+        let row = turn.row;
         let mut query = [&self.queries[..0]; N];
         for q in 0..N {
             query[q] = &self.queries[(row + q) * steps..][..steps];
@@ -296,7 +313,7 @@ impl<I: Isa, P: Products<I>, const WIDE: usize, const Q: usize> Scores<'_, I, P,
         let groups = keys.all.as_chunks::<KEYS>().0;
         let scores = &mut self.scores[row * BLOCK..][..const { (N - 1) * BLOCK + GRAIN }];
         let (bytes, passes) = const { (V * I::LANES * size_of::<P::Stored>(), GRAIN / (V * I::LANES)) };
-        let mut next = keys.share(row / Q, (self.rows / Q).max(1), passes * steps);
+        let mut next = keys.requests::<ASKS>(turn, passes * steps);
         let mut key = 0;
         while key < GRAIN {
             if ASKS == ALL {
@@ -358,23 +375,26 @@ pub(super) struct Sums<'a, I: Isa, P: Products<I>, const V: usize, const Q: usiz
     pub values: Elements<'a, P::Stored>,
     /// Elements of a value.
     pub padded: usize,
-    /// Queries in all.
-    pub rows: usize,
     /// `[rows, padded]`.
     pub out: &'a mut [f32],
 }
 
 impl<I: Isa, P: Products<I>, const V: usize, const Q: usize> QueryTile for Sums<'_, I, P, V, Q> {
     #[inline(always)]
-    fn run<const N: usize, const ASKS: u8>(&mut self, row: usize) {
+    fn knows_next(&self) -> bool {
+        self.values.next.is_some()
+    }
+
+    #[inline(always)]
+    fn run<const N: usize, const ASKS: u8>(&mut self, turn: Turn) {
         const { assert!(padded_head(1).is_multiple_of(2 * MAX_LANES)) };
         let vectors = self.padded / I::LANES;
         let widest = const { widest(V * Q, N) };
         let steps = const { BLOCK / P::STEP } * vectors.div_ceil(widest);
-        let mut next = self.values.share(row / Q, (self.rows / Q).max(1), steps);
+        let mut next = self.values.requests::<ASKS>(turn, steps);
         let mut v = 0;
         while v < vectors {
-            let at = (row, v * I::LANES);
+            let at = (turn.row, v * I::LANES);
             // Of two vectors, four or eight, none is left alone.
             v += match (widest, vectors - v) {
                 (8, 8..) => self.columns::<8, N, ASKS>(at, &mut next),

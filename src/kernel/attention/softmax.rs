@@ -168,28 +168,47 @@ impl Attention<'_> {
 /// Makes weights of the group's scores, and adds them up lane by lane.
 #[inline(always)]
 pub(super) fn weigh<I: Isa>(isa: I, form: Form, group: &mut Group) {
+    match form {
+        Form::Floats => weigh_as::<I, FLOATS>(isa, &[], group),
+        Form::Rounded => weigh_as::<I, ROUNDED>(isa, &[], group),
+        Form::Integers(scales) => weigh_as::<I, INTEGERS>(isa, scales, group),
+    }
+}
+
+/// The form of weights, where what is computed for each depends on it.
+const FLOATS: u8 = 0;
+const ROUNDED: u8 = 1;
+const INTEGERS: u8 = 2;
+
+/// As [`weigh`]; `scales` are those of [`Form::Integers`].
+#[inline(always)]
+fn weigh_as<I: Isa, const FORM: u8>(isa: I, scales: &[f32], group: &mut Group) {
     let (zero, lanes) = (isa.f_splat(0.0), &mut *group.lanes);
     for r in 0..group.count {
-        let scores = &mut group.scores[r * BLOCK..][..group.keys];
+        let scores = group.scores[r * BLOCK..][..group.keys].as_chunks_mut::<MAX_LANES>().0;
+        let scales = match FORM {
+            INTEGERS => &scales.as_chunks::<MAX_LANES>().0[..scores.len()],
+            _ => &[],
+        };
         let reference = isa.f_splat(-group.largest[r]);
         let unit = isa.f_splat(group.score_units[r]);
         // As many sums, lane by lane, on every ISA.
         let (mut sum, mut scaled_sum) = ([zero; MAX_LANES], [zero; MAX_LANES]);
         let mut largest = zero;
-        for i in (0..group.keys).step_by(MAX_LANES) {
+        for i in 0..scores.len() {
             for v in 0..MAX_LANES / I::LANES {
-                let at = i + v * I::LANES;
-                let mut weight = isa.f_exp2(isa.f_fma(isa.f_load(&scores[at..]), unit, reference));
-                if let Form::Rounded = form {
+                let at = v * I::LANES;
+                let mut weight = isa.f_exp2(isa.f_fma(isa.f_load(&scores[i][at..]), unit, reference));
+                if FORM == ROUNDED {
                     weight = isa.f_round_bf16(weight);
                 }
                 sum[v] = isa.f_add(sum[v], weight);
-                if let Form::Integers(scales) = form {
-                    weight = isa.f_mul(weight, isa.f_load(&scales[at..]));
+                if FORM == INTEGERS {
+                    weight = isa.f_mul(weight, isa.f_load(&scales[i][at..]));
                     scaled_sum[v] = isa.f_add(scaled_sum[v], weight);
                     largest = isa.f_max(weight, largest);
                 }
-                isa.f_store(weight, &mut scores[at..]);
+                isa.f_store(weight, &mut scores[i][at..]);
             }
         }
         for v in 1..MAX_LANES / I::LANES {
@@ -197,7 +216,7 @@ pub(super) fn weigh<I: Isa>(isa: I, form: Form, group: &mut Group) {
             scaled_sum[0] = isa.f_add(scaled_sum[0], scaled_sum[v]);
         }
         isa.f_store(sum[0], &mut lanes.sums[r * I::LANES..]);
-        if let Form::Integers(_) = form {
+        if FORM == INTEGERS {
             isa.f_store(scaled_sum[0], &mut lanes.scaled_sums[r * I::LANES..]);
             isa.f_store(largest, &mut lanes.largest[r * I::LANES..]);
         }

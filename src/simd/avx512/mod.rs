@@ -620,9 +620,12 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         unsafe { add_pairs(acc, a, b) }
     }
     #[inline(always)]
-    fn w_store_i16(self, v: Self::W, to: &mut [i32]) {
+    fn w_store_i16(self, v: [Self::W; 2], to: &mut [i32]) {
         unsafe {
-            _mm256_storeu_si256(checked_mut::<8, _>(to).cast(), _mm512_cvtepi32_epi16(v));
+            // Quarters of the one and the other by turns: evens first, then odds.
+            let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+            let both = _mm512_permutexvar_epi64(order, _mm512_packs_epi32(v[0], v[1]));
+            _mm512_storeu_si512(checked_mut::<16, _>(to).cast(), both);
         }
     }
     #[inline(always)]
@@ -712,7 +715,10 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
     }
     #[inline(always)]
     fn f_store_bf16(self, v: Self::F, to: &mut [i32]) {
-        self.w_store_i16(unsafe { _mm512_srli_epi32::<16>(_mm512_castps_si512(v)) }, to);
+        unsafe {
+            let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_castps_si512(v)));
+            _mm256_storeu_si256(checked_mut::<8, _>(to).cast(), halves);
+        }
     }
     #[inline(always)]
     fn dot_bf16(self) -> Option<Avx512Bf16> {
@@ -769,18 +775,22 @@ impl<const VNNI: bool> Isa for Avx512With<VNNI> {
         unsafe { _mm512_fnmadd_ps(a, b, c) }
     }
     #[inline(always)]
-    fn f_round(self, a: Self::F) -> Self::F {
-        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
-    }
-    #[inline(always)]
     fn f_to_w(self, a: Self::F) -> Self::W {
         unsafe { _mm512_cvtps_epi32(a) }
     }
     #[inline(always)]
-    fn f_scale2(self, a: Self::F, n: Self::F) -> Self::F {
+    fn f_raise(self, a: Self::F, by: Self::F) -> Self::F {
         unsafe {
-            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-            _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent)))
+            let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(by));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), exponent))
+        }
+    }
+    #[inline(always)]
+    fn f_raise_from(self, a: Self::F, by: Self::F, x: Self::F, least: Self::F) -> Self::F {
+        unsafe {
+            let keep = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, least);
+            let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(by));
+            _mm512_castsi512_ps(_mm512_maskz_add_epi32(keep, _mm512_castps_si512(a), exponent))
         }
     }
     #[inline(always)]

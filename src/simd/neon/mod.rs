@@ -562,9 +562,11 @@ impl<P: Products> Isa for On<P> {
         }
     }
     #[inline(always)]
-    fn w_store_i16(self, v: Words, to: &mut [i32]) {
-        let to = checked_mut::<4, _>(to);
-        unsafe { vst1q_s16(to.cast(), vmovn_high_s32(vmovn_s32(v[0]), v[1])) }
+    fn w_store_i16(self, v: [Words; 2], to: &mut [i32]) {
+        let to = checked_mut::<8, _>(to);
+        for i in 0..2 {
+            unsafe { vst1q_s16(to.add(4 * i).cast(), vmovn_high_s32(vmovn_s32(v[i][0]), v[i][1])) }
+        }
     }
     #[inline(always)]
     fn w_transpose(self, from: &[u8], from_stride: usize, to: &mut [i32], to_stride: usize) {
@@ -708,18 +710,27 @@ impl<P: Products> Isa for On<P> {
         unsafe { both!(vfmsq_f32(c, a, b)) }
     }
     #[inline(always)]
-    fn f_round(self, a: Floats) -> Floats {
-        unsafe { both!(vrndnq_f32(a)) }
-    }
-    #[inline(always)]
     fn f_to_w(self, a: Floats) -> Words {
         unsafe { both!(vcvtnq_s32_f32(a)) }
     }
     #[inline(always)]
-    fn f_scale2(self, a: Floats, n: Floats) -> Floats {
-        let exponent = self.n_add(self.f_to_w(n), self.n_splat(127));
-        let power = unsafe { [vshlq_n_s32::<23>(exponent[0]), vshlq_n_s32::<23>(exponent[1])] };
-        self.f_mul(a, unsafe { both!(vreinterpretq_f32_s32(power)) })
+    fn f_raise(self, a: Floats, by: Floats) -> Floats {
+        unsafe {
+            let (a, by) = (both!(vreinterpretq_s32_f32(a)), both!(vreinterpretq_s32_f32(by)));
+            // (A shift's distance is a const argument, which the macro does not pass on.)
+            let exponent = [vshlq_n_s32::<23>(by[0]), vshlq_n_s32::<23>(by[1])];
+            let raised = both!(vaddq_s32(a, exponent));
+            both!(vreinterpretq_f32_s32(raised))
+        }
+    }
+    #[inline(always)]
+    fn f_raise_from(self, a: Floats, by: Floats, x: Floats, least: Floats) -> Floats {
+        unsafe {
+            let raised = self.f_raise(a, by);
+            let (raised, keep) = (both!(vreinterpretq_u32_f32(raised)), both!(vcgeq_f32(x, least)));
+            let kept = both!(vandq_u32(raised, keep));
+            both!(vreinterpretq_f32_u32(kept))
+        }
     }
 }
 
