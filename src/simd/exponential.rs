@@ -1,12 +1,12 @@
 //! Exponential functions, of every ISA's own operations.
 
-use super::Isa;
+use super::WideFloats;
 
 /// 1.5 · 2^23. Floats near it are integers, and the lowest bits say which: a small number plus it is rounded to the nearest integer, ties to even.
 pub const ROUNDER: f32 = 12_582_912.0;
 
 /// What every ISA builds from its own operations.
-pub trait IsaExt: Isa {
+pub trait IsaExt: WideFloats {
     /// `e^x`, within 2 units in the last place. Arguments are held to -87.3 … 88, where the result is still a
     /// normal number.
     ///
@@ -51,4 +51,4 @@ pub trait IsaExt: Isa {
     }
 }
 
-impl<I: Isa> IsaExt for I {}
+impl<I: WideFloats> IsaExt for I {}

@@ -8,7 +8,7 @@
 //!
 //! Two kinds of vectors appear. A *narrow* vector holds 32 bytes of each of [`Isa::ROWS`] rows side by side: quantized
 //! blocks are unpacked in it and the rows' dot products run along columns in it. A *wide* vector has
-//! [`Isa::LANES`] 32-bit lanes: matmul tiles, attention and the element-wise work use it.
+//! [`WideFloats::LANES`] 32-bit lanes: matmul tiles, attention and the element-wise work use it.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -19,6 +19,7 @@ mod codebook;
 mod eights;
 mod exponential;
 mod finished;
+mod floats;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "x86_64")]
@@ -37,6 +38,7 @@ pub use codebook::Codebook;
 pub use eights::{EIGHT, Eights, NoEights, SIXTEEN, SixteenRows};
 pub use exponential::{IsaExt, ROUNDER};
 pub use finished::{Finished, Partials, sum_of_partials, sum_of_vectors};
+pub use floats::WideFloats;
 #[cfg(target_arch = "aarch64")]
 pub use neon::{Neon, NeonDot, NeonI8mm};
 pub use scalar::Scalar;
@@ -77,10 +79,8 @@ pub trait TileKernel {
 
 /// The operations an instruction set offers. Integer arithmetic wraps; float arithmetic is IEEE
 /// single precision, `fma` fused on every ISA, so results do not depend on the ISA.
-pub trait Isa: Copy + Send + Sync + 'static {
+pub trait Isa: WideFloats {
     const NAME: &'static str;
-    /// 32-bit lanes of a wide vector: 8 or 16.
-    const LANES: usize;
     /// Rows of a narrow vector: 1 or 2.
     const ROWS: usize;
     /// Row vectors and tokens of a matmul tile that the registers hold.
@@ -115,8 +115,6 @@ pub trait Isa: Copy + Send + Sync + 'static {
     type G: Copy;
     /// Wide: `LANES` i32, also seen as `4 * LANES` bytes.
     type W: Copy;
-    /// Wide: `LANES` f32.
-    type F: Copy;
     /// What [`Isa::dot_bf16`] may give.
     type DotBf16: DotBf16<Self>;
     /// What [`Isa::eights`] may give.
@@ -472,17 +470,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
         self.w_transpose(from, from_stride, to, to_stride);
     }
 
-    // Wide floats.
-    fn f_splat(self, x: f32) -> Self::F;
-    /// The first `LANES` values of `from`.
-    fn f_load(self, from: &[f32]) -> Self::F;
-    fn f_store(self, v: Self::F, to: &mut [f32]);
-    /// Rounded to half precision, ties to even.
-    fn f_store_f16(self, v: Self::F, to: &mut [u16]);
-    /// The first `LANES` half-precision values of `from`.
-    fn f_load_f16(self, from: &[u16]) -> Self::F;
-    /// The first `LANES` bfloat16 values of `from`.
-    fn f_load_bf16(self, from: &[u16]) -> Self::F;
+    // Wide floats of words, and words of them.
     /// The bfloat16 values in the low halves.
     fn f_low_bf16(self, v: Self::W) -> Self::F;
     /// The bfloat16 values in the high halves.
@@ -507,72 +495,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
         }
         [self.f_load_f16(&low), self.f_load_f16(&high)]
     }
-    fn f_add(self, a: Self::F, b: Self::F) -> Self::F;
-    fn f_sub(self, a: Self::F, b: Self::F) -> Self::F;
-    fn f_mul(self, a: Self::F, b: Self::F) -> Self::F;
-    fn f_div(self, a: Self::F, b: Self::F) -> Self::F;
-    /// `a` where it is greater, else `b`, also where either is NaN.
-    fn f_max(self, a: Self::F, b: Self::F) -> Self::F;
-    /// `a` where it is less, else `b`, also where either is NaN.
-    fn f_min(self, a: Self::F, b: Self::F) -> Self::F;
-    fn f_abs(self, a: Self::F) -> Self::F;
-    /// `a * b + c`, rounded once.
-    fn f_fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// `c - a * b`, rounded once.
-    fn f_fnma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// To the nearest i32, ties to even; the value must fit.
     fn f_to_w(self, a: Self::F) -> Self::W;
-    /// `a * 2^n`, where `by` is [`ROUNDER`] + `n`; both `a` and the result are normal numbers.
-    fn f_raise(self, a: Self::F, by: Self::F) -> Self::F;
-    /// [`Isa::f_raise`] where `x` is at least `least`, 0 where it is less or NaN.
-    fn f_raise_from(self, a: Self::F, by: Self::F, x: Self::F, least: Self::F) -> Self::F;
-    /// The sum of all lanes, as lane pairs 8 (where there are 16), 4, 2, 1 apart are added.
-    #[inline(always)]
-    fn f_sum(self, v: Self::F) -> f32 {
-        let mut lanes = [0.0f32; MAX_LANES];
-        self.f_store(v, &mut lanes);
-        let mut half = Self::LANES / 2;
-        while half > 0 {
-            for i in 0..half {
-                lanes[i] += lanes[i + half];
-            }
-            half /= 2;
-        }
-        lanes[0]
-    }
-
-    /// The largest lane.
-    #[inline(always)]
-    fn f_largest(self, v: Self::F) -> f32 {
-        let mut lanes = [f32::NEG_INFINITY; MAX_LANES];
-        self.f_store(v, &mut lanes);
-        let mut half = Self::LANES / 2;
-        while half > 0 {
-            for i in 0..half {
-                lanes[i] = lanes[i].max(lanes[i + half]);
-            }
-            half /= 2;
-        }
-        lanes[0]
-    }
-
-    /// Lane `i` is [`Isa::f_sum`] of the vector `v[i * LANES..]`, or [`Isa::f_largest`] if `LARGEST`, for the first `count`. There are `LANES`
-    /// vectors.
-    #[inline(always)]
-    fn f_across<const LARGEST: bool>(self, v: &[f32], count: usize) -> Self::F {
-        across_one_by_one::<Self, LARGEST>(self, v, count)
-    }
-}
-
-/// [`Isa::f_across`], vector after vector.
-#[inline(always)]
-fn across_one_by_one<I: Isa, const LARGEST: bool>(isa: I, v: &[f32], count: usize) -> I::F {
-    let mut lanes = [0.0; MAX_LANES];
-    for i in 0..count {
-        let vector = isa.f_load(&v[i * I::LANES..]);
-        lanes[i] = if LARGEST { isa.f_largest(vector) } else { isa.f_sum(vector) };
-    }
-    isa.f_load(&lanes)
 }
 
 /// [`Isa::n_two_dots_scaled`] by [`Isa::n_dot4_scaled`].

@@ -1,6 +1,6 @@
 //! The portable path: plain arrays. It is the reference that the other ISAs are tested against.
 
-use super::{Isa, Kernel, MAX_ROWS, NoDotBf16, NoEights, NoTiles, OfRows, TileKernel};
+use super::{Isa, Kernel, MAX_ROWS, NoDotBf16, NoEights, NoTiles, OfRows, TileKernel, WideFloats};
 
 /// The token that every machine has.
 #[derive(Clone, Copy, Debug)]
@@ -31,9 +31,85 @@ fn dot4(acc: i32, u: [u8; 4], a: [u8; 4]) -> i32 {
     (0..4).fold(acc, |acc, j| acc.wrapping_add(i32::from(u[j]) * i32::from(a[j] as i8)))
 }
 
+impl WideFloats for Scalar {
+    const LANES: usize = 8;
+    type F = [f32; 8];
+
+    #[inline(always)]
+    fn f_splat(self, x: f32) -> Self::F {
+        [x; 8]
+    }
+    #[inline(always)]
+    fn f_load(self, from: &[f32]) -> Self::F {
+        first(from)
+    }
+    #[inline(always)]
+    fn f_store(self, v: Self::F, to: &mut [f32]) {
+        to[..8].copy_from_slice(&v);
+    }
+    #[inline(always)]
+    fn f_store_f16(self, v: Self::F, to: &mut [u16]) {
+        for i in 0..8 {
+            to[i] = half::f16::from_f32(v[i]).to_bits();
+        }
+    }
+    #[inline(always)]
+    fn f_load_f16(self, from: &[u16]) -> Self::F {
+        std::array::from_fn(|i| half::f16::from_bits(from[i]).to_f32())
+    }
+    #[inline(always)]
+    fn f_load_bf16(self, from: &[u16]) -> Self::F {
+        std::array::from_fn(|i| f32::from_bits(u32::from(from[i]) << 16))
+    }
+    #[inline(always)]
+    fn f_add(self, a: Self::F, b: Self::F) -> Self::F {
+        map2(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn f_sub(self, a: Self::F, b: Self::F) -> Self::F {
+        map2(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn f_mul(self, a: Self::F, b: Self::F) -> Self::F {
+        map2(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn f_div(self, a: Self::F, b: Self::F) -> Self::F {
+        map2(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn f_max(self, a: Self::F, b: Self::F) -> Self::F {
+        map2(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn f_min(self, a: Self::F, b: Self::F) -> Self::F {
+        map2(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn f_abs(self, a: Self::F) -> Self::F {
+        a.map(f32::abs)
+    }
+    #[inline(always)]
+    fn f_fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        self.g_fma(a, b, c)
+    }
+    #[inline(always)]
+    fn f_fnma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        self.g_fnma(a, b, c)
+    }
+    #[inline(always)]
+    fn f_raise(self, a: Self::F, by: Self::F) -> Self::F {
+        std::array::from_fn(|i| f32::from_bits(a[i].to_bits().wrapping_add(by[i].to_bits() << 23)))
+    }
+    #[inline(always)]
+    fn f_raise_from(self, a: Self::F, by: Self::F, x: Self::F, least: Self::F) -> Self::F {
+        let raised = self.f_raise(a, by);
+        std::array::from_fn(|i| if x[i] >= least[i] { raised[i] } else { 0.0 })
+    }
+}
+
 impl Isa for Scalar {
     const NAME: &'static str = "scalar";
-    const LANES: usize = 8;
     const ROWS: usize = 1;
     const TILE: (usize, usize) = (1, 4);
     const LARGEST_FOLDED: u8 = 255;
@@ -41,7 +117,6 @@ impl Isa for Scalar {
     type N = [i32; 8];
     type G = [f32; 8];
     type W = [i32; 8];
-    type F = [f32; 8];
     type DotBf16 = NoDotBf16;
     type Eights = NoEights;
     type Tiles = NoTiles;
@@ -365,32 +440,6 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
-    fn f_splat(self, x: f32) -> Self::F {
-        [x; 8]
-    }
-    #[inline(always)]
-    fn f_load(self, from: &[f32]) -> Self::F {
-        first(from)
-    }
-    #[inline(always)]
-    fn f_store(self, v: Self::F, to: &mut [f32]) {
-        to[..8].copy_from_slice(&v);
-    }
-    #[inline(always)]
-    fn f_store_f16(self, v: Self::F, to: &mut [u16]) {
-        for i in 0..8 {
-            to[i] = half::f16::from_f32(v[i]).to_bits();
-        }
-    }
-    #[inline(always)]
-    fn f_load_f16(self, from: &[u16]) -> Self::F {
-        std::array::from_fn(|i| half::f16::from_bits(from[i]).to_f32())
-    }
-    #[inline(always)]
-    fn f_load_bf16(self, from: &[u16]) -> Self::F {
-        std::array::from_fn(|i| f32::from_bits(u32::from(from[i]) << 16))
-    }
-    #[inline(always)]
     fn f_low_bf16(self, v: Self::W) -> Self::F {
         v.map(|x| f32::from_bits((x as u32) << 16))
     }
@@ -416,52 +465,7 @@ impl Isa for Scalar {
         v.map(|x| x as f32)
     }
     #[inline(always)]
-    fn f_add(self, a: Self::F, b: Self::F) -> Self::F {
-        map2(a, b, |a, b| a + b)
-    }
-    #[inline(always)]
-    fn f_sub(self, a: Self::F, b: Self::F) -> Self::F {
-        map2(a, b, |a, b| a - b)
-    }
-    #[inline(always)]
-    fn f_mul(self, a: Self::F, b: Self::F) -> Self::F {
-        map2(a, b, |a, b| a * b)
-    }
-    #[inline(always)]
-    fn f_div(self, a: Self::F, b: Self::F) -> Self::F {
-        map2(a, b, |a, b| a / b)
-    }
-    #[inline(always)]
-    fn f_max(self, a: Self::F, b: Self::F) -> Self::F {
-        map2(a, b, |a, b| if a > b { a } else { b })
-    }
-    #[inline(always)]
-    fn f_min(self, a: Self::F, b: Self::F) -> Self::F {
-        map2(a, b, |a, b| if a < b { a } else { b })
-    }
-    #[inline(always)]
-    fn f_abs(self, a: Self::F) -> Self::F {
-        a.map(f32::abs)
-    }
-    #[inline(always)]
-    fn f_fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        self.g_fma(a, b, c)
-    }
-    #[inline(always)]
-    fn f_fnma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        self.g_fnma(a, b, c)
-    }
-    #[inline(always)]
     fn f_to_w(self, a: Self::F) -> Self::W {
         a.map(|x| x.round_ties_even() as i32)
-    }
-    #[inline(always)]
-    fn f_raise(self, a: Self::F, by: Self::F) -> Self::F {
-        std::array::from_fn(|i| f32::from_bits(a[i].to_bits().wrapping_add(by[i].to_bits() << 23)))
-    }
-    #[inline(always)]
-    fn f_raise_from(self, a: Self::F, by: Self::F, x: Self::F, least: Self::F) -> Self::F {
-        let raised = self.f_raise(a, by);
-        std::array::from_fn(|i| if x[i] >= least[i] { raised[i] } else { 0.0 })
     }
 }

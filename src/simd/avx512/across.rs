@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::checked;
 
-/// Lane `i` is the sum of the lanes of the vector `v[16 * i..]`, of sixteen, added in [`Isa::f_sum`](crate::simd::Isa::f_sum)'s order, or the
+/// Lane `i` is the sum of the lanes of the vector `v[16 * i..]`, of sixteen, added in [`WideFloats::f_sum`](crate::simd::WideFloats::f_sum)'s order, or the
 /// `LARGEST` of them.
 #[inline]
 #[target_feature(enable = "avx512f")]
