@@ -9,7 +9,7 @@ use super::{AHEAD, Sweep};
 use crate::kernel::activations::{
     Activations, FIRST_SUM, SCALE_WORDS, eights_words, first_start, has_eights,
 };
-use crate::quant::unpack::{Chunks, Scale, Unpack, bytes_of_eight};
+use crate::quant::unpack::{Chunks, Unpack, bytes_of_eight};
 use crate::simd::{Eights, Isa, SIXTEEN, SixteenRows};
 
 /// Tokens of a set, at most.
@@ -195,22 +195,14 @@ impl<F: Unpack, I: Isa> Block<'_, F, I> {
             };
             isa.w_store(factor, &mut room.factors[step * WORDS..]);
         }
-        let [d, dmin] = if F::FLOATS_FIRST {
-            isa.f_from_half_pairs(isa.w_load(&room.heads))
-        } else {
-            for r in 0..SIXTEEN {
-                let Scale { d, dmin } = F::scale(self.rows[r]);
-                room.heads[r] = i32::from(d) | i32::from(dmin) << 16;
-            }
-            isa.f_from_half_pairs(isa.w_load(&room.heads))
-        };
+        let [d, dmin] = F::wide_floats(isa, &self.rows, 0, &room.heads);
         let mut mins = [isa.w_splat(0); 4];
         if F::MINS {
             for pair in 0..4 {
                 mins[pair] = eights.two(groups.mins[pair / 2], pair % 2);
             }
         }
-        Floats { d: isa.f_mul(d, isa.f_splat(F::FACTOR)), dmin, mins }
+        Floats { d, dmin, mins }
     }
 
     /// Adds the products of span number `span` with `T` tokens, whose `words` follow each other, to their `totals`.

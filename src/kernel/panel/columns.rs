@@ -3,7 +3,7 @@
 
 use super::{Lanes, Product, halves, store_scales};
 use crate::kernel::prefetch_ahead;
-use crate::quant::unpack::{Chunks, Scale, Unpack};
+use crate::quant::unpack::{Chunks, Unpack};
 use crate::simd::{Isa, MAX_LANES};
 
 /// The most words that a block's quants and groups take.
@@ -83,7 +83,12 @@ pub(super) fn unpack<F: Unpack, I: Isa, P: Product>(
     if P::RAISED {
         correct(isa, &sums, to, first, panel);
     }
-    floats::<F, I>(isa, rows, words, block, to, first, panel);
+    let [d, dmin] = F::wide_floats(isa, rows, block * F::BYTES, words);
+    let at = to * I::LANES * I::TILE.0 + first;
+    isa.f_store(d, &mut panel.d[at..]);
+    if F::MINS {
+        isa.f_store(dmin, &mut panel.dmin[at..]);
+    }
 }
 
 /// Turns block number `block` of `rows` into `words`.
@@ -145,34 +150,6 @@ fn correct<I: Isa>(isa: I, sums: &[I::W; 8], block: usize, first: usize, panel: 
         }
         let less = isa.w_mul(all, isa.w_splat(-128));
         isa.w_store(less, &mut panel.correction[(2 * block + span) * wide + first..]);
-    }
-}
-
-/// `d` and `dmin` of block number `block` of the rows, as block `to` of the panel.
-#[inline(always)]
-fn floats<F: Unpack, I: Isa>(
-    isa: I,
-    rows: &[&[u8]; MAX_LANES],
-    words: &[i32],
-    block: usize,
-    to: usize,
-    first: usize,
-    panel: &mut Lanes,
-) {
-    let at = to * I::LANES * I::TILE.0 + first;
-    let [d, dmin] = if F::FLOATS_FIRST {
-        isa.f_from_half_pairs(isa.w_load(words))
-    } else {
-        let mut pairs = [0; MAX_LANES];
-        for r in 0..I::LANES {
-            let Scale { d, dmin } = F::scale(&rows[r][block * F::BYTES..(block + 1) * F::BYTES]);
-            pairs[r] = i32::from(d) | i32::from(dmin) << 16;
-        }
-        isa.f_from_half_pairs(isa.w_load(&pairs))
-    };
-    isa.f_store(isa.f_mul(d, isa.f_splat(F::FACTOR)), &mut panel.d[at..]);
-    if F::MINS {
-        isa.f_store(dmin, &mut panel.dmin[at..]);
     }
 }
 

@@ -15,7 +15,7 @@ pub use k::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub use legacy::{Iq4Nl, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub use ternary::{Tq1_0, Tq2_0};
 
-use crate::simd::{EIGHT, Eights, Isa, OfRows};
+use crate::simd::{EIGHT, Eights, Isa, MAX_LANES, OfRows};
 
 /// The float part of a block, as half-precision bits (or see [`Unpack::EXPONENT`]).
 #[derive(Clone, Copy, Debug, Default)]
@@ -104,6 +104,23 @@ pub trait Unpack: Copy + Send + Sync + 'static {
 
     /// The floats of `block`.
     fn scale(block: &[u8]) -> Scale;
+
+    /// `FACTOR * d` and `dmin` of a block of each of as many rows as a wide vector has lanes: the one from byte `at` of each of `rows` on.
+    /// `words` are the first four bytes of each, where these are the floats.
+    #[inline(always)]
+    fn wide_floats<I: Isa>(isa: I, rows: &[&[u8]; MAX_LANES], at: usize, words: &[i32]) -> [I::F; 2] {
+        let [d, dmin] = if Self::FLOATS_FIRST {
+            isa.f_from_half_pairs(isa.w_load(words))
+        } else {
+            let mut pairs = [0; MAX_LANES];
+            for r in 0..I::LANES {
+                let Scale { d, dmin } = Self::scale(&rows[r][at..at + Self::BYTES]);
+                pairs[r] = i32::from(d) | i32::from(dmin) << 16;
+            }
+            isa.f_from_half_pairs(isa.w_load(&pairs))
+        };
+        [isa.f_mul(d, isa.f_splat(Self::FACTOR)), dmin]
+    }
 
     /// Integer scales and mins of a block of each row, 16 i16 each: one per 16 columns.
     #[inline(always)]
