@@ -310,9 +310,10 @@ fn value_unit<I: Isa>(isa: I, value: &[f32]) -> f32 {
     (isa.f_largest(largest) / LARGEST_VALUE as f32).max(f32::MIN_POSITIVE)
 }
 
-/// `from` times `inverse`, what 1 is in units, as integers, two in a word. Its length is a multiple of two of the longest vectors'.
+/// `from`, `[n · 2 · MAX_LANES]`, times `inverse`, what 1 is in units, as integers of 16 bits, two in a word.
 #[inline(always)]
 pub fn store_integers<I: Isa>(isa: I, from: &[f32], inverse: f32, to: &mut [i32]) {
+    debug_assert!(from.len().is_multiple_of(2 * MAX_LANES));
     let inverse = isa.f_splat(inverse);
     let from = from.as_chunks::<{ 2 * MAX_LANES }>().0;
     let to = &mut to.as_chunks_mut::<MAX_LANES>().0[..from.len()];

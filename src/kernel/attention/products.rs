@@ -225,11 +225,12 @@ impl Requests {
     }
 }
 
-/// A tile of queries among those of as many.
+/// A tile of queries.
 #[derive(Clone, Copy)]
 pub(super) struct Turn {
     /// Its first query.
     row: usize,
+    /// Its number among the tiles that share what is asked for.
     tile: usize,
     tiles: usize,
 }
