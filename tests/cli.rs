@@ -289,7 +289,7 @@ fn guesses_change_no_answer() {
     }
     assert!(guessed > 0, "nothing was ever guessed, so nothing was tested");
     let message = error(&run(&["-p", "x", "--lookup", "--lookup-ngram-max", "99"]), 2);
-    assert!(message.contains("n-grams of 2 to 99"), "{message}");
+    assert!(message.contains("n-grams of 1 to 99"), "{message}");
 }
 
 #[test]
