@@ -1,6 +1,6 @@
 //! LayerNorm, GELU and Phi-3-small's GEGELU, row by row.
 
-use crate::simd::{Isa, IsaExt, Kernel, Level, MAX_LANES, dispatch_at};
+use crate::simd::{Isa, Kernel, Level, MAX_LANES, dispatch_at};
 
 /// Applies `f` to vectors of `a` and `b` and stores what it gives in `out`. A short last vector is filled up with zeros,
 /// so that every element goes the same way.

@@ -1,7 +1,7 @@
 //! Norms, activations, residual sums and rotary embedding.
 
 use super::prefetch_bytes;
-use crate::simd::{Isa, IsaExt, Kernel, dispatch};
+use crate::simd::{Isa, Kernel, dispatch};
 
 /// `out = x / sqrt(mean(x²) + eps) * weight` for one row.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {

@@ -17,7 +17,6 @@ mod avx512;
 mod bf16;
 mod codebook;
 mod eights;
-mod exponential;
 mod finished;
 mod floats;
 #[cfg(target_arch = "aarch64")]
@@ -36,9 +35,8 @@ pub use avx512::{Avx512, Avx512Plain};
 pub use bf16::{DotBf16, NoDotBf16};
 pub use codebook::Codebook;
 pub use eights::{EIGHT, Eights, NoEights, SIXTEEN, SixteenRows};
-pub use exponential::{IsaExt, ROUNDER};
 pub use finished::{Finished, Partials, sum_of_partials, sum_of_vectors};
-pub use floats::WideFloats;
+pub use floats::{ROUNDER, WideFloats};
 #[cfg(target_arch = "aarch64")]
 pub use neon::{Neon, NeonDot, NeonI8mm};
 pub use scalar::Scalar;

@@ -5,7 +5,7 @@
 
 use super::{Attention, BLOCK, Scratch};
 use crate::kernel::kv::{KvData, LARGEST_VALUE, PAGE, store_integers};
-use crate::simd::{Isa, IsaExt, MAX_LANES};
+use crate::simd::{Isa, MAX_LANES};
 
 /// The largest weight as an integer, and the largest sum of a block's.
 const LARGEST_WEIGHT: i32 = 32767;
