@@ -1,7 +1,7 @@
 //! Norms, activations, residual sums and rotary embedding.
 
-use super::prefetch_bytes;
-use crate::simd::{Isa, Kernel, dispatch};
+use super::{SharedMut, prefetch_bytes};
+use crate::simd::{Isa, Kernel, Level, dispatch, dispatch_at};
 
 /// `out = x / sqrt(mean(x²) + eps) * weight` for one row.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
@@ -52,33 +52,66 @@ pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
         #[inline(always)]
         fn run<I: Isa>(self, isa: I) {
             let Self(gate, up, out) = self;
-            let one = isa.f_splat(1.0);
-            let mut i = 0;
-            // A short last vector is filled up with zeros, so that every element goes the same way.
-            while i < out.len() {
-                let mut tail = [0.0f32; 2 * crate::simd::MAX_LANES];
-                let count = I::LANES.min(out.len() - i);
-                let (g, u) = if count == I::LANES {
-                    (isa.f_load(&gate[i..]), isa.f_load(&up[i..]))
-                } else {
-                    tail[..count].copy_from_slice(&gate[i..]);
-                    tail[I::LANES..][..count].copy_from_slice(&up[i..]);
-                    (isa.f_load(&tail), isa.f_load(&tail[I::LANES..]))
-                };
-                let e = isa.f_exp(isa.f_sub(isa.f_splat(0.0), g));
-                let y = isa.f_mul(isa.f_div(g, isa.f_add(one, e)), u);
-                if count == I::LANES {
-                    isa.f_store(y, &mut out[i..]);
-                } else {
-                    isa.f_store(y, &mut tail);
-                    out[i..].copy_from_slice(&tail[..count]);
-                }
-                i += I::LANES;
-            }
+            swiglu_row(isa, gate, up, out);
         }
     }
     assert!(gate.len() == out.len() && up.len() == out.len());
     dispatch(Swiglu(gate, up, out));
+}
+
+/// The same for some columns of all rows: a row of `gate_up` has `count` of gate, then as many of up; what comes out are columns `first ..` of
+/// `out`, whose rows have `width`. Nobody else writes these columns meanwhile.
+pub fn swiglu_columns(
+    level: Level,
+    gate_up: &[f32],
+    count: usize,
+    out: &SharedMut<f32>,
+    width: usize,
+    first: usize,
+) {
+    struct Columns<'a>(&'a [f32], usize, &'a SharedMut<'a, f32>, usize, usize);
+    impl Kernel for Columns<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) {
+            let Self(gate_up, count, out, width, first) = self;
+            for row in 0..gate_up.len() / (2 * count) {
+                let (gate, up) = gate_up[row * 2 * count..][..2 * count].split_at(count);
+                // Sound: the caller keeps others away from these columns, and rows lie apart.
+                swiglu_row(isa, gate, up, unsafe { out.slice(row * width + first, count) });
+            }
+        }
+    }
+    assert!(count > 0 && first + count <= width);
+    dispatch_at(level, Columns(gate_up, count, out, width, first));
+}
+
+/// As [`swiglu`].
+#[inline(always)]
+fn swiglu_row<I: Isa>(isa: I, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let one = isa.f_splat(1.0);
+    let mut i = 0;
+    // A short last vector is filled up with zeros, so that every element goes the same way.
+    while i < out.len() {
+        let mut tail = [0.0f32; 2 * crate::simd::MAX_LANES];
+        let count = I::LANES.min(out.len() - i);
+        let (g, u) = if count == I::LANES {
+            (isa.f_load(&gate[i..]), isa.f_load(&up[i..]))
+        } else {
+            tail[..count].copy_from_slice(&gate[i..]);
+            tail[I::LANES..][..count].copy_from_slice(&up[i..]);
+            (isa.f_load(&tail), isa.f_load(&tail[I::LANES..]))
+        };
+        let e = isa.f_exp(isa.f_sub(isa.f_splat(0.0), g));
+        let y = isa.f_mul(isa.f_div(g, isa.f_add(one, e)), u);
+        if count == I::LANES {
+            isa.f_store(y, &mut out[i..]);
+        } else {
+            isa.f_store(y, &mut tail);
+            out[i..].copy_from_slice(&tail[..count]);
+        }
+        i += I::LANES;
+    }
 }
 
 /// `x += y`.

@@ -8,9 +8,9 @@ use super::{Buffer, Cpu, Scratch};
 use crate::backend::Matrix;
 use crate::gguf::TensorType;
 use crate::kernel::float::{Bf16, F16, F32, FEW_TOKENS, Float, FloatProducts, FloatTokens, TASK_ROWS};
-use crate::kernel::matmul::{MAX_FEW_TOKENS, Panel, PanelProducts, few_tokens, panel_rows};
+use crate::kernel::matmul::{MAX_FEW_TOKENS, PackedTokens, Panel, PanelProducts, few_tokens, panel_rows};
 use crate::kernel::matvec::{MAX_GROUP_ROWS, RowProducts, sweep_rows};
-use crate::kernel::{SharedMut, activations};
+use crate::kernel::{Lines, SharedMut, activations, elementwise};
 use crate::quant::unpack::*;
 use crate::{Result, quant};
 
@@ -73,40 +73,145 @@ impl RowTasks {
     }
 }
 
+/// How the panels of a matrix are shared out: several a task, so that what a thread needs next is known, and at the end single ones, so that no thread
+/// waits long.
+struct PanelTasks {
+    rows: usize,
+    /// Rows of a panel.
+    each: usize,
+    /// Panels of a large task, and how many of these there are.
+    large: usize,
+    whole: usize,
+    threads: usize,
+}
+
+impl PanelTasks {
+    fn new(rows: usize, each: usize, threads: usize) -> Self {
+        let panels = rows.div_ceil(each);
+        let large = (panels / threads / TASKS_EACH).clamp(1, PANELS);
+        Self { rows, each, large, whole: panels * 3 / 4 / large, threads }
+    }
+
+    fn count(&self) -> usize {
+        self.whole + self.rows.div_ceil(self.each) - self.whole * self.large
+    }
+
+    /// The panels of task `i`.
+    fn panels(&self, i: usize) -> Range<usize> {
+        let first = i.min(self.whole) * self.large + i.saturating_sub(self.whole);
+        first..first + if i < self.whole { self.large } else { 1 }
+    }
+
+    /// The panel that a thread is likely to need after `panel` of task `i`. Threads take turns, as long as none is held up.
+    fn next(&self, i: usize, panel: usize) -> usize {
+        let panels = self.panels(i);
+        if panel + 1 < panels.end { panel + 1 } else { panel + (self.threads - 1) * panels.len() + 1 }
+    }
+
+    /// The rows of `panel`; none beyond the last one.
+    fn rows(&self, panel: usize) -> Range<usize> {
+        (panel * self.each).min(self.rows)..((panel + 1) * self.each).min(self.rows)
+    }
+}
+
+/// What is done with a matrix of a type that has kernels.
+trait OfFormat {
+    type Output;
+    fn run<F: Unpack>(self, format: F) -> Self::Output;
+}
+
+/// Does `work` with the format of `w`, if that has kernels and whole blocks in each row.
+fn with_format<W: OfFormat>(w: &Matrix, work: W) -> Option<W::Output> {
+    if !w.columns.is_multiple_of(w.kind.block_elements()) {
+        return None;
+    }
+    Some(match w.kind {
+        TensorType::Q4_0 => work.run(Q4_0),
+        TensorType::Q4_1 => work.run(Q4_1),
+        TensorType::Q5_0 => work.run(Q5_0),
+        TensorType::Q5_1 => work.run(Q5_1),
+        TensorType::Q8_0 => work.run(Q8_0),
+        TensorType::IQ4_NL => work.run(Iq4Nl),
+        TensorType::Q2_K => work.run(Q2K),
+        TensorType::Q3_K => work.run(Q3K),
+        TensorType::Q4_K => work.run(Q4K),
+        TensorType::Q5_K => work.run(Q5K),
+        TensorType::Q6_K => work.run(Q6K),
+        TensorType::IQ1_S => work.run(Iq1S),
+        TensorType::IQ1_M => work.run(Iq1M),
+        TensorType::IQ2_XXS => work.run(Iq2Xxs),
+        TensorType::IQ2_XS => work.run(Iq2Xs),
+        TensorType::IQ2_S => work.run(Iq2S),
+        TensorType::IQ3_XXS => work.run(Iq3Xxs),
+        TensorType::IQ3_S => work.run(Iq3S),
+        TensorType::IQ4_XS => work.run(Iq4Xs),
+        TensorType::TQ1_0 => work.run(Tq1_0),
+        TensorType::TQ2_0 => work.run(Tq2_0),
+        TensorType::MXFP4 => work.run(Mxfp4),
+        _ => return None,
+    })
+}
+
+/// See [`Cpu::product`].
+struct Product<'a> {
+    cpu: &'a Cpu,
+    w: &'a Matrix,
+    x: &'a Buffer,
+    out: &'a mut Buffer,
+}
+
+impl OfFormat for Product<'_> {
+    type Output = ();
+    fn run<F: Unpack>(self, format: F) {
+        let Self { cpu, w, x, out } = self;
+        let mut scratch = cpu.scratch();
+        cpu.quantize_activations(&mut scratch, x, (F::SPAN, F::REACH));
+        if x.rows() <= few_tokens(format, cpu.level) {
+            scratch.activations.arrange(format, cpu.level, &cpu.pool);
+            cpu.few_tokens(format, w, &scratch, out);
+        } else {
+            cpu.pack(format, &mut scratch);
+            cpu.many_tokens(format, w, &scratch, out);
+        }
+    }
+}
+
+/// See [`Cpu::gated_product`].
+struct GatedProduct<'a> {
+    cpu: &'a Cpu,
+    w: &'a Matrix,
+    x: &'a Buffer,
+    out: &'a mut Buffer,
+}
+
+impl OfFormat for GatedProduct<'_> {
+    type Output = bool;
+    fn run<F: Unpack>(self, format: F) -> bool {
+        let Self { cpu, w, x, out } = self;
+        if x.rows() <= few_tokens(format, cpu.level) || !w.rows.is_multiple_of(2) {
+            return false;
+        }
+        let mut scratch = cpu.scratch();
+        cpu.quantize_activations(&mut scratch, x, (F::SPAN, F::REACH));
+        cpu.pack(format, &mut scratch);
+        out.resize(x.rows(), w.rows / 2);
+        cpu.many_tokens_gated(format, w, &scratch, out);
+        true
+    }
+}
+
 thread_local! {
     static PANEL: RefCell<Panel> = RefCell::default();
+    /// `[tokens, 2, rows of a panel]`.
+    static GATE_UP: RefCell<Lines<f32>> = RefCell::default();
     static DECODED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Cpu {
     /// `out = x · wᵀ`; `out` has its final size.
     pub(super) fn product(&self, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        if w.columns.is_multiple_of(w.kind.block_elements()) {
-            match w.kind {
-                TensorType::Q4_0 => return self.quantized(Q4_0, w, x, out),
-                TensorType::Q4_1 => return self.quantized(Q4_1, w, x, out),
-                TensorType::Q5_0 => return self.quantized(Q5_0, w, x, out),
-                TensorType::Q5_1 => return self.quantized(Q5_1, w, x, out),
-                TensorType::Q8_0 => return self.quantized(Q8_0, w, x, out),
-                TensorType::IQ4_NL => return self.quantized(Iq4Nl, w, x, out),
-                TensorType::Q2_K => return self.quantized(Q2K, w, x, out),
-                TensorType::Q3_K => return self.quantized(Q3K, w, x, out),
-                TensorType::Q4_K => return self.quantized(Q4K, w, x, out),
-                TensorType::Q5_K => return self.quantized(Q5K, w, x, out),
-                TensorType::Q6_K => return self.quantized(Q6K, w, x, out),
-                TensorType::IQ1_S => return self.quantized(Iq1S, w, x, out),
-                TensorType::IQ1_M => return self.quantized(Iq1M, w, x, out),
-                TensorType::IQ2_XXS => return self.quantized(Iq2Xxs, w, x, out),
-                TensorType::IQ2_XS => return self.quantized(Iq2Xs, w, x, out),
-                TensorType::IQ2_S => return self.quantized(Iq2S, w, x, out),
-                TensorType::IQ3_XXS => return self.quantized(Iq3Xxs, w, x, out),
-                TensorType::IQ3_S => return self.quantized(Iq3S, w, x, out),
-                TensorType::IQ4_XS => return self.quantized(Iq4Xs, w, x, out),
-                TensorType::TQ1_0 => return self.quantized(Tq1_0, w, x, out),
-                TensorType::TQ2_0 => return self.quantized(Tq2_0, w, x, out),
-                TensorType::MXFP4 => return self.quantized(Mxfp4, w, x, out),
-                _ => {}
-            }
+        if with_format(w, Product { cpu: self, w, x, out }).is_some() {
+            return Ok(());
         }
         // Files align tensors to 32 bytes, but a file in memory may start anywhere.
         let bytes = w.bytes();
@@ -129,18 +234,10 @@ impl Cpu {
         self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn quantized<F: Unpack>(&self, format: F, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        let mut scratch = self.scratch();
-        self.quantize_activations(&mut scratch, x, (F::SPAN, F::REACH));
-        if x.rows() <= few_tokens(format, self.level) {
-            scratch.activations.arrange(format, self.level, &self.pool);
-            self.few_tokens(format, w, &scratch, out);
-        } else {
-            let Scratch { activations, packed, .. } = &mut *scratch;
-            packed.pack(format, self.level, activations, &self.pool);
-            self.many_tokens(format, w, &scratch, out);
-        }
-        Ok(())
+    /// Lays the quantized activations out for panels.
+    fn pack<F: Unpack>(&self, format: F, scratch: &mut Scratch) {
+        let Scratch { activations, packed, .. } = scratch;
+        packed.pack(format, self.level, activations, &self.pool);
     }
 
     fn quantize_activations(&self, scratch: &mut Scratch, x: &Buffer, (span, reach): (usize, i32)) {
@@ -190,41 +287,69 @@ impl Cpu {
     }
 
     fn many_tokens<F: Unpack>(&self, format: F, w: &Matrix, scratch: &Scratch, out: &mut Buffer) {
-        let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
         let to = SharedMut::new(out.data_mut());
-        let panel_rows = panel_rows(self.level, &scratch.packed);
-        // Several panels a task, so that what a thread needs next is known, and at the end single ones, so that no thread waits long.
-        let panels = w.rows.div_ceil(panel_rows);
-        let each = (panels / self.threads() / TASKS_EACH).clamp(1, PANELS);
-        let whole = panels * 3 / 4 / each;
-        self.pool.run(whole + panels - whole * each, |i| {
-            let (first, count) = if i < whole { (i * each, each) } else { (whole * each + i - whole, 1) };
-            let range = first * panel_rows..((first + count) * panel_rows).min(w.rows);
-            for first in range.clone().step_by(panel_rows) {
-                let last = (first + panel_rows).min(range.end);
-                // Threads take turns, as long as none is held up.
-                let next = if last < range.end {
-                    last
-                } else {
-                    first + ((self.threads() - 1) * count + 1) * panel_rows
-                };
-                let next = next.min(w.rows)..(next + panel_rows).min(w.rows);
-                PANEL.with_borrow_mut(|panel| {
-                    PanelProducts {
-                        format,
-                        rows: &bytes[first * row_bytes..last * row_bytes],
-                        row_bytes,
-                        columns: w.columns,
-                        next: &bytes[next.start * row_bytes..next.end * row_bytes],
-                        tokens: &scratch.packed,
-                        panel,
-                        out: &to,
-                        out_stride: w.rows,
-                        first,
-                    }
-                    .compute(self.level);
-                });
+        let tasks = PanelTasks::new(w.rows, panel_rows(self.level, &scratch.packed), self.threads());
+        self.pool.run(tasks.count(), |i| {
+            for panel in tasks.panels(i) {
+                let (rows, next) = (tasks.rows(panel), tasks.rows(tasks.next(i, panel)));
+                self.panel(format, w, &scratch.packed, (rows.clone(), next), (&to, w.rows, rows.start));
             }
+        });
+    }
+
+    /// The products of the first of two ranges of rows, a panel, while the second is asked for: `to` has rows of so many floats, and the panel's
+    /// first is at so many in each.
+    fn panel<F: Unpack>(
+        &self,
+        format: F,
+        w: &Matrix,
+        tokens: &PackedTokens,
+        (rows, next): (Range<usize>, Range<usize>),
+        (out, out_stride, first): (&SharedMut<f32>, usize, usize),
+    ) {
+        let (bytes, row_bytes) = (w.bytes(), w.row_bytes());
+        let bytes_of = |rows: Range<usize>| &bytes[rows.start * row_bytes..rows.end * row_bytes];
+        PANEL.with_borrow_mut(|panel| {
+            PanelProducts {
+                format,
+                rows: bytes_of(rows),
+                row_bytes,
+                columns: w.columns,
+                next: bytes_of(next),
+                tokens,
+                panel,
+                out,
+                out_stride,
+                first,
+            }
+            .compute(self.level);
+        });
+    }
+
+    /// `out = swiglu(x · wᵀ)`, where `w` has the rows of the gate, then those of up, if that is best computed panel by panel: what both have to say
+    /// of a panel's rows stays in the cache and is not kept. Otherwise false, and nothing is done.
+    pub(super) fn gated_product(&self, w: &Matrix, x: &Buffer, out: &mut Buffer) -> bool {
+        with_format(w, GatedProduct { cpu: self, w, x, out }).unwrap_or(false)
+    }
+
+    fn many_tokens_gated<F: Unpack>(&self, format: F, w: &Matrix, scratch: &Scratch, out: &mut Buffer) {
+        let (tokens, width) = (&scratch.packed, w.rows / 2);
+        let to = SharedMut::new(out.data_mut());
+        let tasks = PanelTasks::new(width, panel_rows(self.level, tokens), self.threads());
+        let of_up = |rows: &Range<usize>| width + rows.start..width + rows.end;
+        self.pool.run(tasks.count(), |i| {
+            GATE_UP.with_borrow_mut(|both| {
+                for panel in tasks.panels(i) {
+                    let (rows, next) = (tasks.rows(panel), tasks.rows(tasks.next(i, panel)));
+                    let stride = 2 * rows.len();
+                    both.resize(tokens.rows * stride);
+                    let both = &mut both[..tokens.rows * stride];
+                    let panels = SharedMut::new(both);
+                    self.panel(format, w, tokens, (rows.clone(), of_up(&rows)), (&panels, stride, 0));
+                    self.panel(format, w, tokens, (of_up(&rows), next), (&panels, stride, rows.len()));
+                    elementwise::swiglu_columns(self.level, both, rows.len(), &to, width, rows.start);
+                }
+            });
         });
     }
 
@@ -284,7 +409,61 @@ impl Cpu {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::backend::{Backend, Gate};
+    use crate::gguf::{Gguf, Metadata, Output, TensorDecl, Writer};
+    use crate::simd::Level;
+
+    fn matrix(kind: TensorType, values: &[f32], columns: usize) -> Matrix {
+        let rows = values.len() / columns;
+        let mut bytes = vec![0; rows * kind.row_bytes(columns as u64).unwrap() as usize];
+        quant::encode(kind, values, columns, None, &mut bytes).unwrap();
+        let tensor = TensorDecl { name: "w".to_owned(), shape: vec![columns as u64, rows as u64], kind };
+        let mut writer = Writer::in_memory("test", &Metadata::new(), &[tensor]).unwrap();
+        writer.write(&bytes).unwrap();
+        let Output::Memory(image) = writer.finish().unwrap() else { panic!("it is in memory") };
+        Matrix::new(Arc::new(Gguf::from_bytes(image, "test").unwrap()), 0)
+    }
+
+    #[test]
+    fn gates_panel_by_panel_are_those_of_whole_products() {
+        let wave = |n: usize, k: f32| (0..n).map(|i| (i as f32 * k).sin()).collect::<Vec<f32>>();
+        // Feed-forward widths that are whole panels and others, as few tokens as rows take and more than a tile has.
+        for (kind, columns, width, tokens) in [
+            (TensorType::Q4_K, 512, 192, 50),
+            (TensorType::Q6_K, 256, 77, 131),
+            (TensorType::Q8_0, 96, 33, 41),
+            (TensorType::Q4_K, 256, 64, 3),
+        ] {
+            let w = matrix(kind, &wave(2 * width * columns, 0.37), columns);
+            let mut x = Buffer::default();
+            x.fill(&wave(tokens * columns, 0.71), columns);
+            for level in Level::available() {
+                let cpu = Cpu { level, ..Cpu::new(2) };
+                let [mut scratch, mut out, mut both, mut want] = [(); 4].map(|()| Buffer::default());
+                cpu.linear_gate(&w, None, Gate::Swiglu, &x, &mut scratch, &mut out).unwrap();
+                cpu.linear(&w, &x, &mut both).unwrap();
+                cpu.gate(Gate::Swiglu, &both, &mut want);
+                assert!(tokens <= MAX_FEW_TOKENS || scratch.shape().0 == 0, "{level:?}, {kind:?}");
+                assert_eq!(out.shape(), (tokens, width));
+                assert_eq!(out.data(), want.data(), "{level:?}, {kind:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn panel_tasks_cover_every_panel_once() {
+        for (rows, each, threads) in [(1, 32, 1), (8192, 32, 2), (3072, 64, 2), (32064, 24, 3), (777, 16, 64)]
+        {
+            let tasks = PanelTasks::new(rows, each, threads);
+            let panels: Vec<usize> = (0..tasks.count()).flat_map(|i| tasks.panels(i)).collect();
+            assert_eq!(panels, (0..rows.div_ceil(each)).collect::<Vec<_>>());
+            assert_eq!(tasks.rows(panels[panels.len() - 1]).end, rows);
+            assert!(tasks.rows(panels.len()).is_empty() && tasks.rows(panels.len() + 7 * threads).is_empty());
+        }
+    }
 
     #[test]
     fn row_tasks_cover_every_row_once() {

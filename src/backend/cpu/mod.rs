@@ -167,6 +167,26 @@ impl Backend for Cpu {
         self.product(w, x, out)
     }
 
+    fn linear_gate(
+        &self,
+        w: &Matrix,
+        bias: Option<&Vector>,
+        gate: Gate,
+        x: &Buffer,
+        scratch: &mut Buffer,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        if bias.is_none() && gate == Gate::Swiglu && self.gated_product(w, x, out) {
+            return Ok(());
+        }
+        self.linear(w, x, scratch)?;
+        if let Some(bias) = bias {
+            self.add_bias(scratch, bias);
+        }
+        self.gate(gate, scratch, out);
+        Ok(())
+    }
+
     fn add(&self, x: &mut Buffer, y: &Buffer) {
         let columns = x.columns;
         let rows = x.rows();

@@ -254,19 +254,20 @@ impl Backend for Hybrid {
         scratch: &mut Buffer,
         out: &mut Buffer,
     ) -> Result<()> {
-        if let Place::Device(device) = self.home(w) {
-            let x = self.at(x, self.home(w))?;
-            out.aim(self.home(w));
-            scratch.aim(self.home(w));
-            let (scratch, out) = (&mut scratch.device, &mut out.device);
-            return self.devices[device].linear_gate(w, bias, gate, &x.device, scratch, out);
+        let place = self.home(w);
+        let x = self.at(x, place)?;
+        out.aim(place);
+        scratch.aim(place);
+        match place {
+            Place::Host => {
+                let host = self.host(x.host.shape().0);
+                host.linear_gate(w, bias, gate, &x.host, &mut scratch.host, &mut out.host)
+            }
+            Place::Device(device) => {
+                let (scratch, out) = (&mut scratch.device, &mut out.device);
+                self.devices[device].linear_gate(w, bias, gate, &x.device, scratch, out)
+            }
         }
-        self.linear(w, x, scratch)?;
-        if let Some(bias) = bias {
-            self.add_bias(scratch, bias);
-        }
-        self.gate(gate, scratch, out);
-        Ok(())
     }
 
     fn add(&self, x: &mut Buffer, y: &Buffer) {
