@@ -17,6 +17,8 @@ pub mod gpu;
 #[cfg(any(feature = "gpu", feature = "cuda"))]
 mod halving;
 pub mod hybrid;
+#[cfg(test)]
+mod test_matrices;
 
 use std::ops::Deref;
 use std::sync::Arc;

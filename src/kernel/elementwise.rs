@@ -60,8 +60,11 @@ pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
 }
 
 /// The same for some columns of all rows: a row of `gate_up` has `count` of gate, then as many of up; what comes out are columns `first ..` of
-/// `out`, whose rows have `width`. Nobody else writes these columns meanwhile.
-pub fn swiglu_columns(
+/// `out`, whose rows have `width`.
+///
+/// # Safety
+/// Nobody else reads or writes these columns meanwhile.
+pub unsafe fn swiglu_columns(
     level: Level,
     gate_up: &[f32],
     count: usize,

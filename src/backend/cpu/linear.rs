@@ -286,6 +286,7 @@ impl Cpu {
         });
     }
 
+    /// The products of panels with tokens that are laid out for them.
     fn many_tokens<F: Unpack>(&self, format: F, w: &Matrix, scratch: &Scratch, out: &mut Buffer) {
         let to = SharedMut::new(out.data_mut());
         let tasks = PanelTasks::new(w.rows, panel_rows(self.level, &scratch.packed), self.threads());
@@ -297,8 +298,8 @@ impl Cpu {
         });
     }
 
-    /// The products of the first of two ranges of rows, a panel, while the second is asked for: `to` has rows of so many floats, and the panel's
-    /// first is at so many in each.
+    /// The products of a panel's `rows`, while those that are `next` are asked for. A row of `out` has `out_stride` floats, of which number `first` is
+    /// that of the panel's first row.
     fn panel<F: Unpack>(
         &self,
         format: F,
@@ -332,6 +333,7 @@ impl Cpu {
         with_format(w, GatedProduct { cpu: self, w, x, out }).unwrap_or(false)
     }
 
+    /// As [`Cpu::many_tokens`], to what SwiGLU makes of the products.
     fn many_tokens_gated<F: Unpack>(&self, format: F, w: &Matrix, scratch: &Scratch, out: &mut Buffer) {
         let (tokens, width) = (&scratch.packed, w.rows / 2);
         let to = SharedMut::new(out.data_mut());
@@ -347,7 +349,10 @@ impl Cpu {
                     let panels = SharedMut::new(both);
                     self.panel(format, w, tokens, (rows.clone(), of_up(&rows)), (&panels, stride, 0));
                     self.panel(format, w, tokens, (of_up(&rows), next), (&panels, stride, rows.len()));
-                    elementwise::swiglu_columns(self.level, both, rows.len(), &to, width, rows.start);
+                    // Sound: each panel has its own columns.
+                    unsafe {
+                        elementwise::swiglu_columns(self.level, both, rows.len(), &to, width, rows.start);
+                    }
                 }
             });
         });
@@ -409,23 +414,10 @@ impl Cpu {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
+    use crate::backend::test_matrices::matrices;
     use crate::backend::{Backend, Gate};
-    use crate::gguf::{Gguf, Metadata, Output, TensorDecl, Writer};
     use crate::simd::Level;
-
-    fn matrix(kind: TensorType, values: &[f32], columns: usize) -> Matrix {
-        let rows = values.len() / columns;
-        let mut bytes = vec![0; rows * kind.row_bytes(columns as u64).unwrap() as usize];
-        quant::encode(kind, values, columns, None, &mut bytes).unwrap();
-        let tensor = TensorDecl { name: "w".to_owned(), shape: vec![columns as u64, rows as u64], kind };
-        let mut writer = Writer::in_memory("test", &Metadata::new(), &[tensor]).unwrap();
-        writer.write(&bytes).unwrap();
-        let Output::Memory(image) = writer.finish().unwrap() else { panic!("it is in memory") };
-        Matrix::new(Arc::new(Gguf::from_bytes(image, "test").unwrap()), 0)
-    }
 
     #[test]
     fn gates_panel_by_panel_are_those_of_whole_products() {
@@ -437,7 +429,7 @@ mod tests {
             (TensorType::Q8_0, 96, 33, 41),
             (TensorType::Q4_K, 256, 64, 3),
         ] {
-            let w = matrix(kind, &wave(2 * width * columns, 0.37), columns);
+            let [w, _] = matrices(kind, &wave(2 * width * columns, 0.37), columns);
             let mut x = Buffer::default();
             x.fill(&wave(tokens * columns, 0.71), columns);
             for level in Level::available() {
