@@ -268,6 +268,21 @@ pub trait Backend: Send + Sync {
     /// `out = x · wᵀ`.
     fn linear(&self, w: &Matrix, x: &Self::Buffer, out: &mut Self::Buffer) -> Result<()>;
 
+    /// `out = x · wᵀ + bias`.
+    fn linear_bias(
+        &self,
+        w: &Matrix,
+        bias: Option<&Vector>,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<()> {
+        self.linear(w, x, out)?;
+        if let Some(bias) = bias {
+            self.add_bias(out, bias);
+        }
+        Ok(())
+    }
+
     /// `x += y`.
     fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer);
 
@@ -333,10 +348,7 @@ pub trait Backend: Send + Sync {
         scratch: &mut Self::Buffer,
         sum: &mut Self::Buffer,
     ) -> Result<()> {
-        self.linear(w, x, scratch)?;
-        if let Some(bias) = bias {
-            self.add_bias(scratch, bias);
-        }
+        self.linear_bias(w, bias, x, scratch)?;
         self.add(sum, scratch);
         Ok(())
     }
@@ -352,10 +364,7 @@ pub trait Backend: Send + Sync {
         scratch: &mut Self::Buffer,
         out: &mut Self::Buffer,
     ) -> Result<()> {
-        self.linear(w, x, scratch)?;
-        if let Some(bias) = bias {
-            self.add_bias(scratch, bias);
-        }
+        self.linear_bias(w, bias, x, scratch)?;
         self.gate(gate, scratch, out);
         Ok(())
     }

@@ -159,11 +159,7 @@ fn norm<B: Backend>(backend: &B, norm: &Norm, eps: f32, x: &B::Buffer, out: &mut
 }
 
 fn linear<B: Backend>(backend: &B, linear: &Linear, x: &B::Buffer, out: &mut B::Buffer) -> Result<()> {
-    backend.linear(&linear.weight, x, out)?;
-    if let Some(bias) = &linear.bias {
-        backend.add_bias(out, bias);
-    }
-    Ok(())
+    backend.linear_bias(&linear.weight, linear.bias.as_ref(), x, out)
 }
 
 /// `sum += x · weightᵀ + bias`.

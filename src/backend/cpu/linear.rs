@@ -114,90 +114,13 @@ impl PanelTasks {
     }
 }
 
-/// What is done with a matrix of a type that has kernels.
-trait OfFormat {
-    type Output;
-    fn run<F: Unpack>(self, format: F) -> Self::Output;
-}
-
-/// Does `work` with the format of `w`, if that has kernels and whole blocks in each row.
-fn with_format<W: OfFormat>(w: &Matrix, work: W) -> Option<W::Output> {
-    if !w.columns.is_multiple_of(w.kind.block_elements()) {
-        return None;
-    }
-    Some(match w.kind {
-        TensorType::Q4_0 => work.run(Q4_0),
-        TensorType::Q4_1 => work.run(Q4_1),
-        TensorType::Q5_0 => work.run(Q5_0),
-        TensorType::Q5_1 => work.run(Q5_1),
-        TensorType::Q8_0 => work.run(Q8_0),
-        TensorType::IQ4_NL => work.run(Iq4Nl),
-        TensorType::Q2_K => work.run(Q2K),
-        TensorType::Q3_K => work.run(Q3K),
-        TensorType::Q4_K => work.run(Q4K),
-        TensorType::Q5_K => work.run(Q5K),
-        TensorType::Q6_K => work.run(Q6K),
-        TensorType::IQ1_S => work.run(Iq1S),
-        TensorType::IQ1_M => work.run(Iq1M),
-        TensorType::IQ2_XXS => work.run(Iq2Xxs),
-        TensorType::IQ2_XS => work.run(Iq2Xs),
-        TensorType::IQ2_S => work.run(Iq2S),
-        TensorType::IQ3_XXS => work.run(Iq3Xxs),
-        TensorType::IQ3_S => work.run(Iq3S),
-        TensorType::IQ4_XS => work.run(Iq4Xs),
-        TensorType::TQ1_0 => work.run(Tq1_0),
-        TensorType::TQ2_0 => work.run(Tq2_0),
-        TensorType::MXFP4 => work.run(Mxfp4),
-        _ => return None,
-    })
-}
-
-/// See [`Cpu::product`].
-struct Product<'a> {
-    cpu: &'a Cpu,
-    w: &'a Matrix,
-    x: &'a Buffer,
-    out: &'a mut Buffer,
-}
-
-impl OfFormat for Product<'_> {
-    type Output = ();
-    fn run<F: Unpack>(self, format: F) {
-        let Self { cpu, w, x, out } = self;
-        let mut scratch = cpu.scratch();
-        cpu.quantize_activations(&mut scratch, x, (F::SPAN, F::REACH));
-        if x.rows() <= few_tokens(format, cpu.level) {
-            scratch.activations.arrange(format, cpu.level, &cpu.pool);
-            cpu.few_tokens(format, w, &scratch, out);
-        } else {
-            cpu.pack(format, &mut scratch);
-            cpu.many_tokens(format, w, &scratch, out);
-        }
-    }
-}
-
-/// See [`Cpu::gated_product`].
-struct GatedProduct<'a> {
-    cpu: &'a Cpu,
-    w: &'a Matrix,
-    x: &'a Buffer,
-    out: &'a mut Buffer,
-}
-
-impl OfFormat for GatedProduct<'_> {
-    type Output = bool;
-    fn run<F: Unpack>(self, format: F) -> bool {
-        let Self { cpu, w, x, out } = self;
-        if x.rows() <= few_tokens(format, cpu.level) || !w.rows.is_multiple_of(2) {
-            return false;
-        }
-        let mut scratch = cpu.scratch();
-        cpu.quantize_activations(&mut scratch, x, (F::SPAN, F::REACH));
-        cpu.pack(format, &mut scratch);
-        out.resize(x.rows(), w.rows / 2);
-        cpu.many_tokens_gated(format, w, &scratch, out);
-        true
-    }
+/// What becomes of the products with a matrix.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// They are the result.
+    Keep,
+    /// Its rows are those of a gate, then those of up: SwiGLU of both is the result.
+    Swiglu,
 }
 
 thread_local! {
@@ -210,7 +133,7 @@ thread_local! {
 impl Cpu {
     /// `out = x · wᵀ`; `out` has its final size.
     pub(super) fn product(&self, w: &Matrix, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        if with_format(w, Product { cpu: self, w, x, out }).is_some() {
+        if self.integer_product(w, x, out, Then::Keep) {
             return Ok(());
         }
         // Files align tensors to 32 bytes, but a file in memory may start anywhere.
@@ -234,10 +157,61 @@ impl Cpu {
         self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Lays the quantized activations out for panels.
-    fn pack<F: Unpack>(&self, format: F, scratch: &mut Scratch) {
-        let Scratch { activations, packed, .. } = scratch;
+    /// The product by kernels for the format of `w`, if that has any and whole blocks in each row, and if `then` can be done with it. Otherwise false,
+    /// and nothing is done.
+    fn integer_product(&self, w: &Matrix, x: &Buffer, out: &mut Buffer, then: Then) -> bool {
+        if !w.columns.is_multiple_of(w.kind.block_elements()) {
+            return false;
+        }
+        match w.kind {
+            TensorType::Q4_0 => self.quantized(Q4_0, w, x, out, then),
+            TensorType::Q4_1 => self.quantized(Q4_1, w, x, out, then),
+            TensorType::Q5_0 => self.quantized(Q5_0, w, x, out, then),
+            TensorType::Q5_1 => self.quantized(Q5_1, w, x, out, then),
+            TensorType::Q8_0 => self.quantized(Q8_0, w, x, out, then),
+            TensorType::IQ4_NL => self.quantized(Iq4Nl, w, x, out, then),
+            TensorType::Q2_K => self.quantized(Q2K, w, x, out, then),
+            TensorType::Q3_K => self.quantized(Q3K, w, x, out, then),
+            TensorType::Q4_K => self.quantized(Q4K, w, x, out, then),
+            TensorType::Q5_K => self.quantized(Q5K, w, x, out, then),
+            TensorType::Q6_K => self.quantized(Q6K, w, x, out, then),
+            TensorType::IQ1_S => self.quantized(Iq1S, w, x, out, then),
+            TensorType::IQ1_M => self.quantized(Iq1M, w, x, out, then),
+            TensorType::IQ2_XXS => self.quantized(Iq2Xxs, w, x, out, then),
+            TensorType::IQ2_XS => self.quantized(Iq2Xs, w, x, out, then),
+            TensorType::IQ2_S => self.quantized(Iq2S, w, x, out, then),
+            TensorType::IQ3_XXS => self.quantized(Iq3Xxs, w, x, out, then),
+            TensorType::IQ3_S => self.quantized(Iq3S, w, x, out, then),
+            TensorType::IQ4_XS => self.quantized(Iq4Xs, w, x, out, then),
+            TensorType::TQ1_0 => self.quantized(Tq1_0, w, x, out, then),
+            TensorType::TQ2_0 => self.quantized(Tq2_0, w, x, out, then),
+            TensorType::MXFP4 => self.quantized(Mxfp4, w, x, out, then),
+            _ => false,
+        }
+    }
+
+    fn quantized<F: Unpack>(&self, format: F, w: &Matrix, x: &Buffer, out: &mut Buffer, then: Then) -> bool {
+        let is_few = x.rows() <= few_tokens(format, self.level);
+        if then == Then::Swiglu && (is_few || !w.rows.is_multiple_of(2)) {
+            return false;
+        }
+        let mut scratch = self.scratch();
+        self.quantize_activations(&mut scratch, x, (F::SPAN, F::REACH));
+        if is_few {
+            scratch.activations.arrange(format, self.level, &self.pool);
+            self.few_tokens(format, w, &scratch, out);
+            return true;
+        }
+        let Scratch { activations, packed, .. } = &mut *scratch;
         packed.pack(format, self.level, activations, &self.pool);
+        match then {
+            Then::Keep => self.many_tokens(format, w, packed, out),
+            Then::Swiglu => {
+                out.resize(x.rows(), w.rows / 2);
+                self.many_tokens_gated(format, w, packed, out);
+            }
+        }
+        true
     }
 
     fn quantize_activations(&self, scratch: &mut Scratch, x: &Buffer, (span, reach): (usize, i32)) {
@@ -287,13 +261,13 @@ impl Cpu {
     }
 
     /// The products of panels with tokens that are laid out for them.
-    fn many_tokens<F: Unpack>(&self, format: F, w: &Matrix, scratch: &Scratch, out: &mut Buffer) {
+    fn many_tokens<F: Unpack>(&self, format: F, w: &Matrix, tokens: &PackedTokens, out: &mut Buffer) {
         let to = SharedMut::new(out.data_mut());
-        let tasks = PanelTasks::new(w.rows, panel_rows(self.level, &scratch.packed), self.threads());
+        let tasks = PanelTasks::new(w.rows, panel_rows(self.level, tokens), self.threads());
         self.pool.run(tasks.count(), |i| {
             for panel in tasks.panels(i) {
                 let (rows, next) = (tasks.rows(panel), tasks.rows(tasks.next(i, panel)));
-                self.panel(format, w, &scratch.packed, (rows.clone(), next), (&to, w.rows, rows.start));
+                self.panel(format, w, tokens, (rows.clone(), next), (&to, w.rows, rows.start));
             }
         });
     }
@@ -330,13 +304,12 @@ impl Cpu {
     /// `out = swiglu(x · wᵀ)`, where `w` has the rows of the gate, then those of up, if that is best computed panel by panel: what both have to say
     /// of a panel's rows stays in the cache and is not kept. Otherwise false, and nothing is done.
     pub(super) fn gated_product(&self, w: &Matrix, x: &Buffer, out: &mut Buffer) -> bool {
-        with_format(w, GatedProduct { cpu: self, w, x, out }).unwrap_or(false)
+        self.integer_product(w, x, out, Then::Swiglu)
     }
 
     /// As [`Cpu::many_tokens`], to what SwiGLU makes of the products.
-    fn many_tokens_gated<F: Unpack>(&self, format: F, w: &Matrix, scratch: &Scratch, out: &mut Buffer) {
-        let (tokens, width) = (&scratch.packed, w.rows / 2);
-        let to = SharedMut::new(out.data_mut());
+    fn many_tokens_gated<F: Unpack>(&self, format: F, w: &Matrix, tokens: &PackedTokens, out: &mut Buffer) {
+        let (width, to) = (w.rows / 2, SharedMut::new(out.data_mut()));
         let tasks = PanelTasks::new(width, panel_rows(self.level, tokens), self.threads());
         let of_up = |rows: &Range<usize>| width + rows.start..width + rows.end;
         self.pool.run(tasks.count(), |i| {

@@ -179,10 +179,7 @@ impl Backend for Cpu {
         if bias.is_none() && gate == Gate::Swiglu && self.gated_product(w, x, out) {
             return Ok(());
         }
-        self.linear(w, x, scratch)?;
-        if let Some(bias) = bias {
-            self.add_bias(scratch, bias);
-        }
+        self.linear_bias(w, bias, x, scratch)?;
         self.gate(gate, scratch, out);
         Ok(())
     }

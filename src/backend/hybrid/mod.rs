@@ -237,10 +237,7 @@ impl Backend for Hybrid {
             scratch.aim(place);
             return self.devices[device].linear_add(w, bias, &x.device, &mut scratch.device, &mut sum.device);
         }
-        self.linear(w, x, scratch)?;
-        if let Some(bias) = bias {
-            self.add_bias(scratch, bias);
-        }
+        self.linear_bias(w, bias, x, scratch)?;
         self.add(sum, scratch);
         Ok(())
     }
